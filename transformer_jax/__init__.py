@@ -1,0 +1,44 @@
+"""Transformers in JAX: pure functions, inspectable forward passes, one decode contract."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AttentionMask": "ops.masks",
+    "Bundle": "training.bundle",
+    "Decoder": "models.decoder",
+    "ExperimentConfig": "config",
+    "KVCache": "nn.cache",
+    "ModelConfig": "config",
+    "Output": "models.output",
+    "Sampling": "decoding.logits",
+    "Tokenizer": "data.tokenizer",
+    "Trace": "models.output",
+    "count_parameters": "models.decoder",
+    "forward": "models.functional",
+    "generate": "decoding.sample",
+    "load": "training.bundle",
+    "save": "training.bundle",
+    "score": "decoding.score",
+    "stream": "decoding.sample",
+    "trace": "models.functional",
+}
+_MODULES = ("config", "data", "decoding", "models", "nn", "ops", "presets", "sharding", "training")
+
+__all__ = sorted([*_HOMES, *_MODULES])
+
+
+def __getattr__(name: str):
+    # Loaded on first use: `import transformer_jax` costs little more than `import jax`.
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

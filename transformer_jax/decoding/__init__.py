@@ -1,0 +1,1 @@
+"""Sampling from decoders: pure logit processors, a compiled token loop, streaming, scoring."""

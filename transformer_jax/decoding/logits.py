@@ -1,0 +1,227 @@
+"""From logits to a token: pure functions whose settings are traced values, so that changing one compiles nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Callable, Mapping, Self, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; the defaults sample from the model's own distribution.
+
+    Attributes:
+      temperature: divides the logits; 0 is greedy.
+      top_k: keep the k most probable tokens (Fan et al., 2018); 0 keeps all.
+      top_p: keep the smallest set with at least this probability (Holtzman et al., 2020).
+      min_p: keep tokens at least this fraction as probable as the most probable one (Nguyen et al., 2024).
+      typical_p: keep the tokens whose surprise is nearest to the entropy (Meister et al., 2023).
+      repetition_penalty: divides positive and multiplies negative logits of seen tokens (Keskar et al., 2019).
+      no_repeat_ngram: never complete an n-gram of this length twice; 0 allows it.
+      min_new_tokens: no end of text before this many.
+      banned: token ids never drawn.
+      bias: added to the logits of some token ids.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    min_new_tokens: int = 0
+    banned: Sequence[int] = ()
+    bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        def require(holds: bool, field: str, expected: str) -> None:
+            if not holds:
+                raise ValueError(f"{field}={getattr(self, field)} must be {expected}")
+
+        require(self.temperature >= 0 and np.isfinite(self.temperature), "temperature", "0 (greedy) or positive")
+        require(self.top_k >= 0, "top_k", "0 (all tokens) or positive")
+        require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        require(0 <= self.min_p <= 1, "min_p", "in [0, 1]")
+        require(0 < self.typical_p <= 1, "typical_p", "in (0, 1]")
+        require(self.repetition_penalty > 0, "repetition_penalty", "positive (1 changes nothing)")
+        require(self.no_repeat_ngram >= 0, "no_repeat_ngram", "0 (allowed) or positive")
+        require(self.min_new_tokens >= 0, "min_new_tokens", "0 or positive")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A :class:`Sampling` as arrays, the form in which compiled code reads it.
+
+    Attributes:
+      bias_V: added to every row's logits; minus infinity for banned tokens.
+      ends_V: True for tokens that end a text.
+    """
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    typical_p: jax.Array
+    repetition_penalty: jax.Array
+    no_repeat_ngram: jax.Array
+    min_new_tokens: jax.Array
+    bias_V: jax.Array
+    ends_V: jax.Array
+
+    @classmethod
+    def of(cls, sampling: Sampling, vocab_size: int, end_ids: Sequence[int] = ()) -> Self:
+        """Raises ValueError for a token id outside the vocabulary, or when nothing is left to draw."""
+        for name, ids in (("banned", sampling.banned), ("bias", sampling.bias), ("end_ids", end_ids)):
+            for token in ids:
+                if not 0 <= token < vocab_size:
+                    raise ValueError(f"{name}: token id {token} is outside the vocabulary of {vocab_size}")
+        bias_V = np.zeros(vocab_size, np.float32)
+        for token, value in sampling.bias.items():
+            bias_V[token] = value
+        bias_V[list(sampling.banned)] = -np.inf
+        if np.isneginf(bias_V).all():
+            raise ValueError("every token is banned")
+        ends_V = np.zeros(vocab_size, bool)
+        ends_V[list(end_ids)] = True
+        scalars = {field.name: jnp.asarray(getattr(sampling, field.name), jnp.int32 if field.type == "int" else None)
+                   for field in dataclasses.fields(Sampling) if field.name not in ("banned", "bias")}
+        return cls(**{name: value.astype(jnp.float32) if value.dtype != jnp.int32 else value
+                      for name, value in scalars.items()}, bias_V=jnp.asarray(bias_V), ends_V=jnp.asarray(ends_V))
+
+
+def sample(logits_BV: jax.Array, history_BS: jax.Array, valid_BS: jax.Array, num_new: jax.Array, keys_B: jax.Array,
+           settings: Settings) -> jax.Array:
+    """The next token of every row, each drawn with its own key.
+
+    Args:
+      logits_BV: float32.
+      history_BS: the tokens so far, prompt included.
+      valid_BS: which slots of the history hold a token.
+      num_new: how many tokens were drawn before this one, a scalar; it is folded into the keys.
+      keys_B: one PRNG key a row.
+      settings: traced.
+
+    Returns:
+      token ids ``[B]``.
+    """
+    logits_BV = restrict(logits_BV, history_BS, valid_BS, num_new, settings)
+
+    def draw(logits_BV: jax.Array) -> jax.Array:
+        probabilities_BV = jax.nn.softmax(truncate(logits_BV / settings.temperature, settings), axis=-1)
+        uniforms_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, num_new)))(keys_B)
+        return inverse_cdf(probabilities_BV, uniforms_B)
+
+    return jax.lax.cond(settings.temperature == 0.0, lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32), draw,
+                        logits_BV)
+
+
+def restrict(logits_BV: jax.Array, history_BS: jax.Array, valid_BS: jax.Array, num_new: jax.Array,
+             settings: Settings) -> jax.Array:
+    """Logits after everything that depends on the text so far: bias, minimum length, repetition, n-grams."""
+    logits_BV = logits_BV + settings.bias_V
+    too_short = num_new < settings.min_new_tokens
+    logits_BV = jnp.where(too_short & settings.ends_V, -jnp.inf, logits_BV)
+    logits_BV = _when(settings.repetition_penalty != 1.0, lambda x: penalize_repetition(
+        x, history_BS, valid_BS, settings.repetition_penalty), logits_BV)
+    return _when(settings.no_repeat_ngram > 0, lambda x: forbid_repeated_ngrams(
+        x, history_BS, valid_BS, settings.no_repeat_ngram), logits_BV)
+
+
+def truncate(logits_BV: jax.Array, settings: Settings) -> jax.Array:
+    """Logits with the improbable tokens at minus infinity: top-k, then top-p, min-p and typical-p of what is left."""
+    logits_BV = _when(settings.top_k > 0, lambda x: top_k(x, settings.top_k), logits_BV)
+    logits_BV = _when(settings.top_p < 1.0, lambda x: top_p(x, settings.top_p), logits_BV)
+    logits_BV = _when(settings.min_p > 0.0, lambda x: min_p(x, settings.min_p), logits_BV)
+    return _when(settings.typical_p < 1.0, lambda x: typical_p(x, settings.typical_p), logits_BV)
+
+
+def _when(flag: jax.Array, function: Callable[[jax.Array], jax.Array], logits_BV: jax.Array) -> jax.Array:
+    return jax.lax.cond(flag, function, lambda x: x, logits_BV)
+
+
+def top_k(logits_BV: jax.Array, k: jax.Array) -> jax.Array:
+    """Keeps the k largest logits (and what ties with the last of them)."""
+    k = jnp.minimum(k, logits_BV.shape[-1]).astype(jnp.float32)
+    return _keep(logits_BV, logits_BV, jnp.ones_like(logits_BV), k)
+
+
+def top_p(logits_BV: jax.Array, p: jax.Array) -> jax.Array:
+    """Keeps the most probable tokens whose probabilities reach p together (nucleus)."""
+    return _keep(logits_BV, logits_BV, jax.nn.softmax(logits_BV, axis=-1), p)
+
+
+def min_p(logits_BV: jax.Array, p: jax.Array) -> jax.Array:
+    """Keeps tokens with at least p times the largest probability."""
+    return jnp.where(logits_BV >= logits_BV.max(-1, keepdims=True) + jnp.log(p), logits_BV, -jnp.inf)
+
+
+def typical_p(logits_BV: jax.Array, p: jax.Array) -> jax.Array:
+    """Keeps the tokens with surprise nearest to the entropy, up to probability p together."""
+    log_p_BV = jax.nn.log_softmax(logits_BV, axis=-1)
+    p_BV = jnp.exp(log_p_BV)
+    entropy_B1 = -jnp.where(p_BV > 0, p_BV * log_p_BV, 0.0).sum(-1, keepdims=True)
+    return _keep(logits_BV, -jnp.abs(-log_p_BV - entropy_B1), p_BV, p)
+
+
+def _keep(logits_BV: jax.Array, rank_BV: jax.Array, weight_BV: jax.Array, target: jax.Array) -> jax.Array:
+    """Keeps the tokens of highest rank whose weights reach the target together, by bisection instead of a sort.
+
+    The threshold is found bit by bit on integers that are ordered as the floats are: 32 passes over the
+    vocabulary, exact, and far cheaper than sorting it.
+    """
+    bits = jax.lax.bitcast_convert_type(rank_BV.astype(jnp.float32), jnp.int32)
+    ordered_BV = jax.lax.bitcast_convert_type(jnp.where(bits < 0, ~bits, bits ^ jnp.int32(-(2**31))), jnp.uint32)
+
+    def refine(i: jax.Array, threshold_B1: jax.Array) -> jax.Array:
+        candidate_B1 = threshold_B1 | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        reached_B1 = jnp.where(ordered_BV >= candidate_B1, weight_BV, 0.0).sum(-1, keepdims=True) >= target
+        return jnp.where(reached_B1, candidate_B1, threshold_B1)
+
+    threshold_B1 = jax.lax.fori_loop(0, 32, refine, jnp.zeros((*rank_BV.shape[:-1], 1), jnp.uint32))
+    return jnp.where(ordered_BV >= threshold_B1, logits_BV, -jnp.inf)
+
+
+def penalize_repetition(logits_BV: jax.Array, history_BS: jax.Array, valid_BS: jax.Array,
+                        penalty: jax.Array) -> jax.Array:
+    """Divides positive and multiplies negative logits of the tokens in the history by the penalty."""
+    rows_B1 = jnp.arange(logits_BV.shape[0])[:, None]
+    seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows_B1, history_BS].max(valid_BS)
+    return jnp.where(seen_BV, jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
+
+
+def forbid_repeated_ngrams(logits_BV: jax.Array, history_BS: jax.Array, valid_BS: jax.Array,
+                           n: jax.Array) -> jax.Array:
+    """Forbids every token that would complete an n-gram which the history already holds.
+
+    The valid slots of a row are contiguous, so the last valid slot ends its text.
+    """
+    S = history_BS.shape[1]
+    slots_S = jnp.arange(S)
+    last_B1 = jnp.where(valid_BS, slots_S, -1).max(-1, keepdims=True)
+
+    def also_equal(back: jax.Array, match_BS: jax.Array) -> jax.Array:
+        # Slot j completes a repeat when the `back`-th token before it equals the one before the next token.
+        before_BS = jnp.roll(history_BS, back, axis=1)
+        before_valid_BS = jnp.roll(valid_BS, back, axis=1) & (slots_S >= back)
+        suffix_B1 = jnp.take_along_axis(history_BS, jnp.maximum(last_B1 + 1 - back, 0), axis=1)
+        suffix_valid_B1 = jnp.take_along_axis(valid_BS, jnp.maximum(last_B1 + 1 - back, 0), axis=1)
+        return match_BS & before_valid_BS & suffix_valid_B1 & (before_BS == suffix_B1) & (last_B1 + 1 >= back)
+
+    repeats_BS = jax.lax.fori_loop(1, n, also_equal, valid_BS)
+    rows_B1 = jnp.arange(logits_BV.shape[0])[:, None]
+    forbidden_BV = jnp.zeros(logits_BV.shape, bool).at[rows_B1, history_BS].max(repeats_BS)
+    return jnp.where(forbidden_BV, -jnp.inf, logits_BV)
+
+
+def inverse_cdf(probabilities_BV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
+    """The first token whose cumulative probability exceeds the uniform draw, int32 ``[B]``."""
+    cumulative_BV = jnp.cumsum(probabilities_BV, axis=-1)
+    passed_BV = cumulative_BV <= uniforms_B[:, None] * cumulative_BV[:, -1:]
+    last_possible_B = probabilities_BV.shape[-1] - 1 - jnp.argmax(probabilities_BV[:, ::-1] > 0, axis=-1)
+    return jnp.minimum(passed_BV.sum(-1), last_possible_B).astype(jnp.int32)

@@ -1,0 +1,1 @@
+"""Model families: pytrees of weights whose call is a pure function."""

@@ -1,0 +1,127 @@
+"""What a forward pass returns: logits, and the trace that the compiler prunes where nobody reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.nn.blocks import LayerTrace
+from transformer_jax.nn.cache import KVCache
+from transformer_jax.ops.attention import Bias, masked_softmax
+from transformer_jax.ops.masks import AttentionMask
+from transformer_jax.ops.positions import LinearBias
+
+Index = int | Sequence[int] | jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """The inside of a forward pass, linear in the length of the text; maps are computed when asked for.
+
+    Attributes:
+      layers: every field of :class:`LayerTrace` with a leading layer axis ``[L, ...]``.
+      final: the stream after the last layer, before the final norm ``[B, T, D]``.
+      mask: who may attend to whom.
+      bias: the structured bias of positions, if any.
+    """
+
+    layers: LayerTrace
+    final: jax.Array
+    mask: AttentionMask
+    bias: Bias
+
+    @property
+    def residual(self) -> jax.Array:
+        """The residual stream before each layer and after the last, ``[L + 1, B, T, D]``."""
+        return jnp.concatenate([self.layers.residual, self.final[None]])
+
+    @property
+    def queries(self) -> jax.Array:
+        """``[L, B, T, N, H]``, after norm and rotation."""
+        return self.layers.queries
+
+    @property
+    def keys(self) -> jax.Array:
+        """``[L, B, S, K, H]``, after norm and rotation."""
+        return self.layers.keys
+
+    @property
+    def values(self) -> jax.Array:
+        """``[L, B, S, K, H]``."""
+        return self.layers.values
+
+    def attention(self, layers: Index = None, heads: Index = None, queries: Index = None) -> jax.Array:
+        """Attention maps from the saved queries and keys: only those asked for are computed.
+
+        Args:
+          layers: one layer, several, or all (``None``); negative indices count from the end.
+          heads: likewise.
+          queries: likewise, the rows of the map.
+
+        Returns:
+          float32 ``[layers, B, heads, queries, S]``; an axis indexed by a single number is dropped. Rows sum to
+          one (to zero where nothing may be attended to).
+
+        Raises:
+          ValueError: for an index out of range.
+        """
+        L, _, T, N, H = self.queries.shape
+        S, K = self.keys.shape[2:4]
+        layer_R, one_layer = _indices("layers", layers, L)
+        head_R, one_head = _indices("heads", heads, N)
+        query_R, one_query = _indices("queries", queries, T)
+
+        allowed = self.mask.materialize(T, S, query_R)
+        if allowed is not None and allowed.shape[1] == N and N > 1:
+            allowed = allowed[:, head_R]
+
+        def one(layer: jax.Array) -> jax.Array:
+            q_BRNH = self.queries[layer][:, query_R][:, :, head_R].astype(jnp.float32)
+            k_BSNH = self.keys[layer][:, :, head_R // (N // K)].astype(jnp.float32)
+            scores_BNRS = jnp.einsum("BRNH,BSNH->BNRS", q_BRNH / jnp.sqrt(H), k_BSNH)
+            bias = self._bias_rows(layer, T, S, query_R)
+            if bias is not None:
+                scores_BNRS += bias[:, head_R]
+            return masked_softmax(scores_BNRS, allowed)
+
+        maps = jax.lax.map(one, layer_R)
+        squeezed = tuple(axis for axis, single in ((0, one_layer), (2, one_head), (3, one_query)) if single)
+        return jnp.squeeze(maps, squeezed)
+
+    def _bias_rows(self, layer: jax.Array, T: int, S: int, query_R: jax.Array) -> jax.Array | None:
+        if self.layers.bias is not None:
+            return self.layers.bias[layer][:, :, query_R]
+        return self.bias.materialize(T, S, query_R) if isinstance(self.bias, LinearBias) else self.bias
+
+
+def _indices(name: str, wanted: Index, size: int) -> tuple[jax.Array, bool]:
+    if wanted is None:
+        return jnp.arange(size), False
+    if not isinstance(wanted, jax.core.Tracer):
+        for index in [wanted] if isinstance(wanted, int) else wanted:
+            if not -size <= int(index) < size:
+                raise ValueError(f"{name}={wanted}: index {int(index)} is out of range for {size} {name}")
+    array = jnp.asarray(wanted)
+    return jnp.where(array < 0, array + size, array).reshape(-1), array.ndim == 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """The result of a forward pass.
+
+    Attributes:
+      logits: float32 ``[B, T, V]``.
+      hidden: the final stream, normed: what the unembedding reads ``[B, T, D]``.
+      trace: everything on the way.
+      cache: the extended cache when one was given.
+    """
+
+    logits: jax.Array
+    hidden: jax.Array
+    trace: Trace
+    cache: KVCache | None

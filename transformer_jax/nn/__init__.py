@@ -1,0 +1,1 @@
+"""flax.nnx modules that own weights and little else."""

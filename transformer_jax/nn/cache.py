@@ -1,0 +1,64 @@
+"""The key/value cache of decoding: a frozen pytree with pure append."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.config import ModelConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the tokens read so far; every row appends at the same place.
+
+    Ragged rows are aligned on the right: padding (segment id 0) comes first.
+
+    Attributes:
+      keys: one ``[B, S, K, H]`` a layer, after rotation.
+      values: likewise.
+      segment_ids_BS: 0 where nothing, or padding, is stored.
+      length: number of slots in use, a scalar.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    segment_ids_BS: jax.Array
+    length: jax.Array
+
+    @classmethod
+    def empty(cls, config: ModelConfig, batch_size: int, capacity: int) -> Self:
+        """A cache with room for ``capacity`` tokens a row."""
+        shape = (batch_size, capacity, config.num_kv_heads, config.head_dim)
+        layers = range(config.num_layers)
+        return cls(keys=tuple(jnp.zeros(shape, config.dtype) for _ in layers),
+                   values=tuple(jnp.zeros(shape, config.dtype) for _ in layers),
+                   segment_ids_BS=jnp.zeros((batch_size, capacity), jnp.int32), length=jnp.zeros((), jnp.int32))
+
+    @property
+    def capacity(self) -> int:
+        """Slots a row."""
+        return self.segment_ids_BS.shape[1]
+
+    def append_layer(self, layer: int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Self:
+        """The cache with one layer's new keys and values written after the ``length`` already there."""
+        def write(stored: tuple[jax.Array, ...], new: jax.Array) -> tuple[jax.Array, ...]:
+            written = jax.lax.dynamic_update_slice_in_dim(stored[layer], new.astype(stored[layer].dtype),
+                                                          self.length, axis=1)
+            return (*stored[:layer], written, *stored[layer + 1:])
+
+        return dataclasses.replace(self, keys=write(self.keys, k_BTKH), values=write(self.values, v_BTKH))
+
+    def append_segments(self, segment_ids_BT: jax.Array) -> Self:
+        """The cache with the ids of new tokens written; their keys follow layer by layer."""
+        ids_BS = jax.lax.dynamic_update_slice_in_dim(self.segment_ids_BS, segment_ids_BT.astype(jnp.int32),
+                                                     self.length, axis=1)
+        return dataclasses.replace(self, segment_ids_BS=ids_BS)
+
+    def advance(self, num_tokens: int) -> Self:
+        """The cache with its new tokens counted, once every layer has written them."""
+        return dataclasses.replace(self, length=self.length + num_tokens)

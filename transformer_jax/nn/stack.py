@@ -1,0 +1,63 @@
+"""Layers as one pytree with a leading layer axis, applied by a scan."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.nn.attention import AttentionContext
+from transformer_jax.nn.blocks import Block, Intervene, LayerTrace
+from transformer_jax.nn.cache import KVCache
+
+_REMAT_POLICIES: dict[str, Callable | None] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": None,
+}
+
+
+class Stack(nnx.Module):
+    """``num_layers`` blocks whose weights share arrays ``[L, ...]``, so that compile time does not grow with depth."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        self.config = config
+        self.blocks = jax.vmap(lambda key: Block(config, key=key))(jax.random.split(key, config.num_layers))
+
+    def __call__(self, x_BTD: jax.Array, context: AttentionContext, *, cache: KVCache | None = None,
+                 key: jax.Array | None = None,
+                 intervene: Intervene | None = None) -> tuple[jax.Array, LayerTrace, KVCache | None]:
+        """The final stream, the layers' traces stacked on a leading axis, and the extended cache."""
+        if cache is not None:
+            return self._with_cache(x_BTD, context, cache, key, intervene)
+
+        def layer(x_BTD: jax.Array, block_and_index: tuple[Block, jax.Array]) -> tuple[jax.Array, LayerTrace]:
+            block, index = block_and_index
+            x_BTD, trace, _ = block(x_BTD, context, index, key=key, intervene=intervene)
+            return x_BTD, trace
+
+        if self.config.remat != "none":
+            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.config.remat])
+        x_BTD, traces = jax.lax.scan(layer, x_BTD, (self.blocks, jnp.arange(self.config.num_layers)),
+                                     unroll=self.config.unroll)
+        return x_BTD, traces, None
+
+    def _with_cache(self, x_BTD, context, cache, key, intervene):
+        # A loop in Python: each layer writes its own cache array in place, and decoding hands in
+        # blocks that are already separate (see unstack), which a scan could only join again.
+        blocks = self.blocks if isinstance(self.blocks, nnx.List) else unstack(self).blocks
+        traces = []
+        for index, block in enumerate(blocks):
+            x_BTD, trace, cache = block(x_BTD, context, index, cache=cache, key=key, intervene=intervene)
+            traces.append(trace)
+        return x_BTD, jax.tree.map(lambda *layers: jnp.stack(layers), *traces), cache
+
+
+def unstack(stack: Stack) -> Stack:
+    """The same stack with one block a layer: the form in which a token loop reads weights fastest."""
+    separate = jax.tree.map(lambda x: x, stack)
+    separate.blocks = nnx.List([jax.tree.map(lambda x: x[layer], stack.blocks)
+                                for layer in range(stack.config.num_layers)])
+    return separate

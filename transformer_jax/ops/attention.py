@@ -1,0 +1,100 @@
+"""Scaled dot-product attention as pure functions."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.ops.masks import AttentionMask
+from transformer_jax.ops.positions import LinearBias
+
+Mask = AttentionMask | jax.Array | None
+Bias = LinearBias | jax.Array | None
+
+
+def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask = None, *, bias: Bias = None,
+           scale: float | None = None, dropout: float = 0.0, key: jax.Array | None = None,
+           implementation: str = "auto") -> jax.Array:
+    """softmax(q k^T * scale + bias) v, over the keys that the mask allows.
+
+    Source: Vaswani et al. (2017), equation 1; grouped queries (N a multiple of K): Ainslie et al. (2023).
+
+    Args:
+      q_BTNH: queries; N heads.
+      k_BSKH: keys; K heads, each shared by N / K query heads.
+      v_BSKH: values.
+      mask: an :class:`AttentionMask` or a boolean array (``True`` = may attend), ``[T, S]`` to
+        ``[B, N, T, S]``. A query that may attend to nothing returns zeros.
+      bias: added to the scaled scores, broadcastable to ``[B, N, T, S]``, or a :class:`LinearBias`.
+      scale: of the scores; 1 / sqrt(H) by default.
+      dropout: probability of dropping an attention weight; needs ``key``.
+      key: PRNG key of the dropout.
+      implementation: ``"xla"``, or ``"auto"`` for the best that can run here.
+
+    Returns:
+      ``[B, T, N, H]`` in the type of ``v_BSKH``.
+
+    Raises:
+      ValueError: for shapes that do not fit, or an implementation that is not known.
+    """
+    if implementation not in ("auto", "xla"):
+        raise ValueError(f"implementation={implementation!r} is not one of 'auto', 'xla'")
+    weights_BKGTS = _grouped_weights(q_BTNH, k_BSKH, mask, bias, scale)
+    if dropout > 0.0 and key is not None:
+        kept = jax.random.bernoulli(key, 1.0 - dropout, weights_BKGTS.shape)
+        weights_BKGTS = jnp.where(kept, weights_BKGTS / (1.0 - dropout), 0.0)
+    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(v_BSKH.dtype), v_BSKH)
+    return out_BTKGH.reshape(q_BTNH.shape)
+
+
+def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask = None, *, bias: Bias = None,
+                      scale: float | None = None) -> jax.Array:
+    """The softmax of :func:`attend`, as a map to look at.
+
+    Returns:
+      ``weights_BNTS`` in float32; rows sum to one, or are zero where nothing may be attended to.
+    """
+    weights_BKGTS = _grouped_weights(q_BTNH, k_BSKH, mask, bias, scale)
+    batch, num_queries, num_heads, _ = q_BTNH.shape
+    return weights_BKGTS.reshape(batch, num_heads, num_queries, -1)
+
+
+def _grouped_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, bias: Bias, scale: float | None) -> jax.Array:
+    _check_shapes(q_BTNH, k_BSKH)
+    B, T, N, H = q_BTNH.shape
+    _, S, K, _ = k_BSKH.shape
+    q_BTKGH = (q_BTNH * (1.0 / math.sqrt(H) if scale is None else scale)).reshape(B, T, K, N // K, H)
+    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+
+    def grouped(x: jax.Array) -> jax.Array:  # [B or 1, N or 1, T, S] -> [B or 1, K or 1, G or 1, T, S]
+        heads = (K, N // K) if x.shape[1] == N and N > 1 else (1, 1)
+        return x.reshape(x.shape[0], *heads, *x.shape[2:])
+
+    if bias is not None:
+        bias = bias.materialize(T, S) if isinstance(bias, LinearBias) else bias
+        scores_BKGTS += grouped(jnp.broadcast_to(bias, (1,) * (4 - bias.ndim) + bias.shape)).astype(jnp.float32)
+    if mask is not None and not isinstance(mask, AttentionMask):
+        mask = AttentionMask.explicit(mask)
+    allowed = None if mask is None else mask.materialize(T, S)
+    return masked_softmax(scores_BKGTS, None if allowed is None else grouped(allowed))
+
+
+def masked_softmax(scores: jax.Array, allowed: jax.Array | None) -> jax.Array:
+    """Softmax over the last axis; a row with nothing allowed is zero and has zero (finite) gradients."""
+    if allowed is None:
+        return jax.nn.softmax(scores, axis=-1)
+    scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
+    exponentials = jnp.where(allowed, jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))), 0.0)
+    total = exponentials.sum(-1, keepdims=True)
+    return exponentials / jnp.where(total == 0.0, 1.0, total)
+
+
+def _check_shapes(q_BTNH: jax.Array, k_BSKH: jax.Array) -> None:
+    if q_BTNH.ndim != 4 or k_BSKH.ndim != 4:
+        raise ValueError(f"queries are [B, T, N, H] and keys [B, S, K, H], not {q_BTNH.shape} and {k_BSKH.shape}")
+    if q_BTNH.shape[0] != k_BSKH.shape[0] or q_BTNH.shape[3] != k_BSKH.shape[3]:
+        raise ValueError(f"queries {q_BTNH.shape} and keys {k_BSKH.shape} differ in batch or head dim")
+    if q_BTNH.shape[2] % k_BSKH.shape[2]:
+        raise ValueError(f"{q_BTNH.shape[2]} query heads are no multiple of {k_BSKH.shape[2]} key heads")

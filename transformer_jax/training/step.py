@@ -1,0 +1,109 @@
+"""One training step for every stage: gradients, accumulation, clipping, the non-finite guard."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from transformer_jax.config import LossConfig
+from transformer_jax.models.decoder import Decoder
+from transformer_jax.ops.losses import cross_entropy, linear_cross_entropy
+from transformer_jax.training.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+LossFn = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, jax.Array]]
+
+# From this size on the logits are never held: the loss walks the vocabulary in chunks.
+LARGE_VOCABULARY = 8192
+
+
+def next_token_loss(config: LossConfig = LossConfig()) -> LossFn:
+    """A loss function for language models.
+
+    Returns:
+      ``loss_fn(model, batch, key) -> (sum of losses, sum of weights)`` in nats over a batch with ``tokens`` and
+      ``targets`` ``[B, T]``, and where present ``segment_ids`` and ``weights``.
+    """
+    def loss_fn(model: Decoder, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        out = model(batch["tokens"], segment_ids_BT=batch.get("segment_ids"), key=key)
+        if model.config.vocab_size >= LARGE_VOCABULARY:
+            losses_BT = linear_cross_entropy(out.hidden, model.embeddings.unembedding_VD, batch["targets"],
+                                             config.label_smoothing, config.z_loss)
+        else:
+            losses_BT = cross_entropy(out.logits, batch["targets"], label_smoothing=config.label_smoothing,
+                                      z_loss=config.z_loss)
+        if "weights" not in batch:
+            return losses_BT.sum(), jnp.asarray(losses_BT.size, jnp.float32)
+        return (losses_BT * batch["weights"]).sum(), batch["weights"].sum()
+
+    return loss_fn
+
+
+def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation,
+                    accumulation: int = 1) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """A jitted ``step(state, batch) -> (state, metrics)`` that donates the old state.
+
+    The gradient is that of (sum of losses) / (sum of weights) over the whole batch, also when it is
+    accumulated over microbatches. Where it is not finite, weights and optimizer state stay as they
+    were, and the state counts it.
+
+    Args:
+      loss_fn: ``(params, batch, key) -> (sum of losses, sum of weights)``.
+      optimizer: an optax transformation.
+      accumulation: number of microbatches; divides the batch size.
+
+    Returns:
+      The step; its metrics are ``loss`` (before the update), ``grad_norm`` (before clipping), ``skipped`` and
+      ``skipped_in_a_row``.
+    """
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        loss, grads = _gradients(loss_fn, state.params, batch, key, accumulation)
+        grad_norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
+        params, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old),
+                                         (params, opt_state), (state.params, state.opt_state))
+        state = TrainState(params=params, opt_state=opt_state, step=state.step + 1, key=state.key,
+                           skipped=state.skipped + ~finite,
+                           skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1))
+        return state, {"loss": loss, "grad_norm": grad_norm, "skipped": state.skipped,
+                       "skipped_in_a_row": state.skipped_in_a_row}
+
+    return train_step
+
+
+def _gradients(loss_fn: LossFn, params: Any, batch: Batch, key: jax.Array,
+               accumulation: int) -> tuple[jax.Array, Any]:
+    """The mean loss of the batch and its gradient."""
+    def sums(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        loss, weight = loss_fn(params, batch, key)
+        return loss, (loss, weight)
+
+    gradient = jax.grad(sums, has_aux=True)
+    if accumulation == 1:
+        grads, (loss, weight) = gradient(params, batch, key)
+    else:
+        # Microbatch i takes the rows i, i + A, ...: each device keeps its own rows.
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(total: Any, part_and_index: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            part, index = part_and_index
+            return jax.tree.map(jnp.add, total, gradient(params, part, jax.random.fold_in(key, index))), None
+
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
+            gradient, params, jax.tree.map(lambda x: x[0], parts), key))
+        (grads, (loss, weight)), _ = jax.lax.scan(add, zero, (parts, jnp.arange(accumulation)))
+    scale = 1.0 / jnp.maximum(weight, 1.0)
+    return loss * scale, jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+
+
+def make_eval_step(loss_fn: LossFn) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
+    """A jitted ``step(params, batch) -> (sum of losses, sum of weights)`` without dropout."""
+    return jax.jit(lambda params, batch: loss_fn(params, batch, None))
