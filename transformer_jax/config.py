@@ -91,7 +91,7 @@ class ModelConfig:
         _check_positive(self, "max_len", "num_layers", "num_heads", "model_dim", "unroll")
         for field, choices in _CHOICES.items():
             _check_choice(self, field, choices)
-        derived = self._derived()
+        derived = self.derived()
         for field, value in derived.items():
             if getattr(self, field) is None:
                 if field == "head_dim":
@@ -113,14 +113,15 @@ class ModelConfig:
         _require(0.0 <= self.dropout < 1.0, f"dropout={self.dropout} must be in [0, 1)")
         _require(self.norm_epsilon > 0, f"norm_epsilon={self.norm_epsilon} must be positive")
 
-    def _derived(self) -> dict[str, int]:
+    def derived(self) -> dict[str, int]:
+        """What the fields that may be left at ``None`` are derived as."""
         return {"num_kv_heads": self.num_heads, "head_dim": self.model_dim // self.num_heads,
                 "mlp_dim": 4 * self.model_dim}
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with the given fields changed; derived fields follow unless given."""
         check_field_names(type(self), changes)
-        for field, value in self._derived().items():
+        for field, value in self.derived().items():
             if getattr(self, field) == value:
                 changes.setdefault(field, None)
         return dataclasses.replace(self, **changes)
@@ -247,9 +248,10 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """Print a sample every so many steps (0: never)."""
+    """Print a sample every so many steps (0: never); ``growing``: at that step, then at twice the step each time."""
 
     every: int = 0
+    growing: bool = False
     prompt: str = "\n"
     max_new_tokens: int = 200
     temperature: float = 0.8
@@ -258,6 +260,13 @@ class SampleConfig:
     def __post_init__(self):
         _require(self.every >= 0, f"sample.every={self.every} must not be negative")
         _check_positive(self, "max_new_tokens")
+
+    def due(self, step: int) -> bool:
+        """Whether a sample is due at this step."""
+        if not self.every or step % self.every:
+            return False
+        turn = step // self.every
+        return not self.growing or turn & (turn - 1) == 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,10 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     def of_node(node: Any) -> Any:
         if not isinstance(node, nnx.Variable):
             return NamedSharding(mesh, PartitionSpec())
-        value, axes = jax.tree.leaves(node)[0], node.axes
+        leaves = jax.tree.leaves(node)
+        if not leaves:  # masked out by the optimizer
+            return node
+        value, axes = leaves[0], node.axes
         if value.ndim == len(axes) + 1:
             axes = ("layers", *axes)
         fits = value.ndim == len(axes)  # Adafactor's factored moments have fewer axes than their parameter

@@ -148,10 +148,10 @@ def test_many_documents_are_cut_between_two(tok, tmp_path, num_documents, betwee
 
 
 def test_the_nearest_document_is_found_far_away(tok, tmp_path):
-    file = TokenFile.build(["a", "b"] + ["c" * 100_000] * 18, tok, tmp_path)
+    file = TokenFile.build(["a", "b"] + ["c" * 300_000] * 18, tok, tmp_path)
     train, _ = file.split(0.5)
-    assert len(train) in (4 + 8 * 100_001, 4 + 9 * 100_001)
-    assert abs(len(train) - len(file.tokens) / 2) <= 50_001
+    assert len(train) in (4 + 8 * 300_001, 4 + 9 * 300_001)
+    assert abs(len(train) - len(file.tokens) / 2) <= 150_001
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])

@@ -80,6 +80,7 @@ def split_runs(text: str, pattern: re.Pattern) -> Iterator[str]:
     A longer stretch is cut before the last space that follows a non-space, where no token straddles the cut; only a
     stretch without such a place is cut at exactly 4,096.
     """
+    text.encode()  # half a surrogate pair is refused here, in Python's words
     start = 0
     for match in pattern.finditer(text):
         yield from _cut(text, start, match.start())

@@ -155,9 +155,10 @@ class Checkpoints:
         """Verifies a step against its manifest, then reads the state asked for.
 
         Args:
-          abstract_state: pytree of `jax.ShapeDtypeStruct`. A leaf with a sharding is read directly onto its mesh; one
-            without becomes an uncommitted array on the default device. A dict may leave out top-level keys of what was
-            saved, and these are not read: `{"params": ...}` for inference, `{}` for the metadata and files alone.
+          abstract_state: pytree of `jax.ShapeDtypeStruct`, or of arrays in their place. A leaf with a sharding is
+            read directly onto its mesh; one without becomes an uncommitted array on the default device. A dict may
+            leave out top-level keys of what was saved, and these are not read: `{"params": ...}` for inference, `{}`
+            for the metadata and files alone.
           step: which step; None for the newest good one. Then a damaged step is passed over with a warning.
 
         Returns:
@@ -202,9 +203,12 @@ class Checkpoints:
         expected = {name: _describe(leaf) for name, leaf in leaves.items()}
         differing = [name for name in sorted(stored | expected) if stored.get(name) != expected.get(name)]
         if differing:
-            shown = [f"{n}: stored {stored.get(n, 'nothing')}, expected {expected.get(n, 'nothing')}" for n in differing]
+            shown = "; ".join(
+                f"{name}: stored {stored.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+                for name in differing[:5]
+            )
             more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
-            raise CheckpointError(f"{path} does not fit the state asked for: {'; '.join(shown[:5])}{more}")
+            raise CheckpointError(f"{path} does not fit the state asked for: {shown}{more}")
         if not leaves:
             return abstract_state
 
@@ -317,7 +321,7 @@ def _describe(leaf: Any) -> str:
 
 
 def _not_from_an_orbax_thread(record: logging.LogRecord) -> bool:
-    """Drops what orbax's threads log on their way to raising the error that `save` or `wait` then raises as one line."""
+    """Drops the stack traces that orbax's threads log for an error that `save` or `wait` then raises in one line."""
     return "/orbax/checkpoint/_src/futures/" not in record.pathname or record.levelno < logging.ERROR
 
 

@@ -1,0 +1,133 @@
+"""What all programs share: configs by name, errors in one line, the compilation cache."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import types
+import typing
+from typing import Any, Callable
+
+from absl import app, flags, logging
+from ml_collections import config_dict, config_flags
+
+from transformer_jax.config import ExperimentConfig, ModelConfig, from_dict
+from transformer_jax.training.errors import Interrupted, NotFiniteError
+
+_CONFIGS = pathlib.Path(__file__).parent / "configs"
+_PREFIX = "--config="
+
+
+def define_config(default: str | None = None) -> Callable[[], ExperimentConfig]:
+    """Defines ``--config=NAME`` (or a path) with overrides ``--config.optim.peak_lr=3e-4``; call the result for it."""
+    arguments = [_resolve(argument) for argument in sys.argv]
+    sys.argv[:] = arguments
+    holder = config_flags.DEFINE_config_file(
+        "config", default and str(_CONFIGS / f"{default}.py"), "A named experiment, or the path of a config file.")
+    return lambda: from_dict(ExperimentConfig, _plain(_given(holder.value)))
+
+
+def _given(value: Any) -> Any:
+    if value is None:
+        raise ValueError(f"--config is missing; named experiments: {', '.join(_names())}")
+    return value
+
+
+def _names() -> list[str]:
+    return sorted(path.stem for path in _CONFIGS.glob("*.py") if path.stem != "__init__")
+
+
+def _resolve(argument: str) -> str:
+    name = argument.removeprefix(_PREFIX)
+    if not argument.startswith(_PREFIX) or name.endswith(".py"):
+        return argument
+    if name not in _names():
+        _fail(f"there is no experiment {name!r}; named experiments: {', '.join(_names())}")
+    return f"{_PREFIX}{_CONFIGS / name}.py"
+
+
+def overridable(config: ExperimentConfig) -> config_dict.ConfigDict:
+    """The config as ml_collections reads it: typed, so that overrides are checked, with placeholders for ``None``."""
+    def convert(node: Any) -> config_dict.ConfigDict:
+        hints = typing.get_type_hints(type(node))
+        result = config_dict.ConfigDict()
+        derived = node.derived() if isinstance(node, ModelConfig) else {}
+        for name, hint in hints.items():
+            value = getattr(node, name)
+            if name in derived and derived[name] == value:
+                value = None  # derived anew after the overrides
+            if hasattr(value, "__dataclass_fields__"):
+                result[name] = convert(value)
+            elif isinstance(hint, types.UnionType):
+                kind = next(option for option in typing.get_args(hint) if option is not type(None))
+                result[name] = config_dict.placeholder(kind)
+                if value is not None:
+                    result[name] = value
+            else:
+                result[name] = value
+        return result
+
+    return convert(config)
+
+
+def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
+    return {name: _plain(value) if isinstance(value, config_dict.ConfigDict) else value
+            for name, value in config.items(preserve_field_references=False)}
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a program; what a user got wrong ends it with one line and exit status 2."""
+    def wrapped(arguments: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # orbax and grain tell every detail at INFO
+        if len(arguments) > 1:
+            _fail(f"unexpected argument {arguments[1]!r}; flags are written --name=value")
+        try:
+            _use_compilation_cache()
+            main()
+        except Interrupted as stopped:
+            print(f"{stopped}; the same command resumes", file=sys.stderr)
+            sys.exit(128 + stopped.signum)
+        except (ValueError, OSError, NotFiniteError) as error:
+            _fail(" ".join(str(error).split()))
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    try:
+        app.run(wrapped, flags_parser=_parse)
+    except AttributeError as error:
+        _fail(str(error))
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        return _fail(" ".join(str(error).split()))
+
+
+def _fail(message: str) -> typing.NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs in a private directory: a second start reads what the first compiled.
+
+    Whoever can write there can run code as this user, so it belongs to the user alone. ``JAX_COMPILATION_CACHE_DIR``
+    names another place; empty, it switches the cache off.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+        directory = base / "transformer_jax" / "compiled"
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            directory.chmod(0o700)
+        except OSError as error:
+            logging.warning("no compilation cache in %s: %s", directory, error.strerror)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+

@@ -1,0 +1,18 @@
+"""nanoGPT's CPU recipe: a 0.8M character model of Shakespeare, 2,000 steps of AdamW.
+
+python -m experiments.train --config=shakespeare_char --config.data.path=input.txt --workdir=runs/shakespeare
+"""
+
+from experiments.cli import overridable
+from transformer_jax import presets
+from transformer_jax.config import CheckpointConfig, DataConfig, EvalConfig, ExperimentConfig, OptimConfig, SampleConfig
+
+
+def get_config():
+    return overridable(ExperimentConfig(
+        seed=1337, steps=2000, batch_size=12,
+        model=presets.get("nanogpt-char-cpu").replace(vocab_size=None, unroll=4),
+        data=DataConfig(),
+        optim=OptimConfig(peak_lr=1e-3, end_lr=0.1, warmup_steps=100, beta2=0.99, weight_decay=0.1, clip_norm=1.0),
+        checkpoint=CheckpointConfig(every=500), eval=EvalConfig(every=500, batch_size=128),
+        sample=SampleConfig(every=500)))

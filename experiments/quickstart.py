@@ -1,0 +1,42 @@
+"""Trains a small GPT on Python's own documentation, watches it learn, and says what to try next.
+
+python -m experiments.quickstart
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli, language_model
+from transformer_jax.training.metrics import plot_losses
+
+_CONFIG = cli.define_config("quickstart")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Where everything goes.")
+
+
+def main() -> None:
+    workdir = pathlib.Path(_WORKDIR.value)
+    language_model.run(_CONFIG(), workdir, documents())
+    plot_losses(workdir / "metrics.jsonl", workdir / "loss.png", "quickstart: Python's documentation, characters")
+    print(f"""The model is in {workdir}, its loss curve in {workdir / "loss.png"}. Next:
+  python -m experiments.generate --workdir={workdir} --prompt="A class " --temperature=0.7 --stream
+  python -m experiments.generate --workdir={workdir} --prompt="def " --top_p=0.9 --num_samples=3
+  python -m experiments.evaluate --workdir={workdir} --data=README.md
+  python -m experiments.train --config=shakespeare_char --config.data.path=YOUR.txt --workdir=runs/mine
+In Python:
+  import transformer_jax as tj
+  bundle = tj.load("{workdir}")
+  tj.trace(bundle.model, tokens).attention(layers=-1)""")
+
+
+def documents() -> list[str]:
+    """The documentation texts in the standard library, one long text."""
+    from pydoc_data import topics
+
+    return ["\n".join(topics.topics[name] for name in sorted(topics.topics))]
+
+
+if __name__ == "__main__":
+    cli.run(main)

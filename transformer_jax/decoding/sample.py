@@ -1,0 +1,266 @@
+"""Text from a decoder: batched generation, streaming, stop strings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax.data.tokenizer import StreamDecoder, Tokenizer
+from transformer_jax.decoding.logits import Sampling, Settings
+from transformer_jax.decoding.loop import DecodeState, decode, prefill
+from transformer_jax.models.decoder import Decoder
+from transformer_jax.models.functional import check_tokens
+from transformer_jax.nn.stack import unstack
+
+_SMALLEST_BUCKET = 16
+_TOKENS_BETWEEN_STOP_CHECKS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What :func:`generate` returns, one entry a row; the samples of a prompt are neighbours.
+
+    Attributes:
+      texts: the new text, without the stop string; ``None`` without a tokenizer.
+      tokens: the new tokens, an end-of-text token included.
+      logprobs: log P of each new token under the model itself, before temperature and truncation.
+      lengths: number of new tokens.
+      finish_reasons: ``"eos"``, ``"stop"`` (a stop string) or ``"length"``.
+    """
+
+    texts: list[str] | None
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+    lengths: list[int]
+    finish_reasons: list[str]
+
+
+def generate(model: Decoder, prompts: str | Sequence[str] | Sequence[Sequence[int]], *,
+             tokenizer: Tokenizer | None = None, key: jax.Array | None = None, max_new_tokens: int = 100,
+             sampling: Sampling = Sampling(), stop: str | Sequence[str] = (), num_samples: int = 1,
+             end_ids: Sequence[int] | None = None, slide: bool = False) -> Generation:
+    """Continues every prompt.
+
+    A row depends on its own prompt and key only. Lengths are rounded up to powers of two and settings are
+    traced, so that a new length seldom compiles and a new setting never does.
+
+    Args:
+      model: a decoder.
+      prompts: strings (with a tokenizer) or lists of token ids; an empty one starts from ``<|endoftext|>``.
+      tokenizer: encodes prompts and decodes results.
+      key: PRNG key, divided among the rows, or an array of keys, one a row; not needed when greedy.
+      max_new_tokens: most tokens to add to each prompt.
+      sampling: how tokens are drawn.
+      stop: a string, or several, that end a text where they appear.
+      num_samples: continuations of each prompt.
+      end_ids: token ids that end a text; by default the tokenizer's ``</s>`` and ``<|endoftext|>``.
+      slide: go on past the model's context by reading its last half anew, instead of refusing to.
+
+    Raises:
+      ValueError: for a prompt longer than the context (or one that leaves no room and ``slide`` is off), an
+        unknown token id, strings without a tokenizer, or sampling without a key.
+    """
+    session = _Session(model, prompts, tokenizer, key, max_new_tokens, sampling, stop, num_samples, end_ids, slide)
+    while not session.finished:
+        session.advance(_TOKENS_BETWEEN_STOP_CHECKS if session.stop else max_new_tokens)
+    return session.result()
+
+
+def stream(model: Decoder, prompt: str, *, tokenizer: Tokenizer, key: jax.Array | None = None,
+           max_new_tokens: int = 100, sampling: Sampling = Sampling(), stop: str | Sequence[str] = (),
+           slide: bool = False) -> Iterator[str]:
+    """Continues one prompt, yielding text as it comes: whole characters, never part of a stop string.
+
+    The pieces join to the text that :func:`generate` gives for the same arguments, which are those here.
+    """
+    session = _Session(model, [prompt], tokenizer, key, max_new_tokens, sampling, stop, 1, None, slide)
+    shown = 0
+    while not session.finished:
+        session.advance(1)
+        text = session.texts[0]
+        safe = len(text) if session.finished else len(text) - _held_back(text, session.stop)
+        if safe > shown:
+            yield text[shown:safe]
+            shown = safe
+
+
+def _held_back(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest end of the text that may turn out to begin a stop string."""
+    return max((size for string in stop for size in range(1, len(string)) if text.endswith(string[:size])), default=0)
+
+
+class _Session:
+    """Host-side bookkeeping around the compiled loop."""
+
+    def __init__(self, model, prompts, tokenizer, key, max_new_tokens, sampling, stop, num_samples, end_ids, slide):
+        if max_new_tokens < 1 or num_samples < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens} and num_samples={num_samples} must be at least 1")
+        self.tokenizer = tokenizer
+        self.stop = [stop] if isinstance(stop, str) else list(stop)
+        if self.stop and tokenizer is None:
+            raise ValueError("stop strings need a tokenizer; without one, pass end_ids")
+        if "" in self.stop:
+            raise ValueError("a stop string is empty: it would stop every text before its first token")
+        self.config = model.config
+        prompts = _encode(prompts, tokenizer, self.config.vocab_size)
+        longest = max(len(prompt) for prompt in prompts)
+        if longest > self.config.max_len - 1:
+            raise ValueError(f"a prompt of {longest} tokens leaves no room in the model's context of "
+                             f"{self.config.max_len}; shorten it")
+        if longest + max_new_tokens > self.config.max_len and not slide:
+            raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context "
+                             f"of {self.config.max_len}; ask for at most {self.config.max_len - longest}, or pass "
+                             "slide=True to go on with the last half of the context read anew")
+        if key is None and sampling.temperature > 0:
+            raise ValueError("sampling needs key=jax.random.key(seed); or be greedy with Sampling(temperature=0)")
+        if end_ids is None:
+            end_ids = () if tokenizer is None else (tokenizer.eos_id, tokenizer.end_of_text_id)
+        self.settings = Settings.of(sampling, self.config.vocab_size, end_ids)
+        self.end_ids = set(end_ids)
+        self.max_new_tokens = max_new_tokens
+        self.model = _separate_layers(model)
+        self.contexts = [list(prompt) for prompt in prompts for _ in range(num_samples)]
+        self.keys_B = _row_keys(key, len(self.contexts))
+        self.tokens: list[list[int]] = [[] for _ in self.contexts]
+        self.logprobs: list[list[float]] = [[] for _ in self.contexts]
+        self.texts = ["" for _ in self.contexts]
+        self.reasons: list[str | None] = [None] * len(self.contexts)
+        self.num_new = 0
+        self.state: DecodeState | None = None
+        self._decoders = None if tokenizer is None else [StreamDecoder(tokenizer) for _ in self.contexts]
+
+    @property
+    def finished(self) -> bool:
+        return all(reason is not None for reason in self.reasons)
+
+    def advance(self, num_tokens: int) -> None:
+        """Draws up to ``num_tokens`` more of every unfinished row."""
+        target = min(self.num_new + num_tokens, self.max_new_tokens)
+        while self.num_new < target and not self.finished:
+            if self.state is None:
+                self._read(self.contexts)
+            else:
+                limit = min(target, self.num_new + self._room())
+                if limit == self.num_new:
+                    half = self.config.max_len // 2
+                    self._read([(context + tokens)[-half:] for context, tokens
+                                in zip(self.contexts, self.tokens, strict=True)])
+                else:
+                    self.state = decode(self.model, self.state, self.settings, jnp.int32(limit))
+            self._collect()
+
+    def _room(self) -> int:
+        """Tokens that the context still holds: the longest row decides."""
+        return self.config.max_len - self.longest - (self.num_new - self.num_new_at_read)
+
+    def _read(self, contexts: list[list[int]]) -> None:
+        self.longest = max(len(context) for context in contexts)
+        self.num_new_at_read = self.num_new
+        padded = _bucket(self.longest)
+        capacity = _bucket(padded + min(self.max_new_tokens - self.num_new, self.config.max_len - self.longest))
+        tokens_BP = np.zeros((len(contexts), padded), np.int32)
+        segment_ids_BP = np.zeros_like(tokens_BP)
+        for row, context in enumerate(contexts):
+            tokens_BP[row, padded - len(context):] = context
+            segment_ids_BP[row, padded - len(context):] = 1
+        self.first_slot = padded
+        self.state = prefill(self.model, tokens_BP, segment_ids_BP, self.keys_B, jnp.int32(self.num_new),
+                             self.settings, capacity=capacity)
+        self.state = dataclasses.replace(self.state, done_B=self.state.done_B | self._ended())
+
+    def _ended(self) -> jax.Array:
+        return jnp.asarray([reason is not None for reason in self.reasons])
+
+    def _collect(self) -> None:
+        """Takes the newly drawn tokens to the host and ends rows that met an end token, a stop string or the limit."""
+        state = self.state
+        num_new = int(state.num_new)
+        start = self.first_slot + self.num_new - self.num_new_at_read
+        history_BS = np.asarray(state.history_BS[:, start:start + num_new - self.num_new])
+        logprobs_BS = np.asarray(state.logprobs_BS[:, start:start + num_new - self.num_new])
+        stopped = False
+        for row, reason in enumerate(self.reasons):
+            for token, logprob in zip(history_BS[row].tolist(), logprobs_BS[row].tolist(), strict=True):
+                if self.reasons[row] is not None:
+                    break
+                self.tokens[row].append(token)
+                self.logprobs[row].append(logprob)
+                self._show(row, token)
+            stopped |= reason is None and self.reasons[row] == "stop"
+        self.num_new = num_new
+        if num_new >= self.max_new_tokens:
+            self._end_by_length()
+        if stopped:
+            self.state = dataclasses.replace(state, done_B=state.done_B | self._ended())
+
+    def _show(self, row: int, token: int) -> None:
+        if token in self.end_ids:
+            self.reasons[row] = "eos"
+        elif self._decoders is not None:
+            self.texts[row] += self._decoders[row].push(token)
+            found = [self.texts[row].find(string) for string in self.stop if string in self.texts[row]]
+            if found:
+                self.texts[row] = self.texts[row][:min(found)]
+                self.reasons[row] = "stop"
+                return
+        if self.reasons[row] is not None:
+            self._finish_text(row)
+
+    def _end_by_length(self) -> None:
+        for row, reason in enumerate(self.reasons):
+            if reason is None:
+                self.reasons[row] = "length"
+                self._finish_text(row)
+
+    def _finish_text(self, row: int) -> None:
+        if self._decoders is not None:
+            self.texts[row] += self._decoders[row].finish()
+
+    def result(self) -> Generation:
+        return Generation(texts=None if self.tokenizer is None else self.texts, tokens=self.tokens,
+                          logprobs=self.logprobs, lengths=[len(tokens) for tokens in self.tokens],
+                          finish_reasons=self.reasons)
+
+
+@jax.jit
+def _separate_layers(model: Decoder) -> Decoder:
+    separate = jax.tree.map(lambda x: x, model)
+    separate.stack = unstack(model.stack)
+    return separate
+
+
+def _encode(prompts, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        raise ValueError("there is no prompt")
+    encoded = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            if tokenizer is None:
+                raise ValueError("prompts that are strings need tokenizer=...; without one, pass lists of token ids")
+            prompt = tokenizer.encode(prompt) or [tokenizer.end_of_text_id]
+        prompt = [int(token) for token in prompt]
+        if not prompt:
+            raise ValueError("a prompt of token ids is empty; start it with the end-of-text token")
+        check_tokens(np.asarray(prompt), vocab_size)
+        encoded.append(prompt)
+    return encoded
+
+
+def _row_keys(key: jax.Array | None, num_rows: int) -> jax.Array:
+    if key is None:
+        key = jax.random.key(0)  # greedy: never read
+    if key.ndim == 0:
+        return jax.random.split(key, num_rows)
+    if key.shape != (num_rows,):
+        raise ValueError(f"key has shape {key.shape}; pass one key, or one for each of the {num_rows} rows")
+    return key
+
+
+def _bucket(length: int) -> int:
+    """The next power of two, and never below 16: few shapes, few compiles."""
+    return max(_SMALLEST_BUCKET, 1 << (length - 1).bit_length())

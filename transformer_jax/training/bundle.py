@@ -1,0 +1,69 @@
+"""A model with its tokenizer and config: what research code loads and saves."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+
+from transformer_jax.config import ExperimentConfig, ModelConfig, from_dict, to_dict
+from transformer_jax.data.tokenizer import Tokenizer
+from transformer_jax.models.decoder import Decoder
+from transformer_jax.training.checkpoint import CheckpointError, Checkpoints
+
+TOKENIZER_FILE = "tokenizer.model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A trained model and what belongs to it.
+
+    Attributes:
+      model: the model.
+      tokenizer: its tokenizer, if it has one.
+      config: the model's config.
+      step: training steps taken.
+      experiment: the config of the run that trained it, if one did.
+    """
+
+    model: Decoder
+    tokenizer: Tokenizer | None
+    config: ModelConfig
+    step: int = 0
+    experiment: ExperimentConfig | None = None
+
+
+def load(directory: str | pathlib.Path, *, step: int | str | None = None) -> Bundle:
+    """Loads the model of a workdir of ``experiments.train``, or of :func:`save`.
+
+    Args:
+      directory: the workdir.
+      step: a step that is kept there; ``"best"`` for the one with the lowest validation loss; ``None`` for the last.
+
+    Raises:
+      ValueError: when there is no such checkpoint, or it is damaged and none before it is whole.
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"there is no directory {directory}")
+    checkpoints = Checkpoints(directory / ("best" if step == "best" else "checkpoints"), read_only=True)
+    if not checkpoints.steps():
+        raise CheckpointError(f"there is no checkpoint in {directory}; train one with python -m experiments.train")
+    found = checkpoints.restore({}, step=None if step in (None, "best") else int(step))
+    experiment = from_dict(ExperimentConfig, found.metadata["config"]) if "config" in found.metadata else None
+    config = from_dict(ModelConfig, found.metadata["model"]) if experiment is None else experiment.model
+    shapes = jax.eval_shape(lambda key: Decoder(config, key=key), jax.random.key(0))
+    restored = checkpoints.restore({"params": shapes}, step=found.step)
+    tokenizer = Tokenizer.from_bytes(restored.files[TOKENIZER_FILE]) if TOKENIZER_FILE in restored.files else None
+    return Bundle(model=restored.state["params"], tokenizer=tokenizer, config=config, step=restored.step,
+                  experiment=experiment)
+
+
+def save(directory: str | pathlib.Path, bundle: Bundle) -> None:
+    """Writes a bundle where :func:`load` finds it; returns when it is on disk."""
+    checkpoints = Checkpoints(pathlib.Path(directory) / "checkpoints", keep=1)
+    metadata = {"model": to_dict(bundle.config)} if bundle.experiment is None else {"config": to_dict(bundle.experiment)}
+    files = {} if bundle.tokenizer is None else {TOKENIZER_FILE: bundle.tokenizer.to_bytes()}
+    checkpoints.save(bundle.step, {"params": bundle.model}, metadata=metadata, files=files)
+    checkpoints.close()

@@ -1,0 +1,79 @@
+"""What a run says of itself: JSONL, TensorBoard, a progress bar, a loss curve."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from transformer_jax.config import ModelConfig
+
+
+class MetricsWriter:
+    """Appends scalars to ``metrics.jsonl`` and TensorBoard event files in one directory.
+
+    Opened at a step, it drops what a run that was killed had written after that step.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, start_step: int = 0):
+        from tensorboardX import SummaryWriter  # slow to import
+
+        self.path = pathlib.Path(directory) / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["step"] <= start_step]
+        partial = self.path.with_suffix(".jsonl.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(self.path)
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(str(pathlib.Path(directory) / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, **scalars: float) -> None:
+        """One line of scalars at a step."""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def plot_losses(metrics_path: str | pathlib.Path, png_path: str | pathlib.Path, title: str) -> None:
+    """Draws training and validation loss over steps."""
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+
+    lines = read_metrics(metrics_path)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    held_out = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+    axes.plot(*zip(*train, strict=True), color="#9ecae1", linewidth=1, label="training")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), color="#08519c", marker="o", markersize=3, label="validation")
+        axes.annotate(f"{held_out[-1][1]:.3f}", held_out[-1], textcoords="offset points", xytext=(0, 8), ha="center")
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(png_path, dpi=120)
+
+
+def flops_per_token(config: ModelConfig, num_parameters: int) -> float:
+    """Floating point operations of training on one token: 6 N + 12 L N_heads H T.
+
+    Source: Chowdhery et al. (2022), PaLM, appendix B; N counts the matrices, so embeddings that are only looked
+    up are left out.
+    """
+    lookups = config.max_len * config.model_dim if config.positions == "learned" else 0
+    lookups += 0 if config.tie_embeddings else config.vocab_size * config.model_dim
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * config.max_len
+    return 6.0 * (num_parameters - lookups) + attention
