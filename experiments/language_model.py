@@ -6,7 +6,8 @@ import contextlib
 import fcntl
 import json
 import pathlib
-from typing import Any, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np

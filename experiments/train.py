@@ -21,7 +21,8 @@ def main() -> None:
     if _WORKDIR.value is None:
         raise ValueError("--workdir is missing: the directory for checkpoints, metrics and the tokenizer")
     if (config.data.path is None) == (config.data.tfds is None):
-        raise ValueError("say what to train on: --config.data.path=FILE (text, glob or JSONL) or --config.data.tfds=NAME")
+        raise ValueError("say what to train on: --config.data.path=FILE (text, glob or JSONL), or "
+                         "--config.data.tfds=NAME")
     held_out = None if config.data.validation_path is None else read_documents(
         config.data.validation_path, key=config.data.text_key)
     language_model.run(config, _WORKDIR.value, language_model.corpus(config.data), held_out)

@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 import types
 import typing
-from typing import Any, Mapping, Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 _CHOICES = {
     "positions": ("sinusoidal", "learned", "rope", "alibi", "none"),

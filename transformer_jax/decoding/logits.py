@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Mapping, Self, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ class Sampling:
       min_p: keep tokens at least this fraction as probable as the most probable one (Nguyen et al., 2024).
       typical_p: keep the tokens whose surprise is nearest to the entropy (Meister et al., 2023).
       repetition_penalty: divides positive and multiplies negative logits of seen tokens (Keskar et al., 2019).
-      no_repeat_ngram: never complete an n-gram of this length twice; 0 allows it.
+      no_repeat_ngram: never complete an n-gram of this length twice, unless every token would; 0 allows it.
       min_new_tokens: no end of text before this many.
       banned: token ids never drawn.
       bias: added to the logits of some token ids.
@@ -44,13 +45,14 @@ class Sampling:
                 raise ValueError(f"{field}={getattr(self, field)} must be {expected}")
 
         require(self.temperature >= 0 and np.isfinite(self.temperature), "temperature", "0 (greedy) or positive")
-        require(self.top_k >= 0, "top_k", "0 (all tokens) or positive")
+        for field in ("top_k", "no_repeat_ngram", "min_new_tokens"):
+            value = getattr(self, field)
+            require(value >= 0 and value == int(value), field, "a whole number, 0 (off) or positive")
         require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         require(0 <= self.min_p <= 1, "min_p", "in [0, 1]")
         require(0 < self.typical_p <= 1, "typical_p", "in (0, 1]")
-        require(self.repetition_penalty > 0, "repetition_penalty", "positive (1 changes nothing)")
-        require(self.no_repeat_ngram >= 0, "no_repeat_ngram", "0 (allowed) or positive")
-        require(self.min_new_tokens >= 0, "min_new_tokens", "0 or positive")
+        require(0 < self.repetition_penalty < np.inf, "repetition_penalty", "positive (1 changes nothing)")
+        require(all(value < np.inf for value in self.bias.values()), "bias", "finite, or minus infinity to ban a token")
 
 
 @jax.tree_util.register_dataclass
@@ -85,14 +87,15 @@ class Settings:
         for token, value in sampling.bias.items():
             bias_V[token] = value
         bias_V[list(sampling.banned)] = -np.inf
-        if np.isneginf(bias_V).all():
-            raise ValueError("every token is banned")
         ends_V = np.zeros(vocab_size, bool)
         ends_V[list(end_ids)] = True
-        scalars = {field.name: jnp.asarray(getattr(sampling, field.name), jnp.int32 if field.type == "int" else None)
-                   for field in dataclasses.fields(Sampling) if field.name not in ("banned", "bias")}
-        return cls(**{name: value.astype(jnp.float32) if value.dtype != jnp.int32 else value
-                      for name, value in scalars.items()}, bias_V=jnp.asarray(bias_V), ends_V=jnp.asarray(ends_V))
+        if np.isneginf(bias_V[~ends_V] if sampling.min_new_tokens else bias_V).all():
+            raise ValueError(f"banned and bias leave none of {vocab_size} tokens to draw"
+                             f"{' before min_new_tokens' if sampling.min_new_tokens else ''}; allow at least one")
+        types = {"float": jnp.float32, "int": jnp.int32}
+        scalars = {field.name: jnp.asarray(getattr(sampling, field.name), types[field.type])
+                   for field in dataclasses.fields(Sampling) if field.type in types}
+        return cls(**scalars, bias_V=jnp.asarray(bias_V), ends_V=jnp.asarray(ends_V))
 
 
 def sample(logits_BV: jax.Array, history_BS: jax.Array, valid_BS: jax.Array, num_new: jax.Array, keys_B: jax.Array,
@@ -113,7 +116,9 @@ def sample(logits_BV: jax.Array, history_BS: jax.Array, valid_BS: jax.Array, num
     logits_BV = restrict(logits_BV, history_BS, valid_BS, num_new, settings)
 
     def draw(logits_BV: jax.Array) -> jax.Array:
-        probabilities_BV = jax.nn.softmax(truncate(logits_BV / settings.temperature, settings), axis=-1)
+        # The largest logit becomes 0, which no temperature, however small, can make overflow.
+        logits_BV = (logits_BV - logits_BV.max(-1, keepdims=True)) / settings.temperature
+        probabilities_BV = jax.nn.softmax(truncate(logits_BV, settings), axis=-1)
         uniforms_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, num_new)))(keys_B)
         return inverse_cdf(probabilities_BV, uniforms_B)
 
@@ -162,7 +167,7 @@ def min_p(logits_BV: jax.Array, p: jax.Array) -> jax.Array:
 
 
 def typical_p(logits_BV: jax.Array, p: jax.Array) -> jax.Array:
-    """Keeps the tokens with surprise nearest to the entropy, up to probability p together."""
+    """Keeps the tokens with surprise nearest to the entropy whose probabilities reach p together."""
     log_p_BV = jax.nn.log_softmax(logits_BV, axis=-1)
     p_BV = jnp.exp(log_p_BV)
     entropy_B1 = -jnp.where(p_BV > 0, p_BV * log_p_BV, 0.0).sum(-1, keepdims=True)
@@ -173,8 +178,9 @@ def _keep(logits_BV: jax.Array, rank_BV: jax.Array, weight_BV: jax.Array, target
     """Keeps the tokens of highest rank whose weights reach the target together, by bisection instead of a sort.
 
     The threshold is found bit by bit on integers that are ordered as the floats are: 32 passes over the
-    vocabulary, exact, and far cheaper than sorting it.
+    vocabulary, exact, and far cheaper than sorting it. Ties with the last token kept are kept.
     """
+    target = jnp.maximum(target, jnp.finfo(jnp.float32).tiny)  # a target of 0 would be reached by no token at all
     bits = jax.lax.bitcast_convert_type(rank_BV.astype(jnp.float32), jnp.int32)
     ordered_BV = jax.lax.bitcast_convert_type(jnp.where(bits < 0, ~bits, bits ^ jnp.int32(-(2**31))), jnp.uint32)
 
@@ -199,7 +205,8 @@ def forbid_repeated_ngrams(logits_BV: jax.Array, history_BS: jax.Array, valid_BS
                            n: jax.Array) -> jax.Array:
     """Forbids every token that would complete an n-gram which the history already holds.
 
-    The valid slots of a row are contiguous, so the last valid slot ends its text.
+    The valid slots of a row are contiguous, so the last valid slot ends its text. A row that would be left without
+    any token keeps its logits.
     """
     S = history_BS.shape[1]
     slots_S = jnp.arange(S)
@@ -213,15 +220,16 @@ def forbid_repeated_ngrams(logits_BV: jax.Array, history_BS: jax.Array, valid_BS
         suffix_valid_B1 = jnp.take_along_axis(valid_BS, jnp.maximum(last_B1 + 1 - back, 0), axis=1)
         return match_BS & before_valid_BS & suffix_valid_B1 & (before_BS == suffix_B1) & (last_B1 + 1 >= back)
 
-    repeats_BS = jax.lax.fori_loop(1, n, also_equal, valid_BS)
+    repeats_BS = jax.lax.fori_loop(1, jnp.minimum(n, S + 1), also_equal, valid_BS)
     rows_B1 = jnp.arange(logits_BV.shape[0])[:, None]
     forbidden_BV = jnp.zeros(logits_BV.shape, bool).at[rows_B1, history_BS].max(repeats_BS)
-    return jnp.where(forbidden_BV, -jnp.inf, logits_BV)
+    allowed_BV = jnp.where(forbidden_BV, -jnp.inf, logits_BV)
+    return jnp.where(jnp.isneginf(allowed_BV).all(-1, keepdims=True), logits_BV, allowed_BV)
 
 
 def inverse_cdf(probabilities_BV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
-    """The first token whose cumulative probability exceeds the uniform draw, int32 ``[B]``."""
-    cumulative_BV = jnp.cumsum(probabilities_BV, axis=-1)
-    passed_BV = cumulative_BV <= uniforms_B[:, None] * cumulative_BV[:, -1:]
-    last_possible_B = probabilities_BV.shape[-1] - 1 - jnp.argmax(probabilities_BV[:, ::-1] > 0, axis=-1)
-    return jnp.minimum(passed_BV.sum(-1), last_possible_B).astype(jnp.int32)
+    """The first token whose cumulative probability exceeds the uniform draw from [0, 1), int32 ``[B]``."""
+    # A parallel cumulative sum is monotone up to rounding only: tokens of probability 0 are excluded by name.
+    cumulative_BV = jnp.where(probabilities_BV > 0, jnp.cumsum(probabilities_BV, axis=-1), 0.0)
+    draws_B1 = uniforms_B[:, None] * cumulative_BV.max(-1, keepdims=True)
+    return jnp.argmax(cumulative_BV > draws_B1, axis=-1).astype(jnp.int32)

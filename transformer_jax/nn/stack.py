@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable
+import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,6 @@ class Stack(nnx.Module):
 def unstack(stack: Stack) -> Stack:
     """The same stack with one block a layer: the form in which a token loop reads weights fastest."""
     separate = jax.tree.map(lambda x: x, stack)
-    separate.blocks = nnx.List([jax.tree.map(lambda x: x[layer], stack.blocks)
+    separate.blocks = nnx.List([jax.tree.map(operator.itemgetter(layer), stack.blocks)
                                 for layer in range(stack.config.num_layers)])
     return separate

@@ -60,7 +60,7 @@ def alibi_slopes(num_heads: int) -> jax.Array:
     def series(n: int) -> list[float]:
         return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
 
-    power = 2 ** int(math.floor(math.log2(num_heads)))
+    power = 2 ** math.floor(math.log2(num_heads))
     return jnp.asarray(series(power) + series(2 * power)[0::2][: num_heads - power], jnp.float32)
 
 

@@ -63,7 +63,9 @@ def load(directory: str | pathlib.Path, *, step: int | str | None = None) -> Bun
 def save(directory: str | pathlib.Path, bundle: Bundle) -> None:
     """Writes a bundle where :func:`load` finds it; returns when it is on disk."""
     checkpoints = Checkpoints(pathlib.Path(directory) / "checkpoints", keep=1)
-    metadata = {"model": to_dict(bundle.config)} if bundle.experiment is None else {"config": to_dict(bundle.experiment)}
+    metadata = {"model": to_dict(bundle.config)}
+    if bundle.experiment is not None:
+        metadata = {"config": to_dict(bundle.experiment)}
     files = {} if bundle.tokenizer is None else {TOKENIZER_FILE: bundle.tokenizer.to_bytes()}
     checkpoints.save(bundle.step, {"params": bundle.model}, metadata=metadata, files=files)
     checkpoints.close()

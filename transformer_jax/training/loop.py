@@ -6,7 +6,8 @@ import contextlib
 import pathlib
 import signal
 import time
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,7 +56,8 @@ def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: C
     best_loss = float("inf")
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        last = stack.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)))
+        last = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+        stack.enter_context(contextlib.closing(last))
         best = stack.enter_context(contextlib.closing(Checkpoints(workdir / "best", keep=1)))
         if last.steps():
             restored = last.restore(abstract_state(make_params, optimizer, mesh))
