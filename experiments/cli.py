@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import itertools
 import os
 import pathlib
+import re
 import sys
 import types
 import typing
@@ -13,17 +17,16 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from transformer_jax.config import ExperimentConfig, ModelConfig, from_dict
+from transformer_jax.config import ExperimentConfig, ModelConfig, check_field_names, from_dict
 from transformer_jax.training.errors import Interrupted, NotFiniteError
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
-_PREFIX = "--config="
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
 def define_config(default: str | None = None) -> Callable[[], ExperimentConfig]:
     """Defines ``--config=NAME`` (or a path) with overrides ``--config.optim.peak_lr=3e-4``; call the result for it."""
-    arguments = [_resolve(argument) for argument in sys.argv]
-    sys.argv[:] = arguments
+    sys.argv[:] = _with_paths(sys.argv)
     holder = config_flags.DEFINE_config_file(
         "config", default and str(_CONFIGS / f"{default}.py"), "A named experiment, or the path of a config file.")
     return lambda: from_dict(ExperimentConfig, _plain(_given(holder.value)))
@@ -39,13 +42,24 @@ def _names() -> list[str]:
     return sorted(path.stem for path in _CONFIGS.glob("*.py") if path.stem != "__init__")
 
 
-def _resolve(argument: str) -> str:
-    name = argument.removeprefix(_PREFIX)
-    if not argument.startswith(_PREFIX) or name.endswith(".py"):
-        return argument
-    if name not in _names():
-        _fail(f"there is no experiment {name!r}; named experiments: {', '.join(_names())}")
-    return f"{_PREFIX}{_CONFIGS / name}.py"
+def _with_paths(arguments: list[str]) -> list[str]:
+    """The command line with names of experiments as paths of their files, which is what config_flags reads."""
+    resolved = []
+    for before, argument in itertools.pairwise(["", *arguments]):
+        flag, equals, name = argument.rpartition("=") if argument.startswith("--config=") else ("", "", argument)
+        is_name = equals or before == "--config"
+        resolved.append(f"{flag}{equals}{_path(name)}" if is_name else argument)
+    return resolved
+
+
+def _path(name: str) -> str:
+    if name in _names():
+        return str(_CONFIGS / f"{name}.py")
+    if not pathlib.Path(name).is_file():
+        near = difflib.get_close_matches(name, _names(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        _fail(f"there is no experiment and no config file {name!r}; {hint}named experiments: {', '.join(_names())}")
+    return name
 
 
 def overridable(config: ExperimentConfig) -> config_dict.ConfigDict:
@@ -89,26 +103,40 @@ def run(main: Callable[[], None]) -> None:
         except Interrupted as stopped:
             print(f"{stopped}; the same command resumes", file=sys.stderr)
             sys.exit(128 + stopped.signum)
-        except (ValueError, OSError, NotFiniteError) as error:
-            _fail(" ".join(str(error).split()))
+        except OSError as error:
+            _fail(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
+        except (ValueError, ImportError, NotFiniteError) as error:
+            _fail(str(error))
         except KeyboardInterrupt:
             sys.exit(130)
 
-    try:
-        app.run(wrapped, flags_parser=_parse)
-    except AttributeError as error:
-        _fail(str(error))
+    app.run(wrapped, flags_parser=_parse)
 
 
 def _parse(arguments: list[str]) -> list[str]:
     try:
+        for override in filter(None, map(_OVERRIDE.match, arguments)):
+            _check_field(override[1])
         return flags.FLAGS(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        return _fail(" ".join(str(error).split()))
+    except (flags.Error, ValueError, OSError) as error:
+        _fail(str(error))
+
+
+def _check_field(path: str) -> None:
+    """Raises ValueError for a field that the config has not, with the nearest that it has."""
+    cls = ExperimentConfig
+    for name in path.split("."):
+        if not dataclasses.is_dataclass(cls):
+            raise ValueError(f"--config.{path}: there is nothing below --config.{path.rpartition('.')[0]}")
+        check_field_names(cls, [name])
+        cls = typing.get_type_hints(cls)[name]
+    if dataclasses.is_dataclass(cls):
+        raise ValueError(f"--config.{path} is a group of settings; set one of its fields, as in --config.{path}."
+                         f"{dataclasses.fields(cls)[0].name}=...")
 
 
 def _fail(message: str) -> typing.NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", *message.split(), file=sys.stderr)
     sys.exit(2)
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
 
-from transformer_jax.config import DataConfig, ExperimentConfig, differences, from_dict, to_dict
+from transformer_jax.config import DataConfig, EvalConfig, ExperimentConfig, differences, from_dict, to_dict
 from transformer_jax.data import (
     TokenFile,
     Tokenizer,
@@ -29,7 +31,9 @@ from transformer_jax.sharding import make_mesh
 from transformer_jax.training.bundle import TOKENIZER_FILE
 from transformer_jax.training.loop import fit
 from transformer_jax.training.state import TrainState
-from transformer_jax.training.step import LossFn, make_eval_step, next_token_loss
+from transformer_jax.training.step import make_eval_step, next_token_loss
+
+_RECORD = "run.json"
 
 # Fields that may change from one start of a run to the next: they do not change what is computed.
 _FREE = ("log_every", "checkpoint.", "eval.", "sample.", "mesh.", "data.cache_dir", "model.unroll", "model.remat")
@@ -51,41 +55,52 @@ def run(config: ExperimentConfig, workdir: str | pathlib.Path, documents: Iterab
       Interrupted: after a signal, once saved.
     """
     workdir = pathlib.Path(workdir)
+    sampling = Sampling(temperature=config.sample.temperature, top_k=config.sample.top_k)
+    mesh = make_mesh(config.mesh)
+    _check_batch(config, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
     with _only_one(workdir):
-        _check_same(workdir / "config.json", config)
-        tokenizer = _tokenizer(config.data, workdir / TOKENIZER_FILE, documents)
+        begun = _begun(workdir, config)
+        tokenizer = _make_tokenizer(config.data, documents) if begun is None else Tokenizer.load(
+            workdir / TOKENIZER_FILE)
         if config.model.vocab_size not in (None, tokenizer.vocab_size):
             raise ValueError(f"model.vocab_size={config.model.vocab_size}, but the tokenizer has "
                              f"{tokenizer.vocab_size} pieces; leave model.vocab_size out")
+        record = {"config": to_dict(config)}
         config = config.replace(model=config.model.replace(vocab_size=tokenizer.vocab_size))
+        _check_prompt(config, tokenizer)
         train, validation = splits(config, documents, held_out, tokenizer, workdir / "data")
-        mesh = make_mesh(config.mesh)
         batches = make_batches(train, batch_size=config.batch_size, seed=config.seed,
                                process_index=jax.process_index(), process_count=jax.process_count())
+        record["tokens"] = [pathlib.Path(windows.tokens.filename).name for windows in (train, validation)]
+        if begun is not None and begun["tokens"] != record["tokens"]:
+            raise ValueError(f"the text is not the one that the run in {workdir} began with; use another --workdir, "
+                             "or the same text to resume")
+        # Only now, with nothing left to go wrong, does the workdir belong to this run.
+        _write(workdir / TOKENIZER_FILE, tokenizer.to_bytes())
+        _write(workdir / _RECORD, json.dumps(record, indent=1).encode())
         loss_fn = next_token_loss(config.loss)
         print(f"{len(train.tokens):,} tokens to train on, {len(validation.tokens):,} held out, {tokenizer.vocab_size} "
               f"pieces, {count_parameters(config.model):,} parameters, {mesh.size} {jax.default_backend()} device(s)")
 
         def sample(model: Decoder, step: int) -> None:
-            settings = Sampling(temperature=config.sample.temperature, top_k=config.sample.top_k)
             result = generate(model, config.sample.prompt, tokenizer=tokenizer, key=jax.random.key(config.seed),
-                              max_new_tokens=config.sample.max_new_tokens, sampling=settings, slide=True)
-            print(f"--- step {step} ---\n{config.sample.prompt}{result.texts[0]}\n", flush=True)
+                              max_new_tokens=config.sample.max_new_tokens, sampling=sampling, slide=True)
+            tqdm.write(f"--- step {step} ---\n{config.sample.prompt}{result.texts[0]}\n")
 
         return fit(config, workdir, make_params=lambda key: Decoder(config.model, key=key), loss_fn=loss_fn,
                    batches=batches, mesh=mesh, files={TOKENIZER_FILE: tokenizer.to_bytes()},
-                   evaluate=evaluator(validation, loss_fn, config), sample=sample)
+                   evaluate=evaluator(validation, config.eval), sample=sample)
 
 
-def evaluator(validation: Windows, loss_fn: LossFn, config: ExperimentConfig) -> Callable[[Any], float]:
-    """A function from weights to the mean validation loss, in nats per token."""
-    eval_step = make_eval_step(loss_fn)
+def evaluator(validation: Windows, config: EvalConfig) -> Callable[[Any], float]:
+    """A function from weights to the mean validation loss, in nats per token, without smoothing or z-loss."""
+    eval_step = make_eval_step(next_token_loss())
 
     def evaluate(params: Any) -> float:
         total = weight = 0.0
-        for index, batch in enumerate(evaluation_batches(validation, config.eval.batch_size)):
-            if index == config.eval.max_batches:
+        for index, batch in enumerate(evaluation_batches(validation, config.batch_size)):
+            if index == config.max_batches:
                 break
             batch_total, batch_weight = eval_step(params, batch)
             total, weight = total + float(batch_total), weight + float(batch_weight)
@@ -114,27 +129,43 @@ def splits(config: ExperimentConfig, documents: Iterable[str], held_out: Iterabl
     return windows(train), windows(validation)
 
 
-def _tokenizer(config: DataConfig, path: pathlib.Path, documents: Iterable[str]) -> Tokenizer:
-    if path.exists():
-        return Tokenizer.load(path)
+def _make_tokenizer(config: DataConfig, documents: Iterable[str]) -> Tokenizer:
     if config.tokenizer.path is not None:
-        tokenizer = Tokenizer.load(config.tokenizer.path)
-    else:
-        tokenizer = Tokenizer.train(documents, kind=config.tokenizer.kind, vocab_size=config.tokenizer.vocab_size)
-    tokenizer.save(path)
-    return tokenizer
+        return Tokenizer.load(config.tokenizer.path)
+    return Tokenizer.train(documents, kind=config.tokenizer.kind, vocab_size=config.tokenizer.vocab_size)
 
 
-def _check_same(path: pathlib.Path, config: ExperimentConfig) -> None:
-    """A workdir belongs to one config; only what changes no result may differ."""
-    if path.exists():
-        old = from_dict(ExperimentConfig, json.loads(path.read_text()))
-        changed = [line for line in differences(old, config) if not line.startswith(_FREE)]
-        if changed:
-            raise ValueError(f"{path.parent} holds a run with another config ({'; '.join(changed)}); "
-                             "use another --workdir, or the same settings to resume")
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(to_dict(config), indent=1))
+def _begun(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | None:
+    """The record of the run that the workdir belongs to; only what changes no result may differ from its config."""
+    if not (workdir / _RECORD).exists():
+        return None
+    record = json.loads((workdir / _RECORD).read_bytes())
+    old = from_dict(ExperimentConfig, record["config"])
+    changed = [line for line in differences(old, config) if not line.startswith(_FREE)]
+    if changed:
+        raise ValueError(f"{workdir} holds a run with another config ({'; '.join(changed)}); "
+                         "use another --workdir, or the same settings to resume")
+    return record
+
+
+def _check_batch(config: ExperimentConfig, mesh: Mesh) -> None:
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % shares:
+        raise ValueError(f"batch_size={config.batch_size} does not divide among the {shares} devices of mesh.data "
+                         "x mesh.fsdp")
+
+
+def _check_prompt(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
+    length = len(tokenizer.encode(config.sample.prompt))
+    if config.sample.every and length >= config.model.max_len:
+        raise ValueError(f"sample.prompt has {length} tokens, which leaves no room in the context of "
+                         f"model.max_len={config.model.max_len}; shorten it")
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file that is seen whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
     partial.replace(path)
 
 

@@ -17,8 +17,10 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Where everything g
 
 
 def main() -> None:
-    workdir = pathlib.Path(_WORKDIR.value)
-    language_model.run(_CONFIG(), workdir, documents())
+    workdir, config = pathlib.Path(_WORKDIR.value), _CONFIG()
+    if config.data.path is not None or config.data.tfds is not None:
+        raise ValueError("the quickstart has a text of its own; to train on yours: python -m experiments.train")
+    language_model.run(config, workdir, documents())
     plot_losses(workdir / "metrics.jsonl", workdir / "loss.png", "quickstart: Python's documentation, characters")
     print(f"""The model is in {workdir}, its loss curve in {workdir / "loss.png"}. Next:
   python -m experiments.generate --workdir={workdir} --prompt="A class " --temperature=0.7 --stream
@@ -26,9 +28,10 @@ def main() -> None:
   python -m experiments.evaluate --workdir={workdir} --data=README.md
   python -m experiments.train --config=shakespeare_char --config.data.path=YOUR.txt --workdir=runs/mine
 In Python:
-  import transformer_jax as tj
+  import jax, transformer_jax as tj
   bundle = tj.load("{workdir}")
-  tj.trace(bundle.model, tokens).attention(layers=-1)""")
+  tokens = bundle.tokenizer.encode("The with statement")
+  tj.trace(bundle.model, jax.numpy.array([tokens])).attention(layers=-1)""")
 
 
 def documents() -> list[str]:

@@ -178,7 +178,7 @@ class OptimConfig:
     Attributes:
       schedule: ``constant``, ``linear``, ``cosine``, ``noam`` (inverse square root) or ``wsd``
         (warmup, stable, decay).
-      end_lr: the rate at the last step, as a fraction of ``peak_lr``.
+      end_lr: what the rate has decayed to after the last step, as a fraction of ``peak_lr``.
       decay_fraction: the last part of the steps that ``wsd`` decays over.
       weight_decay: on matrices and embeddings, never on biases and norms.
       muon_lr: learning rate of the hidden matrices under ``muon``; everything else has ``peak_lr`` (AdamW).
@@ -245,6 +245,8 @@ class EvalConfig:
 
     def __post_init__(self):
         _check_positive(self, "every", "batch_size")
+        if self.max_batches is not None:
+            _check_positive(self, "max_batches")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.ops import AttentionMask, LinearBias, alibi_slopes, attend, attention_weights
+from transformer_jax import ops
+from transformer_jax.ops import AttentionMask, LinearBias, alibi_slopes
 from transformer_jax.ops.attention import masked_softmax
+
+attend = jax.jit(ops.attend, static_argnames=("scale", "dropout", "implementation"))
+attention_weights = jax.jit(ops.attention_weights, static_argnames="scale")
 
 
 def reference_weights(q, k, allowed=None, bias=None, scale=None):
@@ -34,7 +38,7 @@ def reference_attend(q, k, v, **kwargs):
 
 
 def normal(seed, *shape, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(seed), shape, dtype)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
 def qkv(B=2, T=5, S=7, N=4, K=2, H=8, dtype=jnp.float32):
@@ -62,7 +66,7 @@ def test_mask_bias_and_scale_together():
     q, k, v = qkv(T=6, S=6)
     valid = np.arange(6) < np.array([[6], [4]])
     segments = np.array([[1, 1, 1, 2, 2, 2], [1, 1, 2, 2, 2, 0]])
-    explicit = np.array(jax.random.bernoulli(jax.random.key(3), 0.8, (2, 4, 6, 6)))
+    explicit = np.random.default_rng(3).random((2, 4, 6, 6)) < 0.8
     mask = (AttentionMask.causal() & AttentionMask.padding(jnp.asarray(valid))
             & AttentionMask.segments(jnp.asarray(segments)) & AttentionMask.explicit(jnp.asarray(explicit)))
     allowed = (np.tril(np.ones((6, 6), bool)) & valid[:, None, None, :] & explicit
@@ -79,7 +83,7 @@ def test_mask_bias_and_scale_together():
 @pytest.mark.parametrize("shape", [(5, 7), (2, 5, 7), (2, 1, 5, 7), (1, 4, 5, 7), (2, 4, 5, 7), (1, 1, 1, 7)])
 def test_boolean_masks_broadcast(shape):
     q, k, v = qkv()
-    allowed = np.array(jax.random.bernoulli(jax.random.key(5), 0.6, shape))
+    allowed = np.random.default_rng(5).random(shape) < 0.6
     full = allowed[:, None] if allowed.ndim == 3 else allowed
     np.testing.assert_allclose(attend(q, k, v, jnp.asarray(allowed)), reference_attend(q, k, v, allowed=full), atol=2e-6)
 
@@ -155,9 +159,9 @@ def test_gradients_equal_float64_differences():
     q, k, v = qkv(B=1, T=3, S=4, N=2, K=1, H=3)
     allowed = np.tril(np.ones((3, 4), bool), 1)
     allowed[1] = False
-    probe, bias = np.asarray(normal(7, 1, 3, 2, 3), np.float64), normal(8, 2, 3, 4)
-    gradients = jax.grad(lambda q, k, v, bias: (attend(q, k, v, jnp.asarray(allowed), bias=bias) * probe).sum(),
-                         argnums=(0, 1, 2, 3))(q, k, v, bias)
+    probe, bias = np.random.default_rng(0).normal(size=(1, 3, 2, 3)), normal(8, 2, 3, 4)
+    gradients = jax.jit(jax.grad(lambda *args: (attend(*args[:3], allowed, bias=args[3]) * probe).sum(),
+                                 argnums=(0, 1, 2, 3)))(q, k, v, bias)
 
     arguments = [np.asarray(x, np.float64) for x in (q, k, v, bias)]
 

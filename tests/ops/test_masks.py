@@ -33,9 +33,9 @@ def table(*rules, num_queries=T, num_keys=S):
     return allowed
 
 
-def full(mask, *args, **kwargs):
-    rows = mask.materialize(*args, **kwargs)
-    return np.broadcast_to(rows, (B, N, *rows.shape[2:]))
+def full(mask, num_queries, num_keys, rows=None):
+    made = mask.materialize(num_queries, num_keys, rows)
+    return np.broadcast_to(made, (B, N, num_queries if rows is None else len(rows), num_keys))
 
 
 def joined(names):

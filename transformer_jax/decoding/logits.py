@@ -122,8 +122,14 @@ def sample(logits_BV: jax.Array, history_BS: jax.Array, valid_BS: jax.Array, num
         uniforms_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, num_new)))(keys_B)
         return inverse_cdf(probabilities_BV, uniforms_B)
 
-    return jax.lax.cond(settings.temperature == 0.0, lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32), draw,
-                        logits_BV)
+    return jax.lax.cond(settings.temperature == 0.0, greedy, draw, logits_BV)
+
+
+def greedy(logits_BV: jax.Array) -> jax.Array:
+    """The first index of the maximum, int32 ``[B]``: two plain reductions, ten times as fast as argmax on XLA:CPU."""
+    vocab_size = logits_BV.shape[-1]
+    largest_B1 = logits_BV.max(-1, keepdims=True)
+    return jnp.where(logits_BV == largest_B1, jnp.arange(vocab_size, dtype=jnp.int32), vocab_size - 1).min(-1)
 
 
 def restrict(logits_BV: jax.Array, history_BS: jax.Array, valid_BS: jax.Array, num_new: jax.Array,
@@ -181,6 +187,7 @@ def _keep(logits_BV: jax.Array, rank_BV: jax.Array, weight_BV: jax.Array, target
     vocabulary, exact, and far cheaper than sorting it. Ties with the last token kept are kept.
     """
     target = jnp.maximum(target, jnp.finfo(jnp.float32).tiny)  # a target of 0 would be reached by no token at all
+    rank_BV = jnp.where(rank_BV == 0.0, 0.0, rank_BV)  # -0 ties with 0, but its bits differ
     bits = jax.lax.bitcast_convert_type(rank_BV.astype(jnp.float32), jnp.int32)
     ordered_BV = jax.lax.bitcast_convert_type(jnp.where(bits < 0, ~bits, bits ^ jnp.int32(-(2**31))), jnp.uint32)
 
@@ -228,8 +235,21 @@ def forbid_repeated_ngrams(logits_BV: jax.Array, history_BS: jax.Array, valid_BS
 
 
 def inverse_cdf(probabilities_BV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
-    """The first token whose cumulative probability exceeds the uniform draw from [0, 1), int32 ``[B]``."""
-    # A parallel cumulative sum is monotone up to rounding only: tokens of probability 0 are excluded by name.
-    cumulative_BV = jnp.where(probabilities_BV > 0, jnp.cumsum(probabilities_BV, axis=-1), 0.0)
-    draws_B1 = uniforms_B[:, None] * cumulative_BV.max(-1, keepdims=True)
-    return jnp.argmax(cumulative_BV > draws_B1, axis=-1).astype(jnp.int32)
+    """The first token whose cumulative probability exceeds the uniform draw from [0, 1), int32 ``[B]``.
+
+    In two levels, over blocks of the vocabulary and then inside one: a running sum over all of it is slow.
+    """
+    batch, vocab_size = probabilities_BV.shape
+    width = min(256, vocab_size)
+    blocks_BCW = jnp.pad(probabilities_BV, ((0, 0), (0, -vocab_size % width))).reshape(batch, -1, width)
+    blocks_BC = blocks_BCW.sum(-1)
+    block_ends_BC = jnp.where(blocks_BC > 0, jnp.cumsum(blocks_BC, axis=-1), 0.0)
+    draws_B1 = uniforms_B[:, None] * block_ends_BC.max(-1, keepdims=True)
+    block_B1 = jnp.argmax(block_ends_BC > draws_B1, axis=-1, keepdims=True)
+    inside_BW = jnp.take_along_axis(blocks_BCW, block_B1[..., None], axis=1)[:, 0]
+    start_B1 = jnp.take_along_axis(block_ends_BC, block_B1, axis=1) - inside_BW.sum(-1, keepdims=True)
+    # Sums in parallel are monotone up to rounding only: blocks and tokens of probability 0 are excluded by
+    # name, and the draw is kept below the end of its block.
+    ends_BW = jnp.where(inside_BW > 0, start_B1 + jnp.cumsum(inside_BW, axis=-1), -1.0)
+    draws_B1 = jnp.minimum(draws_B1, ends_BW.max(-1, keepdims=True) * (1.0 - 2.0**-23))
+    return (block_B1[:, 0] * width + jnp.argmax(ends_BW > draws_B1, axis=-1)).astype(jnp.int32)

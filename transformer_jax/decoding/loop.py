@@ -45,7 +45,7 @@ def prefill(model: Decoder, tokens_BP: jax.Array, segment_ids_BP: jax.Array, key
     state = DecodeState(
         cache=out.cache, history_BS=jnp.zeros((B, capacity), jnp.int32).at[:, :P].set(tokens_BP),
         logprobs_BS=jnp.zeros((B, capacity), jnp.float32), done_B=jnp.zeros(B, bool), num_new=num_new, keys_B=keys_B)
-    return _draw(state, out.logits[:, -1], settings)
+    return _draw(state, model.embeddings.unembed(out.hidden[:, -1]), settings)
 
 
 @functools.partial(jax.jit, donate_argnames="state")

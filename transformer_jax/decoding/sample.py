@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -26,7 +27,7 @@ class Generation:
 
     Attributes:
       texts: the new text, without the stop string; ``None`` without a tokenizer.
-      tokens: the new tokens, an end-of-text token included.
+      tokens: the new tokens, an end-of-text token or those of a stop string included.
       logprobs: log P of each new token under the model itself, before temperature and truncation.
       lengths: number of new tokens.
       finish_reasons: ``"eos"``, ``"stop"`` (a stop string) or ``"length"``.
@@ -50,15 +51,16 @@ def generate(model: Decoder, prompts: str | Sequence[str] | Sequence[Sequence[in
 
     Args:
       model: a decoder.
-      prompts: strings (with a tokenizer) or lists of token ids; an empty one starts from ``<|endoftext|>``.
+      prompts: strings (with a tokenizer) or lists of token ids; an empty string starts from ``<|endoftext|>``.
       tokenizer: encodes prompts and decodes results.
-      key: PRNG key, divided among the rows, or an array of keys, one a row; not needed when greedy.
+      key: PRNG key, of which row i has ``fold_in(key, i)``, or an array of keys, one a row; not needed when greedy.
       max_new_tokens: most tokens to add to each prompt.
       sampling: how tokens are drawn.
       stop: a string, or several, that end a text where they appear.
       num_samples: continuations of each prompt.
       end_ids: token ids that end a text; by default the tokenizer's ``</s>`` and ``<|endoftext|>``.
-      slide: go on past the model's context by reading its last half anew, instead of refusing to.
+      slide: go on past the model's context, by reading the last half of a full row anew (earlier text is then
+        forgotten, also by the penalties for repetition), instead of refusing to.
 
     Raises:
       ValueError: for a prompt longer than the context (or one that leaves no room and ``slide`` is off), an
@@ -77,7 +79,10 @@ def stream(model: Decoder, prompt: str, *, tokenizer: Tokenizer, key: jax.Array 
 
     The pieces join to the text that :func:`generate` gives for the same arguments, which are those here.
     """
-    session = _Session(model, [prompt], tokenizer, key, max_new_tokens, sampling, stop, 1, None, slide)
+    return _pieces(_Session(model, [prompt], tokenizer, key, max_new_tokens, sampling, stop, 1, None, slide))
+
+
+def _pieces(session: _Session) -> Iterator[str]:
     shown = 0
     while not session.finished:
         session.advance(1)
@@ -122,14 +127,15 @@ class _Session:
         self.settings = Settings.of(sampling, self.config.vocab_size, end_ids)
         self.end_ids = set(end_ids)
         self.max_new_tokens = max_new_tokens
-        self.model = _separate_layers(model)
         self.contexts = [list(prompt) for prompt in prompts for _ in range(num_samples)]
         self.keys_B = _row_keys(key, len(self.contexts))
+        self.model = _last_prepared.get(model)
         self.tokens: list[list[int]] = [[] for _ in self.contexts]
         self.logprobs: list[list[float]] = [[] for _ in self.contexts]
         self.texts = ["" for _ in self.contexts]
         self.reasons: list[str | None] = [None] * len(self.contexts)
         self.num_new = 0
+        self.next_slot = self.end_slot = 0  # of the cache: where the next token goes, and where the context is full
         self.state: DecodeState | None = None
         self._decoders = None if tokenizer is None else [StreamDecoder(tokenizer) for _ in self.contexts]
 
@@ -141,36 +147,33 @@ class _Session:
         """Draws up to ``num_tokens`` more of every unfinished row."""
         target = min(self.num_new + num_tokens, self.max_new_tokens)
         while self.num_new < target and not self.finished:
-            if self.state is None:
-                self._read(self.contexts)
+            room = self.end_slot - self.next_slot
+            if room == 0:
+                self._read()
             else:
-                limit = min(target, self.num_new + self._room())
-                if limit == self.num_new:
-                    half = self.config.max_len // 2
-                    self._read([(context + tokens)[-half:] for context, tokens
-                                in zip(self.contexts, self.tokens, strict=True)])
-                else:
-                    self.state = decode(self.model, self.state, self.settings, jnp.int32(limit))
+                self.state = decode(self.model, self.state, self.settings, jnp.int32(min(target, self.num_new + room)))
             self._collect()
 
-    def _room(self) -> int:
-        """Tokens that the context still holds: the longest row decides."""
-        return self.config.max_len - self.longest - (self.num_new - self.num_new_at_read)
-
-    def _read(self, contexts: list[list[int]]) -> None:
-        self.longest = max(len(context) for context in contexts)
-        self.num_new_at_read = self.num_new
-        padded = _bucket(self.longest)
-        capacity = _bucket(padded + min(self.max_new_tokens - self.num_new, self.config.max_len - self.longest))
-        tokens_BP = np.zeros((len(contexts), padded), np.int32)
+    def _read(self) -> None:
+        """Reads every row, but the last half only of a row that fills the context, and draws its next token."""
+        max_len = self.config.max_len
+        for row, context in enumerate(self.contexts):
+            if self.reasons[row] is not None:
+                self.contexts[row] = context[-1:]  # ended: as short as can be
+            elif len(context) == max_len:
+                self.contexts[row] = context[-(max_len // 2):]
+        longest = max(map(len, self.contexts))
+        padded = _bucket(longest)
+        self.next_slot, self.end_slot = padded, padded + min(self.max_new_tokens - self.num_new, max_len - longest)
+        tokens_BP = np.zeros((len(self.contexts), padded), np.int32)
         segment_ids_BP = np.zeros_like(tokens_BP)
-        for row, context in enumerate(contexts):
+        for row, context in enumerate(self.contexts):
             tokens_BP[row, padded - len(context):] = context
             segment_ids_BP[row, padded - len(context):] = 1
-        self.first_slot = padded
         self.state = prefill(self.model, tokens_BP, segment_ids_BP, self.keys_B, jnp.int32(self.num_new),
-                             self.settings, capacity=capacity)
-        self.state = dataclasses.replace(self.state, done_B=self.state.done_B | self._ended())
+                             self.settings, capacity=_bucket(self.end_slot))
+        if any(self.reasons):
+            self.state = dataclasses.replace(self.state, done_B=self.state.done_B | self._ended())
 
     def _ended(self) -> jax.Array:
         return jnp.asarray([reason is not None for reason in self.reasons])
@@ -178,21 +181,22 @@ class _Session:
     def _collect(self) -> None:
         """Takes the newly drawn tokens to the host and ends rows that met an end token, a stop string or the limit."""
         state = self.state
-        num_new = int(state.num_new)
-        start = self.first_slot + self.num_new - self.num_new_at_read
-        history_BS = np.asarray(state.history_BS[:, start:start + num_new - self.num_new])
-        logprobs_BS = np.asarray(state.logprobs_BS[:, start:start + num_new - self.num_new])
+        num_drawn = int(state.num_new) - self.num_new
+        drawn = slice(self.next_slot, self.next_slot + num_drawn)
+        history_BS, logprobs_BS = (np.asarray(x)[:, drawn] for x in (state.history_BS, state.logprobs_BS))
+        self.next_slot += num_drawn
+        self.num_new += num_drawn
         stopped = False
         for row, reason in enumerate(self.reasons):
             for token, logprob in zip(history_BS[row].tolist(), logprobs_BS[row].tolist(), strict=True):
                 if self.reasons[row] is not None:
                     break
+                self.contexts[row].append(token)
                 self.tokens[row].append(token)
                 self.logprobs[row].append(logprob)
                 self._show(row, token)
             stopped |= reason is None and self.reasons[row] == "stop"
-        self.num_new = num_new
-        if num_new >= self.max_new_tokens:
+        if self.num_new == self.max_new_tokens:
             self._end_by_length()
         if stopped:
             self.state = dataclasses.replace(state, done_B=state.done_B | self._ended())
@@ -233,6 +237,28 @@ def _separate_layers(model: Decoder) -> Decoder:
     return separate
 
 
+class _LastPrepared:
+    """The model that was decoded last in the form for decoding: made once for many calls, gone with the model."""
+
+    def __init__(self):
+        self.model: weakref.ref | None = None
+
+    def get(self, model: Decoder) -> Decoder:
+        leaves = jax.tree.leaves(model)
+        known = self.model is not None and self.model() is model
+        if not known or any(a is not b for a, b in zip(leaves, self.leaves, strict=True)):
+            self.model, self.leaves = weakref.ref(model, self._forget), leaves
+            self.prepared = _separate_layers(model)
+        return self.prepared
+
+    def _forget(self, reference: weakref.ref) -> None:
+        if self.model is reference:
+            self.model = self.leaves = self.prepared = None
+
+
+_last_prepared = _LastPrepared()
+
+
 def _encode(prompts, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
@@ -243,19 +269,27 @@ def _encode(prompts, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[
             if tokenizer is None:
                 raise ValueError("prompts that are strings need tokenizer=...; without one, pass lists of token ids")
             prompt = tokenizer.encode(prompt) or [tokenizer.end_of_text_id]
-        prompt = [int(token) for token in prompt]
-        if not prompt:
+        ids = np.asarray(prompt)
+        if ids.size == 0:
             raise ValueError("a prompt of token ids is empty; start it with the end-of-text token")
-        check_tokens(np.asarray(prompt), vocab_size)
-        encoded.append(prompt)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"{prompt!r} is no prompt; pass a list of strings or a list of lists of token ids")
+        check_tokens(ids, vocab_size)
+        encoded.append(ids.tolist())
     return encoded
+
+
+_fold_in_rows = jax.jit(lambda key, num_rows: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows)),
+                        static_argnums=1)
 
 
 def _row_keys(key: jax.Array | None, num_rows: int) -> jax.Array:
     if key is None:
         key = jax.random.key(0)  # greedy: never read
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"key={key!r} is no PRNG key; pass jax.random.key(seed)")
     if key.ndim == 0:
-        return jax.random.split(key, num_rows)
+        return _fold_in_rows(key, num_rows)
     if key.shape != (num_rows,):
         raise ValueError(f"key has shape {key.shape}; pass one key, or one for each of the {num_rows} rows")
     return key

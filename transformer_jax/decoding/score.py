@@ -31,8 +31,9 @@ class Score:
 
 @jax.jit
 def _token_logprobs(model: Decoder, tokens_BT: jax.Array, targets_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    log_p_BTV = jax.nn.log_softmax(model(tokens_BT, segment_ids_BT=segments_BT).logits, axis=-1)
-    return jnp.take_along_axis(log_p_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    logits_BTV = model(tokens_BT, segment_ids_BT=segments_BT).logits
+    target_logits_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return target_logits_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
 
 
 def score(model: Decoder, texts: str | Sequence[str], *, tokenizer: Tokenizer) -> Score:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax.nn.blocks import LayerTrace
 from transformer_jax.nn.cache import KVCache
@@ -102,9 +103,9 @@ def _indices(name: str, wanted: Index, size: int) -> tuple[jax.Array, bool]:
     if wanted is None:
         return jnp.arange(size), False
     if not isinstance(wanted, jax.core.Tracer):
-        for index in [wanted] if isinstance(wanted, int) else wanted:
-            if not -size <= int(index) < size:
-                raise ValueError(f"{name}={wanted}: index {int(index)} is out of range for {size} {name}")
+        for index in np.ravel(wanted):
+            if not -size <= index < size:
+                raise ValueError(f"{name}={wanted}: index {index} is out of range for {size} {name}")
     array = jnp.asarray(wanted)
     return jnp.where(array < 0, array + size, array).reshape(-1), array.ndim == 0
 

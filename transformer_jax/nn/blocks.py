@@ -93,7 +93,7 @@ class Block(nnx.Module):
         q_BTNH, k_BSKH, v_BSKH = self.attention.project(self.attention_norm(x_BTD) if pre else x_BTD, context)
         if cache is not None:
             cache = cache.append_layer(layer, k_BSKH, v_BSKH)
-            k_BSKH, v_BSKH = cache.keys[layer], cache.values[layer]
+            k_BSKH, v_BSKH = cache.layer(layer)
         bias = context.bias
         if intervene is not None:
             bias = seen("attention_bias", _materialize(bias, q_BTNH, k_BSKH))

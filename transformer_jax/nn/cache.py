@@ -19,7 +19,8 @@ class KVCache:
     Ragged rows are aligned on the right: padding (segment id 0) comes first.
 
     Attributes:
-      keys: one ``[B, S, K, H]`` a layer, after rotation.
+      keys: one ``[B * K, S, H]`` a layer, after rotation. Rows and heads share an axis because XLA:CPU updates
+        such an array in place, where it copies one with two batch axes four times a token.
       values: likewise.
       segment_ids_BS: 0 where nothing, or padding, is stored.
       length: number of slots in use, a scalar.
@@ -33,7 +34,7 @@ class KVCache:
     @classmethod
     def empty(cls, config: ModelConfig, batch_size: int, capacity: int) -> Self:
         """A cache with room for ``capacity`` tokens a row."""
-        shape = (batch_size, capacity, config.num_kv_heads, config.head_dim)
+        shape = (batch_size * config.num_kv_heads, capacity, config.head_dim)
         layers = range(config.num_layers)
         return cls(keys=tuple(jnp.zeros(shape, config.dtype) for _ in layers),
                    values=tuple(jnp.zeros(shape, config.dtype) for _ in layers),
@@ -46,12 +47,22 @@ class KVCache:
 
     def append_layer(self, layer: int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Self:
         """The cache with one layer's new keys and values written after the ``length`` already there."""
-        def write(stored: tuple[jax.Array, ...], new: jax.Array) -> tuple[jax.Array, ...]:
-            written = jax.lax.dynamic_update_slice_in_dim(stored[layer], new.astype(stored[layer].dtype),
-                                                          self.length, axis=1)
+        def write(stored: tuple[jax.Array, ...], new_BTKH: jax.Array) -> tuple[jax.Array, ...]:
+            B, T, K, H = new_BTKH.shape
+            new = new_BTKH.swapaxes(1, 2).reshape(B * K, T, H).astype(stored[layer].dtype)
+            written = jax.lax.dynamic_update_slice_in_dim(stored[layer], new, self.length, axis=1)
             return (*stored[:layer], written, *stored[layer + 1:])
 
         return dataclasses.replace(self, keys=write(self.keys, k_BTKH), values=write(self.values, v_BTKH))
+
+    def layer(self, layer: int) -> tuple[jax.Array, jax.Array]:
+        """One layer's keys and values ``[B, S, K, H]``."""
+        B, S = self.segment_ids_BS.shape
+
+        def view(stored: jax.Array) -> jax.Array:
+            return stored.reshape(B, -1, S, stored.shape[-1]).swapaxes(1, 2)
+
+        return view(self.keys[layer]), view(self.values[layer])
 
     def append_segments(self, segment_ids_BT: jax.Array) -> Self:
         """The cache with the ids of new tokens written; their keys follow layer by layer."""

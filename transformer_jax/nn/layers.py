@@ -15,21 +15,44 @@ def parameter(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
 
 
 class Linear(nnx.Module):
-    """``x @ kernel + bias`` over the last axis, kernel ``[in, out]``."""
+    """``x @ kernel + bias`` over the last axis, kernel ``[in, out]``.
+
+    Attributes:
+      transposed: whether the kernel is held as ``[out, in]``, see :func:`for_single_tokens`.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, axes: tuple[str, str], config: ModelConfig, *, key: jax.Array,
                  std: float | None = None):
         kernel = (config.init_std if std is None else std) * jax.random.normal(key, (in_dim, out_dim))
+        self.transposed = False
         self.kernel = parameter(kernel.astype(config.param_dtype), axes)
         self.bias = parameter(jnp.zeros(out_dim, config.param_dtype), axes[1:]) if config.use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         # As one matrix product over all tokens: with two leading axes the gradient of the kernel
         # contracts both and misses XLA:CPU's fast path (twice the time).
-        rows = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        contracted = (((1,), (int(self.transposed),)), ((), ()))
+        rows = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), self.kernel[...].astype(x.dtype), contracted)
         if self.bias is not None:
             rows = rows + self.bias[...].astype(x.dtype)
         return rows.reshape(*x.shape[:-1], rows.shape[-1])
+
+
+def joined(*linears: Linear) -> Linear:
+    """One linear map whose output is that of several, side by side."""
+    result = jax.tree.map(lambda x: x, linears[0])
+    result.kernel = parameter(jnp.concatenate([linear.kernel[...] for linear in linears], axis=1), (None, None))
+    if result.bias is not None:
+        result.bias = parameter(jnp.concatenate([linear.bias[...] for linear in linears]), (None,))
+    return result
+
+
+def for_single_tokens(linear: Linear) -> Linear:
+    """The same map with its kernel transposed: a product with one row then reads memory in order."""
+    result = jax.tree.map(lambda x: x, linear)
+    result.transposed = True
+    result.kernel = parameter(linear.kernel[...].T, linear.kernel.axes[::-1])
+    return result
 
 
 class Norm(nnx.Module):

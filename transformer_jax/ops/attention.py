@@ -41,12 +41,15 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask =
     """
     if implementation not in ("auto", "xla"):
         raise ValueError(f"implementation={implementation!r} is not one of 'auto', 'xla'")
+    if v_BSKH.shape != k_BSKH.shape:
+        raise ValueError(f"values {v_BSKH.shape} differ from keys {k_BSKH.shape}")
     weights_BKGTS = _grouped_weights(q_BTNH, k_BSKH, mask, bias, scale)
     if dropout > 0.0 and key is not None:
         kept = jax.random.bernoulli(key, 1.0 - dropout, weights_BKGTS.shape)
         weights_BKGTS = jnp.where(kept, weights_BKGTS / (1.0 - dropout), 0.0)
-    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(v_BSKH.dtype), v_BSKH)
-    return out_BTKGH.reshape(q_BTNH.shape)
+    B, K, G, T, S = weights_BKGTS.shape
+    out_BKQH = _head_product(weights_BKGTS.astype(v_BSKH.dtype).reshape(B, K, G * T, S), v_BSKH.swapaxes(1, 2), 2)
+    return out_BKQH.reshape(B, K * G, T, -1).swapaxes(1, 2)
 
 
 def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask = None, *, bias: Bias = None,
@@ -65,8 +68,9 @@ def _grouped_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, bias: Bia
     _check_shapes(q_BTNH, k_BSKH)
     B, T, N, H = q_BTNH.shape
     _, S, K, _ = k_BSKH.shape
-    q_BTKGH = (q_BTNH * (1.0 / math.sqrt(H) if scale is None else scale)).reshape(B, T, K, N // K, H)
-    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    q_BNTH = (q_BTNH * (1.0 / math.sqrt(H) if scale is None else scale)).swapaxes(1, 2)
+    scores_BKQS = _head_product(q_BNTH.reshape(B, K, -1, H), k_BSKH.swapaxes(1, 2), 3, jnp.float32)
+    scores_BKGTS = scores_BKQS.reshape(B, K, N // K, T, S)
 
     def grouped(x: jax.Array) -> jax.Array:  # [B or 1, N or 1, T, S] -> [B or 1, K or 1, G or 1, T, S]
         heads = (K, N // K) if x.shape[1] == N and N > 1 else (1, 1)
@@ -81,12 +85,26 @@ def _grouped_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, bias: Bia
     return masked_softmax(scores_BKGTS, None if allowed is None else grouped(allowed))
 
 
+def _head_product(left_BKXY: jax.Array, right_BKSH: jax.Array, axis: int, dtype=None) -> jax.Array:
+    """Contracts the last axis on the left with the given one on the right, head by head."""
+    dimensions = (((3,), (axis,)), ((0, 1), (0, 1)))
+    if not jax.sharding.get_abstract_mesh().empty and jax.sharding.get_abstract_mesh().size > 1:
+        return jax.lax.dot_general(left_BKXY, right_BKSH, dimensions, preferred_element_type=dtype)
+    # One batch axis instead of two: XLA:CPU then updates a decoding cache in place, where it would copy it.
+    # Not over a mesh, whose axes divide B and K separately.
+    B, K = left_BKXY.shape[:2]
+    left, right = (x.reshape(B * K, *x.shape[2:]) for x in (left_BKXY, right_BKSH))
+    out = jax.lax.dot_general(left, right, (((2,), (axis - 1,)), ((0,), (0,))), preferred_element_type=dtype)
+    return out.reshape(B, K, *out.shape[1:])
+
+
 def masked_softmax(scores: jax.Array, allowed: jax.Array | None) -> jax.Array:
     """Softmax over the last axis; a row with nothing allowed is zero and has zero (finite) gradients."""
-    if allowed is None:
-        return jax.nn.softmax(scores, axis=-1)
-    scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
-    exponentials = jnp.where(allowed, jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))), 0.0)
+    if allowed is not None:
+        scores = jnp.where(allowed, scores, -jnp.inf)
+    # A finite largest score even of a row of -inf, whose exponentials are then 0 and not NaN.
+    largest = jnp.maximum(scores.max(-1, keepdims=True), jnp.finfo(scores.dtype).min)
+    exponentials = jnp.exp(scores - jax.lax.stop_gradient(largest))
     total = exponentials.sum(-1, keepdims=True)
     return exponentials / jnp.where(total == 0.0, 1.0, total)
 

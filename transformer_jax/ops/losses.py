@@ -61,6 +61,7 @@ def _chunk_logits(hidden_MD: jax.Array, rows_CD: jax.Array) -> jax.Array:
 def _over_vocabulary(unembedding_VD: jax.Array, chunk: int, body, carry):
     """carry = body(carry, start, rows) over chunks of rows, the last one short."""
     vocab_size = unembedding_VD.shape[0]
+    chunk = min(chunk, vocab_size)
     whole, rest = divmod(vocab_size, chunk)
 
     def step(i, carry):

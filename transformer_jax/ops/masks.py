@@ -92,7 +92,7 @@ class AttentionMask:
           queries: indices ``[R]`` of the rows wanted; ``None``: all T.
 
         Returns:
-          ``[B or 1, N or 1, T or R, S]``; ``None`` when everything is allowed.
+          ``[B or 1, N or 1, T or R or 1, S]``; ``None`` when everything is allowed.
         """
         rows_T = jnp.arange(num_queries) if queries is None else queries
         allowed = None

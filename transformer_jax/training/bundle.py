@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 
@@ -50,7 +51,7 @@ def load(directory: str | pathlib.Path, *, step: int | str | None = None) -> Bun
     checkpoints = Checkpoints(directory / ("best" if step == "best" else "checkpoints"), read_only=True)
     if not checkpoints.steps():
         raise CheckpointError(f"there is no checkpoint in {directory}; train one with python -m experiments.train")
-    found = checkpoints.restore({}, step=None if step in (None, "best") else int(step))
+    found = checkpoints.restore({}, step=None if step in (None, "best") else _number(step))
     experiment = from_dict(ExperimentConfig, found.metadata["config"]) if "config" in found.metadata else None
     config = from_dict(ModelConfig, found.metadata["model"]) if experiment is None else experiment.model
     shapes = jax.eval_shape(lambda key: Decoder(config, key=key), jax.random.key(0))
@@ -61,11 +62,24 @@ def load(directory: str | pathlib.Path, *, step: int | str | None = None) -> Bun
 
 
 def save(directory: str | pathlib.Path, bundle: Bundle) -> None:
-    """Writes a bundle where :func:`load` finds it; returns when it is on disk."""
-    checkpoints = Checkpoints(pathlib.Path(directory) / "checkpoints", keep=1)
+    """Writes a bundle where :func:`load` finds it; returns when it is on disk.
+
+    Raises:
+      ValueError: when it cannot be written, or the directory holds a later step, which ``load`` would find instead.
+    """
     metadata = {"model": to_dict(bundle.config)}
     if bundle.experiment is not None:
         metadata = {"config": to_dict(bundle.experiment)}
     files = {} if bundle.tokenizer is None else {TOKENIZER_FILE: bundle.tokenizer.to_bytes()}
-    checkpoints.save(bundle.step, {"params": bundle.model}, metadata=metadata, files=files)
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(pathlib.Path(directory) / "checkpoints", keep=1)) as checkpoints:
+        if max(checkpoints.steps(), default=0) > bundle.step:
+            raise CheckpointError(f"{directory} holds step {checkpoints.steps()[-1]} already, later than step "
+                                  f"{bundle.step} of this bundle; save it in another directory")
+        checkpoints.save(bundle.step, {"params": bundle.model}, metadata=metadata, files=files)
+
+
+def _number(step: int | str) -> int:
+    try:
+        return int(step)
+    except ValueError:
+        raise CheckpointError(f"step {step!r} is neither a number nor 'best'") from None

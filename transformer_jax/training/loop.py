@@ -61,12 +61,12 @@ def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: C
         best = stack.enter_context(contextlib.closing(Checkpoints(workdir / "best", keep=1)))
         if last.steps():
             restored = last.restore(abstract_state(make_params, optimizer, mesh))
-            state, best_loss = restored.state, restored.metadata["best_loss"]
+            state, saved, best_loss = restored.state, restored.step, restored.metadata["best_loss"]
             batches.set_state(restored.metadata["data"])
             print(f"resuming from step {restored.step} of {config.steps}")
         else:
-            state = init_state(make_params, optimizer, jax.random.key(config.seed), mesh)
-        start = step = saved = int(state.step)
+            state, saved = init_state(make_params, optimizer, jax.random.key(config.seed), mesh), None
+        start = step = int(state.step)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         metrics = stack.enter_context(contextlib.closing(MetricsWriter(workdir, start)))
         signals = stack.enter_context(_signals())
@@ -93,11 +93,11 @@ def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: C
                 since, tokens_since = time.perf_counter(), 0
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in current.items()}
-                seconds = max(time.perf_counter() - since, 1e-9)
-                rate = tokens_since / seconds
+                rate = tokens_since / (time.perf_counter() - since)
+                speed = {"tokens_per_second": rate,
+                         "model_flops_per_second": rate * flops_per_token(config.model, num_parameters)}
                 metrics.write(step, loss=values["loss"], grad_norm=values["grad_norm"], skipped=values["skipped"],
-                              learning_rate=float(schedule(step - 1)), tokens_per_second=rate,
-                              model_flops_per_second=rate * flops_per_token(config.model, num_parameters))
+                              learning_rate=float(schedule(step - 1)), **(speed if tokens_since else {}))
                 bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s")
                 since, tokens_since = time.perf_counter(), 0
             if step % config.eval.every == 0 or step == config.steps:
@@ -133,8 +133,9 @@ def _to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
 def _check_finite(metrics: dict[str, jax.Array], step: int) -> None:
     if int(metrics["skipped_in_a_row"]) >= MAX_SKIPPED_IN_A_ROW:
         raise NotFiniteError(
-            f"step {step}: the gradients of {MAX_SKIPPED_IN_A_ROW} updates in a row were not finite; the weights are "
-            "those before them. Lower optim.peak_lr, lengthen optim.warmup_steps, or look at the data")
+            f"step {step}: {MAX_SKIPPED_IN_A_ROW} updates in a row had gradients that are not finite; training stops, "
+            "and the checkpoints are those of before. Lower optim.peak_lr, lengthen optim.warmup_steps, or look at "
+            "the data")
 
 
 @contextlib.contextmanager

@@ -35,8 +35,10 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Writes out what is buffered."""
-        self._file.close()
-        self._board.close()
+        try:
+            self._file.close()
+        finally:
+            self._board.close()
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:

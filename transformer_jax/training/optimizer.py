@@ -28,14 +28,14 @@ def make_schedule(config: OptimConfig, steps: int, peak: float | None = None) ->
     after = max(steps - warmup, 1)
     if config.schedule == "noam":
         def decay(step):
-            return peak * (warmup / (step + warmup)) ** 0.5
+            return peak * (warmup / (warmup + 1 + step)) ** 0.5
     elif config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, after, alpha=config.end_lr)
     elif config.schedule == "linear":
         decay = optax.linear_schedule(peak, end, after)
     elif config.schedule == "wsd":
-        decay_steps = max(int(config.decay_fraction * steps), 1)
-        decay = optax.linear_schedule(peak, end, decay_steps, transition_begin=max(after - decay_steps, 0))
+        decay_steps = min(max(int(config.decay_fraction * steps), 1), after)
+        decay = optax.linear_schedule(peak, end, decay_steps, transition_begin=after - decay_steps)
     else:
         decay = optax.constant_schedule(peak)
     if warmup == 0:
@@ -48,12 +48,14 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     """Clipping by global norm, then the named optimizer with decay on matrices and embeddings only.
 
     ``muon`` (Jordan et al., 2024) orthogonalises the updates of the hidden matrices, at ``muon_lr``, and leaves
-    embeddings, norms and biases to AdamW at ``peak_lr``.
+    embeddings, norms and biases to AdamW at ``peak_lr``. The decay of ``sgd`` is added to the gradient (L2), that of
+    all others to the update (Loshchilov and Hutter, 2019).
     """
     rate = make_schedule(config, steps)
+    adamw = optax.adamw(rate, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay,
+                        mask=decay_mask)
     if config.name == "adamw":
-        chain = optax.adamw(rate, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay,
-                            mask=decay_mask)
+        chain = adamw
     elif config.name == "lion":
         chain = optax.lion(rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decay_mask)
     elif config.name == "adafactor":
@@ -66,10 +68,10 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         chain = optax.chain(optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
                             optax.sgd(rate, momentum=config.beta1, nesterov=True))
     else:
-        chain = optax.contrib.muon(
-            make_schedule(config, steps, config.muon_lr), adam_learning_rate=rate, adam_b1=config.beta1,
-            adam_b2=config.beta2, weight_decay=config.weight_decay, adam_weight_decay=config.weight_decay,
-            weight_decay_mask=decay_mask, muon_weight_dimension_numbers=_muon_dimensions)
+        # optax's muon has an AdamW of its own, which would decay biases and norms too.
+        muon = optax.contrib.muon(make_schedule(config, steps, config.muon_lr), weight_decay=config.weight_decay,
+                                  muon_weight_dimension_numbers=_muon_dimensions)
+        chain = optax.partition({True: muon, False: adamw}, _is_hidden_matrix)
     return chain if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), chain)
 
 
@@ -82,10 +84,11 @@ def decay_mask(params: Any) -> Any:
     return _by_parameter(lambda p: len(p.axes) >= 2, params)
 
 
-def _muon_dimensions(params: Any) -> Any:
-    def dimensions(p: nnx.Variable) -> optax.contrib.MuonDimensionNumbers | None:
-        # optax hands in trees with the leaves of the other group masked out: no leaf, no dimensions.
-        stacked_matrix = any(len(p.axes) == 2 and leaf.ndim == 3 for leaf in jax.tree.leaves(p))
-        return optax.contrib.MuonDimensionNumbers(-2, -1) if stacked_matrix else None
+def _is_hidden_matrix(params: Any) -> Any:
+    """True for the stacked matrices [L, in, out] of the layers."""
+    return _by_parameter(lambda p: len(p.axes) == 2 and p.ndim == 3, params)
 
-    return _by_parameter(dimensions, params)
+
+def _muon_dimensions(params: Any) -> Any:
+    # The parameters of AdamW are masked out here: no leaf, no dimensions.
+    return _by_parameter(lambda p: optax.contrib.MuonDimensionNumbers(-2, -1) if jax.tree.leaves(p) else None, params)

@@ -65,7 +65,7 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation,
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         loss, grads = _gradients(loss_fn, state.params, batch, key, accumulation)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
@@ -101,7 +101,7 @@ def _gradients(loss_fn: LossFn, params: Any, batch: Batch, key: jax.Array,
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
             gradient, params, jax.tree.map(lambda x: x[0], parts), key))
         (grads, (loss, weight)), _ = jax.lax.scan(add, zero, (parts, jnp.arange(accumulation)))
-    scale = 1.0 / jnp.maximum(weight, 1.0)
+    scale = 1.0 / jnp.where(weight == 0.0, 1.0, weight)
     return loss * scale, jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
 

@@ -1,0 +1,200 @@
+"""Configs: what is derived, what is refused and how, round trips; the published sizes."""
+
+import dataclasses
+import json
+
+import pytest
+
+import transformer_jax as tj
+from transformer_jax import config as configs
+from transformer_jax import presets
+from transformer_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    ExperimentConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TokenizerConfig,
+    differences,
+    from_dict,
+    to_dict,
+)
+
+
+def test_derived_fields():
+    config = ModelConfig(num_heads=4, model_dim=32)
+    assert (config.num_kv_heads, config.head_dim, config.mlp_dim) == (4, 8, 128)
+
+
+def test_replace_derives_anew_what_was_derived():
+    config = ModelConfig(num_heads=4, model_dim=32).replace(num_heads=8, model_dim=128)
+    assert (config.num_kv_heads, config.head_dim, config.mlp_dim) == (8, 16, 512)
+    assert config == ModelConfig(num_heads=8, model_dim=128)
+
+
+def test_replace_keeps_what_was_given():
+    config = ModelConfig(num_heads=4, model_dim=32, num_kv_heads=2, head_dim=6, mlp_dim=50)
+    assert config.replace(model_dim=64, num_heads=8) == ModelConfig(
+        num_heads=8, model_dim=64, num_kv_heads=2, head_dim=6, mlp_dim=50)
+    assert ModelConfig(num_heads=4, model_dim=32).replace(mlp_dim=64).replace(num_heads=2).mlp_dim == 64
+
+
+def test_replace_validates():
+    with pytest.raises(ValueError, match="num_heads=5"):
+        ModelConfig().replace(num_heads=5)
+    with pytest.raises(ValueError, match="ModelConfig has no field 'n_layers'"):
+        ModelConfig().replace(n_layers=3)
+    with pytest.raises(ValueError, match="did you mean 'batch_size'"):
+        ExperimentConfig().replace(batchsize=3)
+
+
+@pytest.mark.parametrize(("cls", "given", "words"), [
+    *((ModelConfig, {field: value}, [f"{field}={value!r}", "positive integer"])
+      for field in ("max_len", "num_layers", "num_heads", "model_dim", "num_kv_heads", "head_dim", "mlp_dim", "vocab_size",
+                    "sliding_window", "unroll") for value in (0, -1, 1.5, "2", True)),
+    *((ModelConfig, {field: "x"}, [f"{field}='x'", "not one of"])
+      for field in ("positions", "norm", "norm_position", "activation", "dtype", "param_dtype", "remat")),
+    (ModelConfig, dict(positions="rotary_rope"), ["positions='rotary_rope'", "sinusoidal, learned, rope, alibi, none"]),
+    (ModelConfig, dict(activation="gelu_tan"), ["did you mean 'gelu_tanh'"]),
+    (ModelConfig, dict(num_heads=7), ["model_dim=768", "num_heads=7", "set head_dim"]),
+    (ModelConfig, dict(num_kv_heads=5), ["num_heads=12", "num_kv_heads=5"]),
+    (ModelConfig, dict(positions="rope", head_dim=7), ["head_dim=7", "even"]),
+    (ModelConfig, dict(positions="sinusoidal", model_dim=9, num_heads=3), ["even model_dim", "9"]),
+    *((ModelConfig, dict(dropout=value), [f"dropout={value}", "[0, 1)"]) for value in (-0.1, 1.0, float("nan"))),
+    *((ModelConfig, {field: value}, [f"{field}={value}", "positive"])
+      for field in ("norm_epsilon", "init_std", "rope_base") for value in (0, -1.0)),
+    (TokenizerConfig, dict(kind="bpee"), ["kind='bpee'", "did you mean 'bpe'"]),
+    (TokenizerConfig, dict(kind="unigram"), ["data.tokenizer.kind='unigram'", "data.tokenizer.vocab_size"]),
+    *((DataConfig, dict(validation_fraction=value), [f"validation_fraction={value}", "(0, 1)"]) for value in (0.0, 1.0)),
+    (OptimConfig, dict(name="adam"), ["name='adam'", "did you mean 'adamw'"]),
+    (OptimConfig, dict(schedule="cosin"), ["schedule='cosin'", "did you mean 'cosine'"]),
+    (OptimConfig, dict(accumulation=0), ["accumulation=0"]),
+    (OptimConfig, dict(peak_lr=-1.0), ["optim.peak_lr=-1.0"]),
+    (OptimConfig, dict(warmup_steps=-1), ["optim.warmup_steps=-1"]),
+    (OptimConfig, dict(schedule="noam", warmup_steps=0), ["optim.schedule='noam'", "warmup_steps > 0"]),
+    (OptimConfig, dict(end_lr=1.5), ["optim.end_lr=1.5", "[0, 1]"]),
+    (OptimConfig, dict(decay_fraction=0.0), ["optim.decay_fraction=0.0", "(0, 1]"]),
+    (OptimConfig, dict(clip_norm=0.0), ["optim.clip_norm=0.0"]),
+    (LossConfig, dict(label_smoothing=1.0), ["loss.label_smoothing=1.0"]),
+    (LossConfig, dict(z_loss=-1e-4), ["loss.z_loss=-0.0001"]),
+    (CheckpointConfig, dict(every=0), ["every=0"]),
+    (CheckpointConfig, dict(keep=-2), ["keep=-2"]),
+    (EvalConfig, dict(every=0), ["every=0"]),
+    (EvalConfig, dict(batch_size=0), ["batch_size=0"]),
+    (EvalConfig, dict(max_batches=0), ["max_batches=0"]),
+    (SampleConfig, dict(every=-5), ["sample.every=-5"]),
+    (SampleConfig, dict(max_new_tokens=0), ["max_new_tokens=0"]),
+    (MeshConfig, dict(fsdp=0), ["fsdp=0"]),
+    (MeshConfig, dict(tensor=0), ["tensor=0"]),
+    (MeshConfig, dict(data=0), ["data=0"]),
+    (ExperimentConfig, dict(steps=0), ["steps=0"]),
+    (ExperimentConfig, dict(log_every=0), ["log_every=0"]),
+    (ExperimentConfig, dict(batch_size=10, optim=OptimConfig(accumulation=4)), ["batch_size=10", "optim.accumulation=4"]),
+], ids=lambda value: value.__name__ if isinstance(value, type) else str(value))
+def test_what_is_refused_names_the_field_and_the_value(cls, given, words):
+    with pytest.raises(ValueError) as error:
+        cls(**given)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+CHANGED = ExperimentConfig(
+    seed=3, model=ModelConfig(vocab_size=65, num_heads=4, num_kv_heads=2, dropout=0.1, sliding_window=16, positions="rope"),
+    data=DataConfig(path="a.txt", tokenizer=TokenizerConfig(kind="bpe", vocab_size=100)),
+    optim=OptimConfig(clip_norm=None, schedule="wsd"), mesh=MeshConfig(data=2, tensor=4))
+
+
+@pytest.mark.parametrize("config", [ExperimentConfig(), CHANGED])
+def test_round_trip_through_json(config):
+    back = from_dict(ExperimentConfig, json.loads(json.dumps(to_dict(config))))
+    assert back == config and hash(back) == hash(config)
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_presets_survive_json(name):
+    config = presets.get(name)
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_integers_serve_as_floats():
+    config = from_dict(OptimConfig, {"clip_norm": 1, "end_lr": 0})
+    assert config == OptimConfig(clip_norm=1.0, end_lr=0.0) and isinstance(config.clip_norm, float)
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"modl": {}}, ["ExperimentConfig has no field 'modl'", "did you mean 'model'"]),
+    ({"model": {"num_head": 4}}, ["ModelConfig has no field 'num_head'", "did you mean 'num_heads'"]),
+    ({"data": {"tokenizer": {"qqqq": 1}}}, ["TokenizerConfig has no field 'qqqq'", "kind, vocab_size, path"]),
+    ({"model": {"num_heads": "4"}}, ["ModelConfig.num_heads='4'", "expected int", "got str"]),
+    ({"model": {"use_bias": 1}}, ["ModelConfig.use_bias=1", "expected bool"]),
+    ({"model": {"num_layers": True}}, ["ModelConfig.num_layers=True", "expected int"]),
+    ({"model": {"num_layers": 2.0}}, ["ModelConfig.num_layers=2.0", "expected int"]),
+    ({"model": {"dropout": "0.1"}}, ["ModelConfig.dropout='0.1'", "expected float"]),
+    ({"model": {"vocab_size": "65"}}, ["ModelConfig.vocab_size='65'", "int or NoneType"]),
+    ({"model": {"num_layers": None}}, ["ModelConfig.num_layers=None", "expected int"]),
+    ({"model": 5}, ["ExperimentConfig.model=5", "ModelConfig"]),
+])
+def test_wrong_dicts_are_refused(values, words):
+    with pytest.raises(ValueError) as error:
+        from_dict(ExperimentConfig, values)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_differences():
+    assert differences(CHANGED, CHANGED) == []
+    other = CHANGED.replace(seed=4, model=CHANGED.model.replace(dropout=0.0), data=dataclasses.replace(
+        CHANGED.data, tokenizer=TokenizerConfig(kind="word", vocab_size=100)))
+    assert differences(CHANGED, other) == [
+        "seed: 3 -> 4", "model.dropout: 0.1 -> 0.0", "data.tokenizer.kind: 'bpe' -> 'word'"]
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().num_layers = 3
+
+
+def test_samples_are_due():
+    assert [step for step in range(21) if SampleConfig(every=5).due(step)] == [0, 5, 10, 15, 20]
+    assert [step for step in range(1, 90) if SampleConfig(every=5, growing=True).due(step)] == [5, 10, 20, 40, 80]
+    assert not any(SampleConfig().due(step) for step in range(5))
+
+
+@pytest.mark.parametrize(("name", "count"), [
+    # As Hugging Face's and OpenAI's checkpoints count (output matrix tied).
+    ("gpt2-small", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200),
+    ("llama-tiny", 15_191_712),  # llama2.c's stories15M
+    # nanoGPT prints the count without position embeddings: 0.80M for its CPU recipe, 10.65M for its GPU one.
+    ("nanogpt-char-cpu", 804_096 + 64 * 128 - 8_192 * 0), ("nanogpt-char-gpu", 10_646_784 + 256 * 384),
+])
+def test_published_parameter_counts(name, count):
+    assert tj.count_parameters(presets.get(name)) == count
+
+
+@pytest.mark.parametrize(("name", "printed", "rounding", "layers", "heads", "width"), [
+    # Brown et al. (2020), table 2.1; XL is printed with 24 heads and 13B with a width of 5140, which do not multiply out.
+    ("gpt3-small", 125e6, 0.5e6, 12, 12, 768), ("gpt3-medium", 350e6, 6e6, 24, 16, 1024),
+    ("gpt3-large", 760e6, 5e6, 24, 16, 1536), ("gpt3-xl", 1.3e9, 0.05e9, 24, 16, 2048),
+    ("gpt3-2.7b", 2.7e9, 0.05e9, 32, 32, 2560), ("gpt3-6.7b", 6.7e9, 0.05e9, 32, 32, 4096),
+    ("gpt3-13b", 13e9, 0.5e9, 40, 40, 5120), ("gpt3-175b", 175e9, 0.5e9, 96, 96, 12288),
+])
+def test_gpt3_table(name, printed, rounding, layers, heads, width):
+    config = presets.get(name)
+    assert (config.num_layers, config.num_heads, config.model_dim, config.max_len) == (layers, heads, width, 2048)
+    assert config.num_heads * config.head_dim == config.model_dim and config.mlp_dim == 4 * config.model_dim
+    assert abs(tj.count_parameters(config) - printed) <= rounding
+
+
+def test_an_unknown_preset_suggests_the_nearest():
+    with pytest.raises(ValueError, match="no preset 'gpt2-smal'; did you mean 'gpt2-small'"):
+        presets.get("gpt2-smal")
+    with pytest.raises(ValueError, match="known: gpt2-small"):
+        presets.get("zzz")
+
+
+def test_every_config_field_is_documented():
+    for cls in (ModelConfig, OptimConfig, DataConfig, TokenizerConfig):
+        assert cls.__doc__ and dataclasses.is_dataclass(cls)
+    assert configs.check_field_names(ModelConfig, ["num_heads"]) is None

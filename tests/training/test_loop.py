@@ -1,0 +1,283 @@
+"""The loop on a small model of its own: exact resume in process, metrics, best checkpoints, meshes, ten bad steps."""
+
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
+
+from transformer_jax.config import (
+    CheckpointConfig,
+    EvalConfig,
+    ExperimentConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    from_dict,
+)
+from transformer_jax.data import Windows, make_batches
+from transformer_jax.sharding import make_mesh
+from transformer_jax.training.checkpoint import Checkpoints, tree_digest
+from transformer_jax.training.errors import Interrupted, NotFiniteError
+from transformer_jax.training.loop import fit
+from transformer_jax.training.metrics import read_metrics
+
+CACHE = {"jax_compilation_cache_dir": None, "jax_persistent_cache_min_compile_time_secs": 0.0}
+V, D, STEPS, EPOCH = 11, 8, 23, 7  # batches in an epoch: so that stops fall in the middle of one
+CONFIG = ExperimentConfig(
+    steps=STEPS, batch_size=8, log_every=4, model=ModelConfig(vocab_size=V, max_len=4, num_layers=1, num_heads=1,
+                                                              model_dim=D),
+    optim=OptimConfig(peak_lr=0.05, warmup_steps=3, accumulation=2), checkpoint=CheckpointConfig(every=5, keep=2),
+    eval=EvalConfig(every=6), sample=SampleConfig(every=4, growing=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Every run compiles the same programs anew; here they are read instead."""
+    before = {name: getattr(jax.config, name) for name in CACHE}
+    for name, value in (CACHE | {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache"))}).items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def make_params(key):
+    embed_key, out_key = jax.random.split(key)
+    return {"embed": nnx.Param(0.5 * jax.random.normal(embed_key, (V, D)), axes=("vocab", "embed")),
+            "out": nnx.Param(0.5 * jax.random.normal(out_key, (D, V)), axes=("embed", "vocab"))}
+
+
+def loss_fn(params, batch, key):
+    """A bigram model with dropout."""
+    x_BTD = params["embed"][...][batch["tokens"]]
+    if key is not None:
+        x_BTD = x_BTD * jax.random.bernoulli(key, 0.8, x_BTD.shape) / 0.8
+    log_p = jax.nn.log_softmax(x_BTD @ params["out"][...])
+    losses = -jnp.take_along_axis(log_p, batch["targets"][..., None], axis=-1)
+    return losses.sum(), jnp.float32(losses.size)
+
+
+class Batches:
+    """Batches that call something at a given step, as a signal that comes then."""
+
+    def __init__(self, config, at=None, call=None):
+        tokens = np.random.default_rng(0).integers(V, size=EPOCH * config.batch_size * 4 + 1, dtype=np.uint16)
+        self._batches = make_batches(Windows(tokens, 4), batch_size=config.batch_size, seed=config.seed)
+        self._count, self._at, self._call = 0, at, call
+        self.get_state, self.set_state = self._batches.get_state, self._batches.set_state
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._count == self._at:
+            self._call()
+        self._count += 1
+        return next(self._batches)
+
+
+def run(workdir, config=CONFIG, mesh=None, loss_fn=loss_fn, evaluate=None, **interruption):
+    """Trains; validation is the mean of the weights, which anything that changes them changes."""
+    samples = []
+    state = fit(config, workdir, make_params=make_params, loss_fn=loss_fn, batches=Batches(config, **interruption),
+                mesh=make_mesh(config.mesh, jax.devices()[:1]) if mesh is None else mesh, files={"name": b"content"},
+                evaluate=evaluate or (lambda params: float(jnp.abs(params["out"][...]).mean())),
+                sample=lambda params, step: samples.append(step))
+    return state, samples
+
+
+def deterministic(workdir):
+    """The logged lines without what depends on the clock."""
+    timed = ("tokens_per_second", "model_flops_per_second")
+    return [{name: value for name, value in line.items() if name not in timed}
+            for line in read_metrics(workdir / "metrics.jsonl")]
+
+
+def metadata(workdir):
+    return Checkpoints(workdir / "checkpoints", read_only=True).restore({}).metadata
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    state, samples = run(workdir)
+    return workdir, state, samples
+
+
+def test_an_uninterrupted_run(whole, capfd):
+    workdir, state, samples = whole
+    lines = deterministic(workdir)
+    assert [line["step"] for line in lines if "loss" in line] == [4, 8, 12, 16, 20, 23]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [6, 12, 18, 23]
+    assert samples == [4, 8, 16, 23]
+    assert Checkpoints(workdir / "checkpoints", read_only=True).steps() == [20, 23]
+    assert int(state.step) == STEPS
+    first = next(line for line in lines if "loss" in line)
+    assert set(first) == {"step", "loss", "grad_norm", "skipped", "learning_rate"}
+    assert lines[-2]["loss"] < first["loss"]
+
+
+def test_the_same_config_twice_is_the_same_to_the_bit(whole, tmp_path):
+    workdir, state, _ = whole
+    again, _ = run(tmp_path)
+    assert tree_digest(again) == tree_digest(state)
+    assert deterministic(tmp_path) == deterministic(workdir)
+    other, _ = run(tmp_path / "other", CONFIG.replace(seed=1))
+    assert tree_digest(other.params) != tree_digest(state.params)
+
+
+@pytest.mark.parametrize(("signum", "stop"), [(signal.SIGINT, 1), (signal.SIGTERM, 6), (signal.SIGINT, 10),
+                                              (signal.SIGTERM, 13)])
+def test_a_stopped_run_ends_as_the_whole_one(whole, tmp_path, signum, stop):
+    workdir, state, _ = whole
+    with pytest.raises(Interrupted, match=rf"{signum.name}: saved step {stop}$") as stopped:
+        run(tmp_path, at=stop - 1, call=lambda: os.kill(os.getpid(), signum))
+    assert stopped.value.signum == signum and stopped.value.step == stop
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps()[-1] == stop
+    resumed, _ = run(tmp_path)
+    assert tree_digest(resumed) == tree_digest(state)
+    assert deterministic(tmp_path) == deterministic(workdir)
+    assert metadata(tmp_path) == metadata(workdir)
+
+
+@pytest.mark.parametrize("stop", [3, 5, 12, 22])
+def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(whole, tmp_path, stop):
+    class Crash(Exception):
+        pass
+
+    def crash():
+        raise Crash
+
+    workdir, state, _ = whole
+    with pytest.raises(Crash):
+        run(tmp_path, at=stop, call=crash)
+    saved = Checkpoints(tmp_path / "checkpoints", read_only=True).steps()
+    assert (saved[-1] if saved else 0) == stop // 5 * 5
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 22, "lo')  # as the power fails
+    resumed, _ = run(tmp_path)
+    assert tree_digest(resumed) == tree_digest(state)
+    assert deterministic(tmp_path) == deterministic(workdir)
+
+
+def test_stopping_twice_and_before_the_first_step(whole, tmp_path):
+    _, state, _ = whole
+    for seen, stop in ((0, 2), (2, 3)):
+        with pytest.raises(Interrupted):
+            run(tmp_path, at=stop - seen - 1, call=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert tree_digest(run(tmp_path)[0]) == tree_digest(state)
+
+
+def test_the_usual_signal_handlers_come_back(whole, tmp_path):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        run(tmp_path, at=0, call=lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "twice", at=0, call=twice)
+
+
+def test_a_finished_run_is_left_as_it_is(whole):
+    workdir, state, _ = whole
+    before = deterministic(workdir)
+    again, samples = run(workdir)
+    assert tree_digest(again) == tree_digest(state) and samples == [] and deterministic(workdir) == before
+
+
+def test_the_best_survives_a_resume(tmp_path):
+    """Validation losses 3, 1, 2, 4: the best is the second, also when the stop comes after it."""
+    losses = {6: 3.0, 12: 1.0, 18: 2.0, 23: 4.0}
+    step = iter(losses)
+
+    def evaluate(params):
+        return losses[next(step)]
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, at=14, call=lambda: os.kill(os.getpid(), signal.SIGTERM), evaluate=evaluate)
+    best = Checkpoints(tmp_path / "best", read_only=True)
+    assert best.steps() == [12]
+    run(tmp_path, evaluate=evaluate)
+    assert best.steps() == [12]
+    restored = Checkpoints(tmp_path / "checkpoints", read_only=True).restore({})
+    assert restored.metadata["best_loss"] == 1.0 and restored.files == {"name": b"content"}
+
+
+def test_ten_updates_in_a_row_that_are_not_finite_end_the_run(tmp_path):
+    def diverges(params, batch, key):
+        loss, weight = loss_fn(params, batch, key)
+        return jnp.where(jnp.abs(params["out"][...]).mean() > limit, jnp.nan, 1.0) * loss, weight
+
+    limit = 0.0
+    with pytest.raises(NotFiniteError, match=r"step 10: 10 updates in a row .* Lower optim.peak_lr"):
+        run(tmp_path, loss_fn=diverges)
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps()[-1] in (5, 10)
+    # The same command comes to the same end, also from a checkpoint in the middle of the bad steps.
+    with pytest.raises(NotFiniteError, match=r"updates in a row"):
+        run(tmp_path, loss_fn=diverges)
+
+
+def test_nine_bad_steps_do_not_end_it(tmp_path):
+    seen = []
+
+    def evaluate(params):
+        seen.append(tree_digest(params))
+        return 1.0
+
+    def poisoned(params, batch, key):
+        loss, weight = loss_fn(params, batch, key)
+        return jnp.where(jnp.isnan(batch["poison"]).any(), jnp.nan, 1.0) * loss, weight
+
+    class Poisoned(Batches):
+        def __next__(self):
+            batch = super().__next__()
+            bad = 2 < self._count <= 11
+            return batch | {"poison": np.full((8, 1), np.nan if bad else 1.0, np.float32)}
+
+    config = CONFIG.replace(eval=EvalConfig(every=1), steps=13)
+    state = fit(config, tmp_path, make_params=make_params, loss_fn=poisoned, batches=Poisoned(config), files={},
+                mesh=make_mesh(devices=jax.devices()[:1]), evaluate=evaluate)
+    assert int(state.skipped) == 9 and int(state.skipped_in_a_row) == 0 and int(state.step) == 13
+    assert len(set(seen[1:11])) == 1 and len(set(seen)) == 4
+    assert [line["skipped"] for line in deterministic(tmp_path) if "loss" in line] == [2, 6, 9, 9]
+
+
+def test_saved_on_eight_devices_resumed_on_fewer(tmp_path):
+    """The first 9 steps on a mesh of 2 x 2 x 2, the rest on 1, 2 and 4 devices: the losses go on."""
+    config = CONFIG.replace(log_every=1, mesh=MeshConfig(data=2, fsdp=2, tensor=2),
+                            model=CONFIG.model, optim=OptimConfig(peak_lr=0.05, warmup_steps=3))
+    eight = make_mesh(config.mesh)
+    whole, _ = run(tmp_path / "whole", config, mesh=eight)
+    assert len(whole.params["embed"][...].sharding.device_set) == 8
+    assert not whole.params["embed"][...].sharding.is_fully_replicated
+    losses = {line["step"]: line["loss"] for line in deterministic(tmp_path / "whole") if "loss" in line}
+    assert list(losses) == list(range(1, STEPS + 1))
+    for name, mesh_config, num_devices in (("one", MeshConfig(), 1), ("two", MeshConfig(fsdp=2), 2),
+                                           ("four", MeshConfig(fsdp=2, tensor=2), 4), ("eight", config.mesh, 8)):
+        workdir = tmp_path / name
+        with pytest.raises(Interrupted):
+            run(workdir, config, mesh=eight, at=8, call=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        state, _ = run(workdir, config, mesh=make_mesh(mesh_config, jax.devices()[:num_devices]))
+        assert len(state.params["embed"][...].sharding.device_set) == num_devices
+        resumed = {line["step"]: line["loss"] for line in deterministic(workdir) if "loss" in line}
+        assert list(resumed) == list(losses)
+        np.testing.assert_allclose(list(resumed.values()), list(losses.values()), rtol=1e-5)
+    assert tree_digest(state) == tree_digest(whole)
+
+
+def test_metadata_tells_the_config_and_the_position(whole):
+    assert set(metadata(whole[0])) == {"config", "data", "best_loss"}
+    assert from_dict(ExperimentConfig, metadata(whole[0])["config"]) == CONFIG
