@@ -30,7 +30,7 @@ def main() -> None:
 In Python:
   import jax, transformer_jax as tj
   bundle = tj.load("{workdir}")
-  tokens = bundle.tokenizer.encode("The with statement")
+  tokens = bundle.tokenizer.encode("The class")
   tj.trace(bundle.model, jax.numpy.array([tokens])).attention(layers=-1)""")
 
 

@@ -39,8 +39,8 @@ def test_every_public_name_resolves(name):
 
 
 def test_names_of_the_contract_are_public():
-    assert {"AttentionMask", "Decoder", "ModelConfig", "Sampling", "forward", "generate", "load", "ops", "presets", "save",
-            "score", "stream", "trace"} <= set(tj.__all__)
+    assert {"AttentionMask", "Decoder", "ModelConfig", "Sampling", "forward", "generate", "load", "ops", "presets",
+            "save", "score", "stream", "trace"} <= set(tj.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -129,9 +129,10 @@ def test_an_import_the_wrong_way_is_caught(module, source):
 @pytest.mark.parametrize(("module", "source"), [
     ("transformer_jax.nn.blocks", "from . import attention\nfrom transformer_jax.ops import attend\nimport jax"),
     ("transformer_jax.data.text", "from transformer_jax.config import DataConfig\nimport numpy as np"),
-    ("transformer_jax.training.loop", "from transformer_jax.data import Windows\nfrom transformer_jax.models import decoder"),
+    ("transformer_jax.training.loop", "from transformer_jax.data import Windows\nfrom transformer_jax import models"),
     ("transformer_jax.alignment.sft", "from transformer_jax.training.step import make_train_step"),
-    ("experiments.train", "import transformer_jax as tj\nfrom transformer_jax import Decoder, presets\nfrom experiments import cli"),
+    ("experiments.train", "import transformer_jax as tj\nfrom transformer_jax import Decoder, presets"),
+    ("experiments.train", "from experiments import cli"),
 ])
 def test_an_import_the_right_way_passes(module, source):
     assert violations(source, module) == []

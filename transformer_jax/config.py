@@ -36,7 +36,8 @@ def _check_choice(config: Any, field: str, choices: tuple[str, ...]) -> None:
 def _check_positive(config: Any, *fields: str) -> None:
     for field in fields:
         value = getattr(config, field)
-        _require(isinstance(value, int) and value > 0, f"{field}={value!r} must be a positive integer")
+        integer = isinstance(value, int) and not isinstance(value, bool)
+        _require(integer and value > 0, f"{field}={value!r} must be a positive integer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,9 @@ class ModelConfig:
         _require(self.positions != "sinusoidal" or self.model_dim % 2 == 0,
                  f"positions='sinusoidal' needs an even model_dim, not {self.model_dim}")
         _require(0.0 <= self.dropout < 1.0, f"dropout={self.dropout} must be in [0, 1)")
-        _require(self.norm_epsilon > 0, f"norm_epsilon={self.norm_epsilon} must be positive")
+        for field in ("norm_epsilon", "init_std", "rope_base"):
+            value = getattr(self, field)
+            _require(value > 0, f"{field}={value} must be positive")
 
     def derived(self) -> dict[str, int]:
         """What the fields that may be left at ``None`` are derived as."""
@@ -341,7 +344,7 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
     if value is None and type(None) in options:
         return None
     for option in options:
-        if dataclasses.is_dataclass(option):
+        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
             return from_dict(option, value)
         if option is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)

@@ -67,13 +67,13 @@ def trained(tmp_path_factory):
                                "mesh.data, mesh.fsdp or mesh.tensor"),
     ("--config.eval.max_batches=0", "max_batches=0 must be a positive integer"),
     ("--config.sample.temperature=-1", "temperature=-1.0 must be 0 (greedy) or positive"),
-    ("--config.model.vocab_size=99", "model.vocab_size=99, but the tokenizer has 24 pieces; leave model.vocab_size out"),
+    ("--config.model.vocab_size=9", "model.vocab_size=9, but the tokenizer has 24 pieces; leave model.vocab_size out"),
     ("--wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
     ("stray", "unexpected argument 'stray'; flags are written --name=value"),
 ])
 def test_settings(train, tmp_path, change, message):
     error = train(change).error
-    assert error == f"error: {message}" or message.endswith(": ") and error.startswith(f"error: {message}")
+    assert error == f"error: {message}" or (message.endswith(": ") and error.startswith(f"error: {message}"))
     assert not list(tmp_path.glob("run/*.json")), "a run that never began must not claim its directory"
 
 
@@ -138,18 +138,15 @@ def test_a_vocabulary_that_the_text_does_not_support(train):
     assert error.startswith("error: vocab_size=9000 is larger than this text supports: at most ")
 
 
-def test_marks_and_line_ends_are_kept_or_left_out_and_said(train, tmp_path):
+def test_marks_and_line_ends_are_kept_or_left_out_and_said(train, tmp_path, caplog):
     path = tmp_path / "windows.txt"
     path.write_bytes(b"\xef\xbb\xbf" + SENTENCE.replace("\n", "\r\n").encode() * 40)
     ended = train(path=path)
     assert ended.status == 0
-    assert "byte order mark; it is left out" in ended.err and "CRLF; they are kept" in ended.err
-    assert f"{len(SENTENCE) * 40 + 40 + 1:,}" == f"{sum(map(int, _sizes(ended.out))):,}"
-
-
-def _sizes(out):
-    words = out.replace(",", "").split()
-    return words[0], words[words.index("held") - 1]
+    assert "byte order mark; it is left out" in caplog.text and "CRLF; they are kept" in caplog.text
+    num_tokens = 1 + 40 * (len(SENTENCE) + 1)
+    cut = int(num_tokens * 0.9)
+    assert ended.out.startswith(f"{cut:,} tokens to train on, {num_tokens - cut} held out")
 
 
 # Workdirs
@@ -213,6 +210,7 @@ def test_a_read_only_disk(train, small_disk):
     assert train(workdir=disk / "new").error == f"error: {disk}/new: Read-only file system"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore, after its loop closed
 def test_a_full_disk(train, small_disk, program):
     disk = small_disk("size=1m")
     more = ("--config.checkpoint.every=1", "--config.checkpoint.keep=50", "--config.eval.every=50", "--config.steps=50")

@@ -96,7 +96,8 @@ def test_maps_with_a_mask_of_each_head():
                    mask=trace.mask & AttentionMask.explicit(jnp.asarray(allowed)))
     wanted = expected() * allowed
     wanted /= np.maximum(wanted.sum(-1, keepdims=True), 1e-300)
-    np.testing.assert_allclose(cut.attention(heads=[2, 0], queries=[3, 8]), wanted[:, :, [2, 0]][:, :, :, [3, 8]], atol=5e-6)
+    np.testing.assert_allclose(cut.attention(heads=[2, 0], queries=[3, 8]), wanted[:, :, [2, 0]][:, :, :, [3, 8]],
+                               atol=5e-6)
 
 
 def test_one_row_computes_no_square():
@@ -232,7 +233,8 @@ def test_a_head_with_every_edge_knocked_out_is_silent():
 def test_an_intervention_has_gradients():
     def loss(strength):
         def scale(site, layer, value):
-            return jnp.where(layer == 1, value.at[:, :, 2].multiply(strength), value) if site == "head_output" else value
+            chosen = site == "head_output"
+            return jnp.where(layer == 1, value.at[:, :, 2].multiply(strength), value) if chosen else value
 
         return make()(TOKENS, intervene=scale).logits[0, -1, 3]
 

@@ -85,7 +85,8 @@ def test_boolean_masks_broadcast(shape):
     q, k, v = qkv()
     allowed = np.random.default_rng(5).random(shape) < 0.6
     full = allowed[:, None] if allowed.ndim == 3 else allowed
-    np.testing.assert_allclose(attend(q, k, v, jnp.asarray(allowed)), reference_attend(q, k, v, allowed=full), atol=2e-6)
+    expected = reference_attend(q, k, v, allowed=full)
+    np.testing.assert_allclose(attend(q, k, v, jnp.asarray(allowed)), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (4, 5, 7), (1, 1, 5, 7), (2, 4, 5, 7), (1, 4, 1, 7), (7,), (2, 1, 1, 7)])

@@ -14,6 +14,7 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.nn.attention import Attention, AttentionContext
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.layers import Linear, Norm, dropout
+from transformer_jax.ops.linear import gelu
 from transformer_jax.ops.positions import LinearBias
 
 Intervene = Callable[[str, jax.Array | int, jax.Array], jax.Array]
@@ -62,7 +63,7 @@ class FeedForward(nnx.Module):
             return self.down(jax.nn.silu(self.gate(x_BTD)) * up_BTF)
         if self.activation == "relu":
             return self.down(jax.nn.relu(up_BTF))
-        return self.down(jax.nn.gelu(up_BTF, approximate=self.activation == "gelu_tanh"))
+        return self.down(gelu(up_BTF) if self.activation == "gelu" else jax.nn.gelu(up_BTF))
 
 
 class Block(nnx.Module):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.config import ModelConfig
+from transformer_jax.ops.linear import linear
 
 
 def parameter(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
@@ -31,8 +32,11 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         # As one matrix product over all tokens: with two leading axes the gradient of the kernel
         # contracts both and misses XLA:CPU's fast path (twice the time).
-        contracted = (((1,), (int(self.transposed),)), ((), ()))
-        rows = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), self.kernel[...].astype(x.dtype), contracted)
+        rows, kernel = x.reshape(-1, x.shape[-1]), self.kernel[...].astype(x.dtype)
+        if self.transposed:
+            rows = jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())))
+        else:
+            rows = linear(rows, kernel)
         if self.bias is not None:
             rows = rows + self.bias[...].astype(x.dtype)
         return rows.reshape(*x.shape[:-1], rows.shape[-1])

@@ -43,13 +43,15 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask =
         raise ValueError(f"implementation={implementation!r} is not one of 'auto', 'xla'")
     if v_BSKH.shape != k_BSKH.shape:
         raise ValueError(f"values {v_BSKH.shape} differ from keys {k_BSKH.shape}")
-    weights_BKGTS = _grouped_weights(q_BTNH, k_BSKH, mask, bias, scale)
+    scores_BKGTS, allowed = _scores(q_BTNH, k_BSKH, mask, bias, scale)
+    v_BKSH = v_BSKH.swapaxes(1, 2)
     if dropout > 0.0 and key is not None:
+        weights_BKGTS = masked_softmax(scores_BKGTS, allowed)
         kept = jax.random.bernoulli(key, 1.0 - dropout, weights_BKGTS.shape)
-        weights_BKGTS = jnp.where(kept, weights_BKGTS / (1.0 - dropout), 0.0)
-    B, K, G, T, S = weights_BKGTS.shape
-    out_BKQH = _head_product(weights_BKGTS.astype(v_BSKH.dtype).reshape(B, K, G * T, S), v_BSKH.swapaxes(1, 2), 2)
-    return out_BKQH.reshape(B, K * G, T, -1).swapaxes(1, 2)
+        out_BKGTH = _mix_values(jnp.where(kept, weights_BKGTS / (1.0 - dropout), 0.0), v_BKSH)
+    else:
+        out_BKGTH = _softmax_mix(scores_BKGTS, allowed, v_BKSH)
+    return out_BKGTH.reshape(q_BTNH.shape[0], q_BTNH.shape[2], q_BTNH.shape[1], -1).swapaxes(1, 2)
 
 
 def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask = None, *, bias: Bias = None,
@@ -59,12 +61,14 @@ def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask = None, *
     Returns:
       ``weights_BNTS`` in float32; rows sum to one, or are zero where nothing may be attended to.
     """
-    weights_BKGTS = _grouped_weights(q_BTNH, k_BSKH, mask, bias, scale)
+    weights_BKGTS = masked_softmax(*_scores(q_BTNH, k_BSKH, mask, bias, scale))
     batch, num_queries, num_heads, _ = q_BTNH.shape
     return weights_BKGTS.reshape(batch, num_heads, num_queries, -1)
 
 
-def _grouped_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, bias: Bias, scale: float | None) -> jax.Array:
+def _scores(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, bias: Bias,
+            scale: float | None) -> tuple[jax.Array, jax.Array | None]:
+    """Scaled and biased scores ``[B, K, G, T, S]`` in float32, and the mask that broadcasts to them."""
     _check_shapes(q_BTNH, k_BSKH)
     B, T, N, H = q_BTNH.shape
     _, S, K, _ = k_BSKH.shape
@@ -82,20 +86,59 @@ def _grouped_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, bias: Bia
     if mask is not None and not isinstance(mask, AttentionMask):
         mask = AttentionMask.explicit(mask)
     allowed = None if mask is None else mask.materialize(T, S)
-    return masked_softmax(scores_BKGTS, None if allowed is None else grouped(allowed))
+    return scores_BKGTS, None if allowed is None else grouped(allowed)
 
 
-def _head_product(left_BKXY: jax.Array, right_BKSH: jax.Array, axis: int, dtype=None) -> jax.Array:
-    """Contracts the last axis on the left with the given one on the right, head by head."""
-    dimensions = (((3,), (axis,)), ((0, 1), (0, 1)))
-    if not jax.sharding.get_abstract_mesh().empty and jax.sharding.get_abstract_mesh().size > 1:
-        return jax.lax.dot_general(left_BKXY, right_BKSH, dimensions, preferred_element_type=dtype)
+def _head_product(left_BKXY: jax.Array, right_BKSH: jax.Array, axis: int, dtype=None,
+                  left_axis: int = 3) -> jax.Array:
+    """Contracts an axis on the left (the last) with the given one on the right, head by head."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return jax.lax.dot_general(left_BKXY, right_BKSH, (((left_axis,), (axis,)), ((0, 1), (0, 1))),
+                                   preferred_element_type=dtype)
     # One batch axis instead of two: XLA:CPU then updates a decoding cache in place, where it would copy it.
     # Not over a mesh, whose axes divide B and K separately.
     B, K = left_BKXY.shape[:2]
     left, right = (x.reshape(B * K, *x.shape[2:]) for x in (left_BKXY, right_BKSH))
-    out = jax.lax.dot_general(left, right, (((2,), (axis - 1,)), ((0,), (0,))), preferred_element_type=dtype)
+    out = jax.lax.dot_general(left, right, (((left_axis - 1,), (axis - 1,)), ((0,), (0,))),
+                              preferred_element_type=dtype)
     return out.reshape(B, K, *out.shape[1:])
+
+
+@jax.custom_vjp
+def _softmax_mix(scores_BKGTS: jax.Array, allowed: jax.Array | None, v_BKSH: jax.Array) -> jax.Array:
+    """The values mixed by the softmax of the scores, ``[B, K, G, T, H]``.
+
+    The gradient of the softmax needs each row's sum of weight times gradient. Derived by JAX that is a pass over
+    ``[T, S]``; it equals output times gradient summed over H (Dao et al., 2022, section 3.1), which is used here.
+    """
+    return _mix_values(masked_softmax(scores_BKGTS, allowed), v_BKSH)
+
+
+def _softmax_mix_forward(scores_BKGTS, allowed, v_BKSH):
+    weights_BKGTS = masked_softmax(scores_BKGTS, allowed)
+    out_BKGTH = _mix_values(weights_BKGTS, v_BKSH)
+    return out_BKGTH, (weights_BKGTS, v_BKSH, out_BKGTH)
+
+
+def _softmax_mix_backward(saved, d_out_BKGTH):
+    weights_BKGTS, v_BKSH, out_BKGTH = saved
+    B, K, G, T, S = weights_BKGTS.shape
+    d_out_BKQH = d_out_BKGTH.reshape(B, K, G * T, -1)
+    weights_BKQS = weights_BKGTS.reshape(B, K, G * T, S)
+    d_v_BKSH = _head_product(weights_BKQS.astype(d_out_BKQH.dtype), d_out_BKQH, 2, left_axis=2)
+    d_weights_BKGTS = _head_product(d_out_BKQH, v_BKSH, 3, jnp.float32).reshape(weights_BKGTS.shape)
+    row_sums_BKGT1 = (d_out_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32)).sum(-1, keepdims=True)
+    return weights_BKGTS * (d_weights_BKGTS - row_sums_BKGT1), None, d_v_BKSH.astype(v_BKSH.dtype)
+
+
+_softmax_mix.defvjp(_softmax_mix_forward, _softmax_mix_backward)
+
+
+def _mix_values(weights_BKGTS: jax.Array, v_BKSH: jax.Array) -> jax.Array:
+    B, K, G, T, S = weights_BKGTS.shape
+    out_BKQH = _head_product(weights_BKGTS.astype(v_BKSH.dtype).reshape(B, K, G * T, S), v_BKSH, 2)
+    return out_BKQH.reshape(B, K, G, T, -1)
 
 
 def masked_softmax(scores: jax.Array, allowed: jax.Array | None) -> jax.Array:

@@ -13,6 +13,7 @@ import optax
 from transformer_jax.config import LossConfig
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.ops.losses import cross_entropy, linear_cross_entropy
+from transformer_jax.sharding import shardings
 from transformer_jax.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -74,6 +75,9 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation,
         state = TrainState(params=params, opt_state=opt_state, step=state.step + 1, key=state.key,
                            skipped=state.skipped + ~finite,
                            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1))
+        mesh = jax.sharding.get_abstract_mesh()
+        if not mesh.empty:  # else the compiler may choose another layout, and the second step compiles anew
+            state = jax.lax.with_sharding_constraint(state, shardings(state, mesh))
         return state, {"loss": loss, "grad_norm": grad_norm, "skipped": state.skipped,
                        "skipped_in_a_row": state.skipped_in_a_row}
 
