@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 from transformer_jax.config import ExperimentConfig, ModelConfig, check_field_names, from_dict
+from transformer_jax.runtime import keep_freed_memory
 from transformer_jax.training.errors import Interrupted, NotFiniteError
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -98,6 +99,7 @@ def run(main: Callable[[], None]) -> None:
         if len(arguments) > 1:
             _fail(f"unexpected argument {arguments[1]!r}; flags are written --name=value")
         try:
+            keep_freed_memory()
             _use_compilation_cache()
             main()
         except Interrupted as stopped:

@@ -11,7 +11,7 @@ from transformer_jax.config import CheckpointConfig, DataConfig, EvalConfig, Exp
 def get_config():
     return overridable(ExperimentConfig(
         seed=1337, steps=2000, batch_size=12,
-        model=presets.get("nanogpt-char-cpu").replace(vocab_size=None, unroll=4),
+        model=presets.get("nanogpt-char-cpu").replace(vocab_size=None, unroll=4, init_std=0.08),
         data=DataConfig(),
         optim=OptimConfig(peak_lr=1e-3, end_lr=0.1, warmup_steps=100, beta2=0.99, weight_decay=0.1, clip_norm=1.0),
         checkpoint=CheckpointConfig(every=500), eval=EvalConfig(every=500, batch_size=128),

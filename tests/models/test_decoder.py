@@ -282,7 +282,7 @@ def test_bfloat16_computes_in_bfloat16(variant):
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype("float32")}
     jaxpr = jax.make_jaxpr(lambda model: model(tokens()).logits)(model)
     types = collections.Counter(dots(jaxpr.jaxpr))
-    assert sum(types.values()) >= 9
+    assert sum(types.values()) >= 7  # queries, keys and values may be one product
     assert {kinds[:2] for kinds in types} == {("bfloat16", "bfloat16")}
     out = jax.eval_shape(lambda model: model(tokens()), model)
     assert out.logits.dtype == jnp.float32 and out.hidden.dtype == out.trace.queries.dtype == jnp.bfloat16
