@@ -1,19 +1,25 @@
 """Measures this library beside its peers, on the same work in the same run (extra ``bench``).
 
-python -m experiments.benchmark train  [--data=input.txt]   training step beside eager PyTorch
+python -m experiments.benchmark train                       training step beside eager PyTorch
 python -m experiments.benchmark quality --data=input.txt    time to a validation loss, beside eager PyTorch
 python -m experiments.benchmark decode                      generation beside Hugging Face transformers
 python -m experiments.benchmark compile                     compile time by depth, and with the cache warm
 
-Medians over rounds in which both sides take turns; warm, unless compilation is what is measured.
+Medians over rounds in which both sides take turns, each in a process of its own; warm, unless compilation is what is
+measured.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import pathlib
+import re
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -22,15 +28,15 @@ import numpy as np
 from absl import app, flags
 
 import transformer_jax as tj
-from transformer_jax.config import OptimConfig
+from transformer_jax.config import ModelConfig, OptimConfig
+from transformer_jax.runtime import keep_freed_memory
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_train_step, next_token_loss
 
-_DATA = flags.DEFINE_string("data", None, "A text file, for train and quality.")
+_DATA = flags.DEFINE_string("data", None, "A text file, for quality.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each side; the median is reported.")
 _JSON = flags.DEFINE_string("json", None, "Also write the figures here.")
-_SHAPES = flags.DEFINE_list("shapes", [], "Only these shapes.")
 
 _ADAMW = OptimConfig(peak_lr=1e-3, end_lr=0.1, warmup_steps=100, beta2=0.99, weight_decay=0.1)
 _TRAINING = {
@@ -56,26 +62,64 @@ def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def train() -> list[dict]:
-    """Tokens per second of one training step: forward, backward, clipping, AdamW."""
+class OtherProcess:
+    """Runs a benchmark's other side in a process of its own, so that neither changes the other's memory or threads."""
+
+    def __init__(self, worker: Callable, *arguments):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child = context.Pipe()
+        self._process = context.Process(target=worker, args=(child, *arguments), daemon=True)
+        self._process.start()
+
+    def __call__(self) -> None:
+        self._pipe.send("run")
+        self._pipe.recv()
+
+    def close(self) -> None:
+        self._process.kill()
+
+
+def torch_training(pipe, config: ModelConfig, batches: list) -> None:
+    """Worker: one pass over the batches whenever told to."""
     import torch
 
-    from experiments.torch_gpt import TorchGPT
+    from experiments.torch_gpt import TorchGPT, train_step
     from experiments.torch_gpt import make_optimizer as torch_optimizer
-    from experiments.torch_gpt import train_step as torch_step
 
+    model = TorchGPT(config)
+    optimizer = torch_optimizer(model, _ADAMW)
+    while pipe.recv():
+        for tokens, targets in batches:
+            train_step(model, optimizer, 1.0, 1e-3, torch.from_numpy(tokens).long(), torch.from_numpy(targets).long())
+        pipe.send("done")
+
+
+def torch_decoding(pipe, config: ModelConfig, prompt: list[int], new_tokens: int) -> None:
+    """Worker: one greedy generation by Hugging Face, with its cache, whenever told to."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(
+        vocab_size=config.vocab_size, n_positions=config.max_len, n_embd=config.model_dim, n_layer=config.num_layers,
+        n_head=config.num_heads, bos_token_id=0, eos_token_id=0, pad_token_id=0)).eval()
+    prompt_tensor = torch.tensor([prompt])
+    while pipe.recv():
+        with torch.no_grad():
+            model.generate(prompt_tensor, attention_mask=torch.ones_like(prompt_tensor), do_sample=False,
+                           use_cache=True, min_new_tokens=new_tokens, max_new_tokens=new_tokens)
+        pipe.send("done")
+
+
+def train() -> list[dict]:
+    """Tokens per second of one training step: forward, backward, clipping, AdamW."""
     rows = []
     for name, (config, batch_size) in _TRAINING.items():
-        if _SHAPES.value and name not in _SHAPES.value:
-            continue
         rng = np.random.default_rng(0)
         batches = [rng.integers(0, config.vocab_size, (2, batch_size, config.max_len), dtype=np.int32)
                    for _ in range(20)]
         optimizer = make_optimizer(_ADAMW, 2000)
         step = make_train_step(next_token_loss(), optimizer)
         state = init_state(lambda key, config=config: tj.Decoder(config, key=key), optimizer, jax.random.key(0))
-        peer = TorchGPT(config)
-        peer_optimizer = torch_optimizer(peer, _ADAMW)
 
         def ours(step=step, batches=batches):
             nonlocal state
@@ -83,16 +127,61 @@ def train() -> list[dict]:
                 state, metrics = step(state, {"tokens": tokens, "targets": targets})
             jax.block_until_ready((state, metrics))
 
-        def theirs(peer=peer, peer_optimizer=peer_optimizer, batches=batches):
-            for tokens, targets in batches:
-                torch_step(peer, peer_optimizer, 1.0, 1e-3, torch.from_numpy(tokens).long(),
-                           torch.from_numpy(targets).long())
-
+        theirs = OtherProcess(torch_training, config, batches)
         medians = take_turns({"transformer_jax": ours, "PyTorch": theirs}, _ROUNDS.value)
+        theirs.close()
         tokens = len(batches) * batch_size * config.max_len
         rows.append({"shape": name, **{f"{side} tokens/s": tokens / seconds for side, seconds in medians.items()},
                      **{f"{side} ms/step": 1e3 * seconds / len(batches) for side, seconds in medians.items()},
                      "ratio": medians["PyTorch"] / medians["transformer_jax"]})
+    return rows
+
+
+def quality() -> list[dict]:
+    """Wall time from process start to the validation loss that ends the run, compilation included."""
+    if _DATA.value is None:
+        sys.exit("error: --data=input.txt is missing")
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        ours = [sys.executable, "-m", "experiments.train", f"--config.data.path={_DATA.value}"]
+        cold = os.environ | {"XDG_CACHE_HOME": directory}
+        for name, command in {
+            "PyTorch, 2,000 steps": [sys.executable, "-m", "experiments.torch_gpt", _DATA.value],
+            "shakespeare_char": [*ours, "--config=shakespeare_char", f"--workdir={directory}/char",
+                                 "--config.sample.every=0", "--config.eval.every=2000"],
+            "shakespeare_fast": [*ours, "--config=shakespeare_fast", f"--workdir={directory}/fast"],
+        }.items():
+            start = time.perf_counter()
+            done = subprocess.run(command, env=cold, check=True, capture_output=True, text=True)
+            seconds = time.perf_counter() - start
+            losses = re.findall(r"validation loss (\d+\.\d+)", done.stdout + done.stderr)
+            rows.append({"run": name, "seconds": seconds, "validation loss": float(losses[-1])})
+    for row in rows:
+        row["share of PyTorch's time"] = row["seconds"] / rows[0]["seconds"]
+    return rows
+
+
+def compilation() -> list[dict]:
+    """Compile time of a scanned training step by depth, and a second start's first step with the cache warm."""
+    rows = []
+    for layers in (1, 12):
+        config = tj.presets.get("nanogpt-char-cpu").replace(num_layers=layers)
+        optimizer = make_optimizer(_ADAMW, 2000)
+        state = init_state(lambda key, config=config: tj.Decoder(config, key=key), optimizer, jax.random.key(0))
+        batch = {name: np.zeros((12, config.max_len), np.int32) for name in ("tokens", "targets")}
+        lowered = make_train_step(next_token_loss(), optimizer).lower(state, batch)
+        times = sorted(_timed(lowered.compile) for _ in range(3))
+        rows.append({"what": f"compile a step of {layers} scanned layers", "seconds": times[1]})
+    rows[-1]["ratio"] = rows[-1]["seconds"] / rows[-2]["seconds"]
+    with tempfile.TemporaryDirectory() as directory:
+        for start in ("cold", "warm"):
+            command = [sys.executable, "-m", "experiments.quickstart", f"--workdir={directory}/{start}",
+                       "--config.steps=1", "--config.sample.every=0", "--config.eval.max_batches=1"]
+            environment = os.environ | {"XDG_CACHE_HOME": directory}
+            seconds = _timed(lambda command=command, environment=environment: subprocess.run(
+                command, env=environment, check=True, capture_output=True))
+            rows.append({"what": f"process start to the end of a one-step run, cache {start}", "seconds": seconds})
+    rows[-1]["ratio"] = rows[-1]["seconds"] / rows[-2]["seconds"]
     return rows
 
 
@@ -113,33 +202,20 @@ def _timed(run: Callable[[], object]) -> float:
 
 def decode() -> list[dict]:
     """Tokens per second of greedy generation, batch 1, float32, the prompt's pass included."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     bandwidth = memory_bandwidth()
     rows = []
     for name, (config, prompt_length, new_tokens) in _DECODING.items():
-        if _SHAPES.value and name not in _SHAPES.value:
-            continue
         model = tj.Decoder(config, key=jax.random.key(0))
-        peer = GPT2LMHeadModel(GPT2Config(
-            vocab_size=config.vocab_size, n_positions=config.max_len, n_embd=config.model_dim,
-            n_layer=config.num_layers, n_head=config.num_heads, bos_token_id=0, eos_token_id=0, pad_token_id=0)).eval()
         prompt = np.random.default_rng(0).integers(1, config.vocab_size, prompt_length).tolist()
-        prompt_tensor = torch.tensor([prompt])
-        greedy = tj.Sampling(temperature=0.0)
 
-        def ours(model=model, prompt=prompt, new_tokens=new_tokens, greedy=greedy):
-            result = tj.generate(model, [prompt], max_new_tokens=new_tokens, sampling=greedy)
+        def ours(model=model, prompt=prompt, new_tokens=new_tokens):
+            result = tj.generate(model, [prompt], max_new_tokens=new_tokens, sampling=tj.Sampling(temperature=0.0))
             if result.lengths != [new_tokens]:
                 raise RuntimeError(f"generated {result.lengths} tokens")
 
-        def theirs(peer=peer, prompt_tensor=prompt_tensor, new_tokens=new_tokens):
-            with torch.no_grad():
-                peer.generate(prompt_tensor, attention_mask=torch.ones_like(prompt_tensor), do_sample=False,
-                              use_cache=True, min_new_tokens=new_tokens, max_new_tokens=new_tokens)
-
+        theirs = OtherProcess(torch_decoding, config, prompt, new_tokens)
         medians = take_turns({"transformer_jax": ours, "transformers": theirs}, _ROUNDS.value)
+        theirs.close()
         weights = 4 * (tj.count_parameters(config) - config.max_len * config.model_dim)
         rate = new_tokens / medians["transformer_jax"]
         rows.append({"shape": name, **{f"{side} tokens/s": new_tokens / s for side, s in medians.items()},
@@ -149,9 +225,10 @@ def decode() -> list[dict]:
 
 
 def main(arguments: list[str]) -> None:
-    programs = {"train": train, "decode": decode}
+    programs = {"train": train, "quality": quality, "decode": decode, "compile": compilation}
     if len(arguments) != 2 or arguments[1] not in programs:
         sys.exit(f"error: say what to measure: python -m experiments.benchmark {{{','.join(programs)}}}")
+    keep_freed_memory()
     rows = programs[arguments[1]]()
     for row in rows:
         print("  ".join(f"{name} {value:,.3g}" if isinstance(value, float) and value < 100 else

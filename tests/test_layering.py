@@ -17,6 +17,7 @@ _ALL = {*_USES, "alignment", "interop"}
 MAY_IMPORT = {
     "config": set(),
     "presets": {"config"},
+    "runtime": set(),
     "sharding": _CONFIG,
     "ops": _CONFIG,
     "nn": _FOUNDATION,
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "training": {*_MODELS, "data"},
     "alignment": _USES,
     "interop": _USES,
-    "experiments": {*_ALL, "transformer_jax"},
+    "experiments": {*_ALL, "runtime", "transformer_jax"},
 }
 FORBIDDEN_PACKAGES = {"config": ("jax", "flax"), "ops": ("flax",), "data": ("flax", "optax", "torch", "tensorflow")}
 

@@ -16,6 +16,7 @@ from transformer_jax.nn.layers import Norm, dropout
 from transformer_jax.nn.stack import Stack
 from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.ops.positions import LinearBias, alibi_slopes, rotary_angles
+from transformer_jax.sharding import constrain
 
 
 class Decoder(nnx.Module):
@@ -94,6 +95,8 @@ class Decoder(nnx.Module):
             rotary_angles=(rotary_angles(positions_BT, config.head_dim, config.rope_base)
                            if config.positions == "rope" else None))
         x_BTD = dropout(self.embeddings(tokens_BT, positions_BT), config.dropout, embedding_key)
+        # Without it the compiler may replicate every activation over the axis that shards the weights.
+        x_BTD = constrain(x_BTD, "batch", None, None)
         x_BTD, layers, cache = self.stack(x_BTD, context, cache=cache, key=stack_key, intervene=intervene)
         hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
         return Output(logits=self.embeddings.unembed(hidden_BTD), hidden=hidden_BTD,

@@ -5,9 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.ops.linear import linear
+
+# What remat="dots" saves.
+LINEAR_OUTPUT = "linear output"
 
 
 def parameter(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
@@ -36,7 +40,7 @@ class Linear(nnx.Module):
         if self.transposed:
             rows = jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())))
         else:
-            rows = linear(rows, kernel)
+            rows = checkpoint_name(linear(rows, kernel), LINEAR_OUTPUT)
         if self.bias is not None:
             rows = rows + self.bias[...].astype(x.dtype)
         return rows.reshape(*x.shape[:-1], rows.shape[-1])

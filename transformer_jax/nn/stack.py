@@ -13,10 +13,10 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.nn.attention import AttentionContext
 from transformer_jax.nn.blocks import Block, Intervene, LayerTrace
 from transformer_jax.nn.cache import KVCache
-from transformer_jax.nn.layers import for_single_tokens, joined
+from transformer_jax.nn.layers import LINEAR_OUTPUT, for_single_tokens, joined
 
 _REMAT_POLICIES: dict[str, Callable | None] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
     "full": None,
 }
 

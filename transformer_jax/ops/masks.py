@@ -83,6 +83,20 @@ class AttentionMask:
             valid_BS=_both(self.valid_BS, other.valid_BS),
             allowed_BNTS=_both(self.allowed_BNTS, other.allowed_BNTS))
 
+    def block(self, start: int, stop: int) -> Self:
+        """The mask of the queries from ``start`` to ``stop`` over the keys before ``stop``, of self-attention."""
+        def queries(x: jax.Array, axis: int) -> jax.Array:
+            return x if x.shape[axis] == 1 else jax.lax.slice_in_dim(x, start, stop, axis=axis)
+
+        def keys(x: jax.Array, axis: int) -> jax.Array:
+            return x if x.shape[axis] == 1 else jax.lax.slice_in_dim(x, 0, stop, axis=axis)
+
+        return dataclasses.replace(
+            self, query_start=start + (0 if self.query_start is None else self.query_start),
+            segment_pairs=tuple((queries(a, 1), keys(b, 1)) for a, b in self.segment_pairs),
+            valid_BS=None if self.valid_BS is None else keys(self.valid_BS, 1),
+            allowed_BNTS=None if self.allowed_BNTS is None else keys(queries(self.allowed_BNTS, 2), 3))
+
     def materialize(self, num_queries: int, num_keys: int, queries: jax.Array | None = None) -> jax.Array | None:
         """The mask as booleans, of all queries or of some rows only.
 

@@ -49,7 +49,9 @@ def init_state(make_params: Callable[[jax.Array], Any], optimizer: optax.Gradien
     """
     make = functools.partial(_make, make_params, optimizer)
     out_shardings = None if mesh is None else shardings(jax.eval_shape(make, key), mesh)
-    return jax.jit(make, out_shardings=out_shardings)(key)
+    # It runs once: on a CPU, compile it quickly rather than well.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(make, out_shardings=out_shardings, compiler_options=options)(key)
 
 
 def abstract_state(make_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation,
