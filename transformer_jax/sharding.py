@@ -83,11 +83,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_spec("batch"))
 
 
-def mesh_axis_size(axis: str) -> int:
-    """Devices along an axis of the mesh in use; 1 outside a mesh."""
-    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
-
-
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Tells the compiler the logical axes of an activation; nothing outside a mesh."""
     mesh = jax.sharding.get_abstract_mesh()

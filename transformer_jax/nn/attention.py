@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.nn.layers import Linear, Norm, joined
+from transformer_jax.nn.layers import Linear, Norm
 from transformer_jax.ops.attention import Bias, attend
 from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.ops.positions import rotary
-from transformer_jax.sharding import mesh_axis_size
 
 
 @jax.tree_util.register_dataclass
@@ -43,13 +42,12 @@ class Attention(nnx.Module):
     def project(self, x_BTD: jax.Array, context: AttentionContext) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries ``[B, T, N, H]``, keys and values ``[B, T, K, H]``, normed and rotated as configured."""
         N, K, H = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        if self.key is not None and mesh_axis_size("tensor") > 1:  # heads live on different devices: not joined
+        if self.key is None:  # joined, see unstack
+            joined_BTNH = self.query(x_BTD).reshape(*x_BTD.shape[:-1], N + 2 * K, H)
+            q_BTNH, k_BTKH, v_BTKH = jnp.split(joined_BTNH, (N, N + K), axis=-2)
+        else:
             q_BTNH, k_BTKH, v_BTKH = (linear(x_BTD).reshape(*x_BTD.shape[:-1], -1, H)
                                       for linear in (self.query, self.key, self.value))
-        else:
-            qkv = self.query if self.key is None else joined(self.query, self.key, self.value)
-            joined_BTNH = qkv(x_BTD).reshape(*x_BTD.shape[:-1], N + 2 * K, H)
-            q_BTNH, k_BTKH, v_BTKH = jnp.split(joined_BTNH, (N, N + K), axis=-2)
         if self.query_norm is not None:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
         if context.rotary_angles is not None:
