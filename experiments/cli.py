@@ -50,7 +50,8 @@ def _with_paths(arguments: list[str]) -> list[str]:
         flag, equals, name = argument.rpartition("=") if argument.startswith("--config=") else ("", "", argument)
         is_name = equals or before == "--config"
         resolved.append(f"{flag}{equals}{_path(name)}" if is_name else argument)
-    return resolved
+    # ml_collections wants the config before what overrides it.
+    return [resolved[0], *sorted(resolved[1:], key=lambda argument: not argument.startswith("--config="))]
 
 
 def _path(name: str) -> str:
@@ -160,5 +161,5 @@ def _use_compilation_cache() -> None:
             logging.warning("no compilation cache in %s: %s", directory, error.strerror)
             return
         jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

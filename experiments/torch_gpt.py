@@ -69,7 +69,7 @@ class TorchGPT(nn.Module):
         for block in self.blocks:
             x = block(x)
         logits = functional.linear(self.norm(x), self.token.weight)
-        return functional.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def make_optimizer(model: TorchGPT, config: OptimConfig) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ from transformer_jax.config import (
 
 def get_config():
     return overridable(ExperimentConfig(
-        steps=800, batch_size=16,
+        steps=600, batch_size=16,
         model=ModelConfig(max_len=128, num_layers=4, num_heads=4, model_dim=128, positions="rope", norm="rmsnorm",
                           activation="gelu_tanh", use_bias=False, use_qk_norm=True, unroll=4),
         optim=OptimConfig(name="muon", peak_lr=3e-3, muon_lr=0.02, schedule="wsd", end_lr=0.0, decay_fraction=0.4,
