@@ -1,6 +1,9 @@
 """nanoGPT's CPU recipe: a 0.8M character model of Shakespeare, 2,000 steps of AdamW.
 
 python -m experiments.train --config=shakespeare_char --config.data.path=input.txt --workdir=runs/shakespeare
+
+70 seconds on two CPU cores; validation loss 1.750 over the whole last tenth of tinyshakespeare (nanoGPT's own initial
+weights, init_std=0.02, give 1.893).
 """
 
 from experiments.cli import overridable

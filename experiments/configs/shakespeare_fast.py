@@ -2,7 +2,8 @@
 
 python -m experiments.train --config=shakespeare_fast --config.data.path=input.txt --workdir=runs/fast
 
-Muon, rotary positions, RMSNorm, QK-norm and a straight line down to zero.
+18 seconds on two CPU cores from process start, compilation included; validation loss 1.869.
+Muon, two layers instead of four, rotary positions, RMSNorm, QK-norm and a straight line down to zero.
 """
 
 from experiments.cli import overridable
