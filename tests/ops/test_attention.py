@@ -230,3 +230,26 @@ def test_unknown_implementation():
 def test_a_float_mask_is_refused():
     with pytest.raises(ValueError, match="boolean.*float32"):
         attend(*qkv(), jnp.zeros((5, 7)))
+
+
+@pytest.mark.parametrize("kind", ["causal", "segments", "window", "explicit"])
+def test_long_causal_attention_in_blocks_equals_one_explicit_mask(kind):
+    # 300 positions are cut into blocks that skip later keys; a boolean array takes the undivided path.
+    q, k, v = qkv(B=2, T=300, S=300, N=2, K=1, H=4)
+    segments = jnp.asarray(np.sort(np.random.default_rng(3).integers(0, 4, (2, 300)), axis=1))
+    mask = AttentionMask.causal() & {
+        "causal": AttentionMask(), "segments": AttentionMask.segments(segments),
+        "window": AttentionMask.sliding_window(20) & AttentionMask.padding(segments > 0),
+        "explicit": AttentionMask.explicit(jnp.asarray(np.random.default_rng(4).random((2, 1, 300, 300)) < 0.5)),
+    }[kind]
+    whole = jnp.broadcast_to(mask.materialize(300, 300), (2, 1, 300, 300))
+
+    def loss(mask):
+        return jax.value_and_grad(lambda q, k, v: (attend(q, k, v, mask) ** 2).sum(), (0, 1, 2))(q, k, v)
+
+    np.testing.assert_allclose(attend(q, k, v, mask), reference_attend(q, k, v, allowed=whole), atol=3e-6)
+    for got, wanted in zip(jax.tree.leaves(loss(mask)), jax.tree.leaves(loss(whole)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=3e-5)
+    # No float array over all queries and all keys, where the undivided path has one.
+    assert "300x300xf32" not in jax.jit(attend).lower(q, k, v, mask).as_text()
+    assert "300x300xf32" in jax.jit(attend).lower(q, k, v, whole).as_text()
