@@ -30,9 +30,10 @@ from absl import app, flags
 import transformer_jax as tj
 from transformer_jax.config import ModelConfig, OptimConfig
 from transformer_jax.runtime import keep_freed_memory
+from transformer_jax.training.objectives import next_token_loss
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import init_state
-from transformer_jax.training.step import make_train_step, next_token_loss
+from transformer_jax.training.step import make_train_step
 
 _DATA = flags.DEFINE_string("data", None, "A text file, for quality.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each side; the median is reported.")

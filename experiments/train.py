@@ -1,6 +1,8 @@
-"""Trains a language model on text.
+"""Trains a model on text: a GPT, a BERT or a translator, as the config says.
 
 python -m experiments.train --config=shakespeare_char --config.data.path=FILE --workdir=DIR
+python -m experiments.train --config=book_mlm --config.data.path=BOOK --workdir=DIR
+python -m experiments.train --config=multi30k_ende --config.data.path=SOURCE,TARGET --workdir=DIR
 
 The same command resumes a run that was stopped.
 """
@@ -9,24 +11,25 @@ from __future__ import annotations
 
 from absl import flags
 
-from experiments import cli, language_model
-from transformer_jax.data import read_documents
+from experiments import cli, language_model, masked_language_model, translation
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the tokenizer go.")
+
+_FAMILIES = {
+    "decoder": (language_model, 'experiments.generate --workdir={} --prompt="..."'),
+    "encoder": (masked_language_model, 'experiments.fill_mask --workdir={} --text="... <mask> ..."'),
+    "encoder_decoder": (translation, 'experiments.translate --workdir={} --text="..."'),
+}
 
 
 def main() -> None:
     config = _CONFIG()
     if _WORKDIR.value is None:
         raise ValueError("--workdir is missing: the directory for checkpoints, metrics and the tokenizer")
-    if (config.data.path is None) == (config.data.tfds is None):
-        raise ValueError("say what to train on: --config.data.path=FILE (text, glob or JSONL), or "
-                         "--config.data.tfds=NAME")
-    held_out = None if config.data.validation_path is None else read_documents(
-        config.data.validation_path, key=config.data.text_key)
-    language_model.run(config, _WORKDIR.value, language_model.corpus(config.data), held_out)
-    print(f"done; next: python -m experiments.generate --workdir={_WORKDIR.value} --prompt=\"...\"")
+    program, then = _FAMILIES[config.model.family]
+    program.train(config, _WORKDIR.value)
+    print(f"done; next: python -m {then.format(_WORKDIR.value)}")
 
 
 if __name__ == "__main__":

@@ -196,5 +196,5 @@ def test_gpt3_table(name, printed, rounding, layers, heads, width):
 def test_an_unknown_preset_suggests_the_nearest():
     with pytest.raises(ValueError, match="no preset 'gpt2-smal'; did you mean 'gpt2-small'"):
         presets.get("gpt2-smal")
-    with pytest.raises(ValueError, match="known: gpt2-small"):
+    with pytest.raises(ValueError, match="known: transformer-base"):
         presets.get("zzz")

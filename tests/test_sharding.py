@@ -13,9 +13,10 @@ from jax.sharding import PartitionSpec as P
 import transformer_jax as tj
 from transformer_jax.config import MeshConfig, OptimConfig
 from transformer_jax.sharding import batch_sharding, make_mesh, partition_spec, shardings
+from transformer_jax.training.objectives import next_token_loss
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import abstract_state, init_state
-from transformer_jax.training.step import make_train_step, next_token_loss
+from transformer_jax.training.step import make_train_step
 
 CONFIG = tj.ModelConfig(vocab_size=32, max_len=16, num_layers=2, num_heads=4, model_dim=32, num_kv_heads=2)
 STEPS = 20

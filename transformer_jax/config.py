@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 _CHOICES = {
+    "family": ("decoder", "encoder", "encoder_decoder"),
     "positions": ("sinusoidal", "learned", "rope", "alibi", "none"),
     "norm": ("layernorm", "rmsnorm"),
     "norm_position": ("pre", "post"),
@@ -45,9 +46,11 @@ class ModelConfig:
     """The shape of a Transformer.
 
     ``num_kv_heads``, ``head_dim`` and ``mlp_dim`` left at ``None`` are derived (all heads, ``model_dim //
-    num_heads`` and ``4 * model_dim``), and derived anew by :meth:`replace`.
+    num_heads`` and ``4 * model_dim``), and derived anew by :meth:`replace`; so are, in an encoder-decoder,
+    ``num_encoder_layers`` and ``num_decoder_layers`` (``num_layers``).
 
     Attributes:
+      family: ``decoder`` (GPT), ``encoder`` (BERT) or ``encoder_decoder`` (translation).
       vocab_size: number of token ids; ``None`` only until a tokenizer is known.
       max_len: longest sequence, in tokens.
       positions: ``sinusoidal`` and ``learned`` are added to the embeddings, ``rope`` rotates queries and keys
@@ -55,15 +58,23 @@ class ModelConfig:
       activation: ``gelu`` is the exact (erf) one of GPT and BERT, ``gelu_tanh`` that of GPT-2's code;
         ``swiglu`` (Shazeer, 2020) has a gate beside the up projection.
       use_bias: biases in every linear layer and in LayerNorm.
+      num_token_types: kinds of tokens with an embedding each, as the two sentences of a pair in BERT; 0: none.
+      scale_embeddings: token embeddings start at a standard deviation of 1 / sqrt(model_dim) and are multiplied by
+        sqrt(model_dim) (Vaswani et al., 2017, section 3.4).
+      use_embedding_norm: a norm after the embeddings, as in BERT.
       use_qk_norm: RMSNorm on every query and key head before rotation (Dehghani et al., 2023).
       sliding_window: attend to this many last positions only, the current one included.
-      init_std: standard deviation of the initial weights; projections into the residual stream are scaled
-        by 1 / sqrt(2 * num_layers) (Radford et al., 2019).
+      dropout: of embeddings and of what each sub-layer adds; of attention weights too unless
+        ``attention_dropout`` says otherwise.
+      init_std: standard deviation of the initial weights; under pre-norm, projections into the residual stream are
+        scaled by 1 / sqrt(2 * num_layers) (Radford et al., 2019). ``None``: that of Glorot and Bengio (2010),
+        sqrt(2 / (in + out)), for each matrix.
       dtype: type of activations and matrix products; softmax, norms and losses are float32 always.
       remat: what the backward pass recomputes: ``none``, all but the matrix products (``dots``), or ``full``.
       unroll: how many layers one iteration of the layer scan holds; ``num_layers`` unrolls the loop.
     """
 
+    family: str = "decoder"
     vocab_size: int | None = None
     max_len: int = 1024
     num_layers: int = 12
@@ -72,18 +83,24 @@ class ModelConfig:
     num_kv_heads: int | None = None
     head_dim: int | None = None
     mlp_dim: int | None = None
+    num_encoder_layers: int | None = None
+    num_decoder_layers: int | None = None
+    num_token_types: int = 0
     positions: str = "learned"
     norm: str = "layernorm"
     norm_position: str = "pre"
     norm_epsilon: float = 1e-5
     activation: str = "gelu_tanh"
     use_bias: bool = True
+    use_embedding_norm: bool = False
     use_qk_norm: bool = False
+    scale_embeddings: bool = False
     tie_embeddings: bool = True
     rope_base: float = 10_000.0
     sliding_window: int | None = None
     dropout: float = 0.0
-    init_std: float = 0.02
+    attention_dropout: float | None = None
+    init_std: float | None = 0.02
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
@@ -112,15 +129,24 @@ class ModelConfig:
                  f"positions='rope' rotates pairs: head_dim={self.head_dim} must be even")
         _require(self.positions != "sinusoidal" or self.model_dim % 2 == 0,
                  f"positions='sinusoidal' needs an even model_dim, not {self.model_dim}")
-        _require(0.0 <= self.dropout < 1.0, f"dropout={self.dropout} must be in [0, 1)")
+        for field in ("dropout", "attention_dropout"):
+            value = getattr(self, field)
+            _require(value is None or 0.0 <= value < 1.0, f"{field}={value} must be in [0, 1)")
         for field in ("norm_epsilon", "init_std", "rope_base"):
             value = getattr(self, field)
-            _require(value > 0, f"{field}={value} must be positive")
+            _require(value is None or value > 0, f"{field}={value} must be positive")
+        _require(self.num_token_types >= 0, f"num_token_types={self.num_token_types} must not be negative")
+        for field in ("num_encoder_layers", "num_decoder_layers"):
+            _require(self.family == "encoder_decoder" or getattr(self, field) is None,
+                     f"{field} belongs to family='encoder_decoder'; family={self.family!r} has num_layers")
 
     def derived(self) -> dict[str, int]:
         """What the fields that may be left at ``None`` are derived as."""
-        return {"num_kv_heads": self.num_heads, "head_dim": self.model_dim // self.num_heads,
-                "mlp_dim": 4 * self.model_dim}
+        values = {"num_kv_heads": self.num_heads, "head_dim": self.model_dim // self.num_heads,
+                  "mlp_dim": 4 * self.model_dim}
+        if self.family == "encoder_decoder":
+            values |= {"num_encoder_layers": self.num_layers, "num_decoder_layers": self.num_layers}
+        return values
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with the given fields changed; derived fields follow unless given."""
@@ -139,23 +165,35 @@ class TokenizerConfig:
       kind: ``char``, ``word``, ``bpe`` or ``unigram`` (SentencePiece); ignored when ``path`` is given.
       vocab_size: pieces to learn, special tokens included; ``None`` for ``char`` keeps every character.
       path: a trained SentencePiece model to use instead of training one.
+      min_frequency: drop learned ``bpe`` pieces that occur less often in the text; above 1 ``vocab_size`` is an upper
+        limit.
     """
 
     kind: str = "char"
     vocab_size: int | None = None
     path: str | None = None
+    min_frequency: int = 1
 
     def __post_init__(self):
         _check_choice(self, "kind", ("char", "word", "bpe", "unigram"))
+        _check_positive(self, "min_frequency")
+        _require(self.min_frequency == 1 or self.kind == "bpe",
+                 f"data.tokenizer.min_frequency={self.min_frequency} is for kind 'bpe', not {self.kind!r}")
         _require(self.vocab_size is not None or self.path is not None or self.kind == "char",
                  f"data.tokenizer.kind={self.kind!r} needs data.tokenizer.vocab_size")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the text comes from: exactly one of ``path`` (file, glob or JSONL) and ``tfds`` (a name).
+    """Where the text comes from: exactly one of ``path``, ``tfds`` (a data set's name) and ``generated``.
 
     Attributes:
+      path: a text file, a glob or JSONL; for pairs of sentences ``"SOURCE,TARGET"`` (two aligned files) or a TSV file.
+      generated: ``"dates"``: dates in words and their ISO form, made up as needed.
+      source: where in the data the source sentences are: the column of a TSV file, the language of a TFDS set.
+      target: likewise.
+      mask_probability: fraction of the tokens to predict in masked language modelling.
+      mask_whole_words: mask words rather than tokens.
       validation_fraction: the last part of the tokens, held out.
       validation_path: a file to validate on instead; then nothing is held out of ``path``.
       cache_dir: where token files live; ``None``: inside the workdir.
@@ -163,15 +201,22 @@ class DataConfig:
 
     path: str | None = None
     tfds: str | None = None
+    generated: str | None = None
+    source: str | None = None
+    target: str | None = None
     text_key: str = "text"
     validation_path: str | None = None
     validation_fraction: float = 0.1
+    mask_probability: float = 0.15
+    mask_whole_words: bool = False
     cache_dir: str | None = None
     tokenizer: TokenizerConfig = TokenizerConfig()
 
     def __post_init__(self):
         _require(0.0 < self.validation_fraction < 1.0,
                  f"data.validation_fraction={self.validation_fraction} must be in (0, 1)")
+        _require(0.0 < self.mask_probability < 1.0, f"data.mask_probability={self.mask_probability} must be in (0, 1)")
+        _require(self.generated in (None, "dates"), f"data.generated={self.generated!r} is not 'dates'")
 
 
 @dataclasses.dataclass(frozen=True)

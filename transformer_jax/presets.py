@@ -19,7 +19,25 @@ def _gpt3(num_layers: int, num_heads: int, head_dim: int) -> ModelConfig:
                          model_dim=num_heads * head_dim)
 
 
+# Vaswani et al. (2017), table 3, with the 37,000 pieces that English and German share there. The paper rounds to 65M
+# and 213M parameters; these shapes have 63.1M and 214.2M.
+_TRANSFORMER = ModelConfig(
+    family="encoder_decoder", vocab_size=37_000, max_len=512, num_layers=6, num_heads=8, model_dim=512,
+    positions="sinusoidal", norm_position="post", activation="relu", scale_embeddings=True, dropout=0.1, init_std=None)
+# Devlin et al. (2019), and Liu et al. (2019), whose one kind of tokens has an embedding all the same.
+_BERT = ModelConfig(
+    family="encoder", vocab_size=30_522, max_len=512, num_token_types=2, norm_position="post", norm_epsilon=1e-12,
+    activation="gelu", use_embedding_norm=True, dropout=0.1)
+_ROBERTA = _BERT.replace(vocab_size=50_265, num_token_types=1, norm_epsilon=1e-5)
+
 _PRESETS = {
+    "transformer-base": _TRANSFORMER,
+    "transformer-big": _TRANSFORMER.replace(num_heads=16, model_dim=1024, dropout=0.3),
+    "bert-base": _BERT,
+    "bert-large": _BERT.replace(num_layers=24, num_heads=16, model_dim=1024),
+    "roberta-base": _ROBERTA,
+    # RoBERTa trained on one book: 83,502,880 parameters.
+    "roberta-book": _ROBERTA.replace(vocab_size=52_000, num_layers=6),
     # Radford et al. (2019), table 2, as released.
     "gpt2-small": _gpt2(12, 12, 768),
     "gpt2-medium": _gpt2(24, 16, 1024),

@@ -254,6 +254,70 @@ def test_stream_decoder_agrees_with_decode_on_any_tokens(tokenizers):
     check()
 
 
+def learned(tok):
+    """The pieces of several characters that are neither bytes nor special, as text."""
+    pieces = [tok.id_to_piece(i) for i in range(tok.vocab_size)]
+    return [p.replace("\u2581", " ") for p in pieces if len(p) > 1 and not re.fullmatch("<.*>", p)]
+
+
+def occurrences(piece, text):
+    """In how many places of the text it stands, overlapping ones included."""
+    return len(re.findall(f"(?={re.escape(piece)})", text))
+
+
+@pytest.mark.parametrize("min_frequency", [2, 5, 20])
+def test_rare_pieces_are_dropped_and_no_others(min_frequency):
+    with pytest.raises(ValueError, match="at most") as caught:
+        Tokenizer.train([TEXT], vocab_size=50_000)
+    whole = Tokenizer.train([TEXT], vocab_size=int(re.search(r"at most (\d+)", str(caught.value))[1]))
+    tok = Tokenizer.train([TEXT], vocab_size=50_000, min_frequency=min_frequency)
+    assert learned(tok) == [piece for piece in learned(whole) if occurrences(piece, TEXT) >= min_frequency]
+    assert 20 < len(learned(tok)) < len(learned(whole))
+    # Characters, bytes and special tokens are all still there, in their order.
+    names = [[t.id_to_piece(i) for i in range(t.vocab_size)] for t in (whole, tok)]
+    dropped = {piece.replace(" ", "\u2581") for piece in set(learned(whole)) - set(learned(tok))}
+    assert names[1] == [name for name in names[0] if name not in dropped]
+    for piece in set(learned(tok)):  # every one can still be built
+        assert tok.pieces(tok.encode(piece)) == whole.pieces(whole.encode(piece))
+
+
+def test_a_tokenizer_without_rare_pieces_round_trips_and_is_deterministic():
+    tok = Tokenizer.train([TEXT], vocab_size=50_000, min_frequency=3)
+    for text in [TEXT, *NASTY]:
+        assert tok.decode(tok.encode(text)) == text
+    assert Tokenizer.train(iter([TEXT]), vocab_size=60_000, min_frequency=3).vocab_size == tok.vocab_size
+    assert Tokenizer.train(iter([TEXT]), vocab_size=50_000, min_frequency=3).to_bytes() == tok.to_bytes()
+
+
+def test_a_reached_limit_is_the_vocabulary_and_only_frequent_pieces_are_in_it(tokenizers):
+    tok = Tokenizer.train([TEXT], vocab_size=420, min_frequency=2)
+    assert [tok.id_to_piece(i) for i in range(420)] == [tokenizers["bpe"].id_to_piece(i) for i in range(420)]
+
+
+@pytest.mark.parametrize("min_frequency", [2, 4])
+def test_min_frequency_on_a_book(min_frequency):
+    path = SHARED / "machado_books" / "dom_casmurro.txt"
+    if not path.exists():
+        pytest.skip(f"no corpus at {path}; set TRANSFORMER_JAX_DATA")
+    text = path.read_text(encoding="utf-8")
+    tok = Tokenizer.train([text], vocab_size=52_000, min_frequency=min_frequency)
+    assert tok.decode(tok.encode(text)) == text
+    pieces = learned(tok)
+    assert len(pieces) > 8_000
+    rarest = pieces[-200:] + pieces[::97]
+    assert all(occurrences(piece, text) >= min_frequency for piece in rarest)
+
+
+def test_min_frequency_errors():
+    for kind in ("char", "word", "unigram"):
+        with pytest.raises(ValueError, match=f"min_frequency=2 is for a tokenizer of kind 'bpe', not '{kind}'"):
+            Tokenizer.train([TEXT], kind=kind, vocab_size=420, min_frequency=2)
+    with pytest.raises(ValueError, match="min_frequency=0 must be positive"):
+        Tokenizer.train([TEXT], vocab_size=420, min_frequency=0)
+    with pytest.raises(ValueError, match=r"vocab_size=270 is too small: .* at least \d+"):
+        Tokenizer.train([TEXT], vocab_size=270, min_frequency=2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_vocabulary_too_large_names_the_largest(kind):
     with pytest.raises(ValueError, match=r"vocab_size=5000 is larger .* at most \d+") as caught:

@@ -159,6 +159,61 @@ def test_a_process_gathers_only_its_share(windows):
     assert len(read) == 8
 
 
+def with_draws(batch, rng):
+    return dict(batch) | {"draws": rng.integers(1 << 60, size=3), "more": rng.normal(size=2)}
+
+
+def flat(batches):
+    return [{name: array.tolist() for name, array in batch.items()} for batch in batches]
+
+
+def test_a_transform_draws_afresh_for_every_batch_and_leaves_the_order(windows):
+    settings = {"batch_size": 5, "seed": 3}
+    batches = take(make_batches(windows, transform=with_draws, **settings), 15)
+    assert rows(batches).tolist() == rows(take(make_batches(windows, **settings), 15)).tolist()
+    draws = [draw for batch in batches for draw in batch["draws"].tolist()]
+    assert len(set(draws)) == 45
+    assert flat(batches) == flat(take(make_batches(windows, transform=with_draws, **settings), 15))
+    other = take(make_batches(windows, transform=with_draws, batch_size=5, seed=4), 15)
+    assert not set(draws) & {draw for batch in other for draw in batch["draws"].tolist()}
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 7, 12])
+def test_resuming_anywhere_draws_the_same(windows, stop):
+    settings = {"batch_size": 4, "seed": 11, "transform": with_draws}
+    batches = make_batches(windows, **settings)
+    take(batches, stop)
+    state = json.loads(json.dumps(batches.get_state()))
+    ahead = flat(take(batches, 9))
+    resumed = make_batches(windows, **settings)
+    resumed.set_state(state)
+    assert flat(take(resumed, 9)) == ahead
+    batches.set_state(state)
+    assert flat(take(batches, 9)) == ahead
+
+
+def test_processes_transform_their_shares_each_with_its_own_draws(windows):
+    settings = {"batch_size": 6, "seed": 5, "transform": with_draws}
+    whole = take(make_batches(windows, **settings), 9)
+    shares = [take(make_batches(windows, process_index=p, process_count=3, **settings), 9) for p in range(3)]
+    for step, batch in enumerate(whole):
+        assert np.concatenate([share[step]["tokens"] for share in shares]).tolist() == batch["tokens"].tolist()
+    draws = [draw for share in shares for batch in share for draw in batch["draws"].tolist()]
+    assert len(set(draws)) == 3 * 9 * 3
+    assert flat(shares[1]) == flat(take(make_batches(windows, process_index=1, process_count=3, **settings), 9))
+
+
+def test_a_process_transforms_only_its_share(windows):
+    sizes = []
+
+    def count(batch, rng):
+        sizes.append(len(batch["tokens"]))
+        return batch
+
+    list(make_batches(windows, batch_size=6, seed=5, process_index=1, process_count=3, num_epochs=1, transform=count))
+    assert sizes == [2, 2, 2, 2]
+
+
 def test_a_source_smaller_than_a_batch_repeats_within_it():
     order = rows(take(make_batches(Windows(np.arange(13), 4), batch_size=7, seed=0), 3))
     assert np.bincount(order, minlength=9)[::4].tolist() == [7, 7, 7]

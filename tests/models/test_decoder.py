@@ -14,10 +14,10 @@ from reference_decoder import abstract_decoder, random_decoder
 
 import transformer_jax as tj
 from transformer_jax.models import functional
-from transformer_jax.models.decoder import positions_in_segments
+from transformer_jax.models.inputs import positions_in_segments
 from transformer_jax.nn.attention import AttentionContext
 from transformer_jax.ops import AttentionMask
-from transformer_jax.training.step import next_token_loss
+from transformer_jax.training.objectives import next_token_loss
 
 BASE = tj.ModelConfig(vocab_size=17, max_len=12, num_layers=2, num_heads=4, model_dim=16)
 VARIANTS = {
@@ -142,7 +142,7 @@ def test_padding_on_either_side_changes_nothing(variant):
 
 def test_positions_restart_with_each_segment():
     ids = jnp.asarray([[0, 0, 1, 1, 1, 2, 1, 1], [5, 5, 5, 5, 4, 4, 0, 0]])
-    np.testing.assert_array_equal(positions_in_segments(ids), [[0, 1, 0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 0, 1, 0, 1]])
+    np.testing.assert_array_equal(positions_in_segments(ids, ids), [[0, 1, 0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 0, 1, 0, 1]])
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "rope", "sinusoidal"])

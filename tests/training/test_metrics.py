@@ -9,7 +9,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.models.decoder import Decoder, count_parameters
+from transformer_jax.models.decoder import Decoder
+from transformer_jax.models.functional import count_parameters
 from transformer_jax.training.metrics import MetricsWriter, flops_per_token, plot_losses, read_metrics
 
 

@@ -1,17 +1,36 @@
 """Tokenizers, corpora and batches."""
 
+from transformer_jax.data.dates import dates_corpus, generate_dates
+from transformer_jax.data.lines import LineRows, split_lines, text_lines
+from transformer_jax.data.masking import Masking, masked_evaluation_batches
+from transformer_jax.data.packed_pairs import PackedPairs, pair_evaluation_batches
+from transformer_jax.data.packing import pack
+from transformer_jax.data.pairs import Pairs, read_pairs, read_tfds_pairs
 from transformer_jax.data.text import read_documents, read_tfds
 from transformer_jax.data.token_file import TokenFile
 from transformer_jax.data.tokenizer import StreamDecoder, Tokenizer
 from transformer_jax.data.windows import Windows, evaluation_batches, make_batches
 
 __all__ = [
+    "LineRows",
+    "Masking",
+    "PackedPairs",
+    "Pairs",
     "StreamDecoder",
     "TokenFile",
     "Tokenizer",
     "Windows",
+    "dates_corpus",
     "evaluation_batches",
+    "generate_dates",
     "make_batches",
+    "masked_evaluation_batches",
+    "pack",
+    "pair_evaluation_batches",
     "read_documents",
+    "read_pairs",
     "read_tfds",
+    "read_tfds_pairs",
+    "split_lines",
+    "text_lines",
 ]

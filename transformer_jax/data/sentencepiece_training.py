@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 KINDS = ("char", "word", "bpe", "unigram")
@@ -17,11 +18,15 @@ ISOLATED_OR_SPECIAL = re.compile("|".join([ISOLATED.pattern, *map(re.escape, SPE
 _INSIDE_CONTROL_NAME = re.compile(
     "(?<=<)(?=0x[0-9A-F]{2}>|" + "|".join(re.escape(name[1:]) for name in SPECIAL_TOKENS) + ")"
 )
+_WORD = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")  # what no piece goes beyond
+_PIECE_TAG = 1 << 3 | 2  # field 1 of SentencePiece's ModelProto, with a length: one of the pieces, in order
 _MAX_CHARS = 4096  # per call into SentencePiece: its BPE slows down with length, its trainer refuses longer words
 _TRAINING_THREADS = 4  # a constant and not the machine's number of cores: it is written into the model
 
 
-def train_model(texts: Iterable[str], kind: str, vocab_size: int | None, byte_fallback: bool | None) -> bytes:
+def train_model(
+    texts: Iterable[str], kind: str, vocab_size: int | None, byte_fallback: bool | None, min_frequency: int
+) -> bytes:
     """Trains a SentencePiece model; arguments and errors are those of `Tokenizer.train`."""
     import sentencepiece
 
@@ -29,6 +34,10 @@ def train_model(texts: Iterable[str], kind: str, vocab_size: int | None, byte_fa
         raise ValueError(f"unknown tokenizer kind {kind!r}; expected one of {', '.join(KINDS)}")
     if vocab_size is None and kind in ("bpe", "unigram"):
         raise ValueError(f"a tokenizer of kind {kind!r} needs a vocab_size, for example vocab_size=1000")
+    if min_frequency < 1:
+        raise ValueError(f"min_frequency={min_frequency} must be positive")
+    if min_frequency > 1 and kind != "bpe":
+        raise ValueError(f"min_frequency={min_frequency} is for a tokenizer of kind 'bpe', not {kind!r}")
     if byte_fallback is None:
         byte_fallback = kind != "char"
     sentences, isolated = _training_sentences(texts)
@@ -61,12 +70,15 @@ def train_model(texts: Iterable[str], kind: str, vocab_size: int | None, byte_fa
             unk_piece=UNK,
             control_symbols=[MASK, END_OF_TEXT],
             user_defined_symbols=isolated,
+            hard_vocab_limit=min_frequency == 1,
             num_threads=_TRAINING_THREADS,
             minloglevel=2,
             **size,
         )
     except RuntimeError as error:
         raise ValueError(_explain(str(error), vocab_size)) from error
+    if min_frequency > 1:
+        return _without_rare_pieces(model.getvalue(), sentences, min_frequency)
     # The character trainer alone takes what there is and says nothing.
     largest = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
     if vocab_size is not None and largest < vocab_size:
@@ -112,6 +124,51 @@ def _training_sentences(texts: Iterable[str]) -> tuple[list[str], list[str]]:
             else:
                 sentences += [part for part in _INSIDE_CONTROL_NAME.split(run) if part]
     return sentences, sorted(isolated.intersection(ISOLATED_PIECES))
+
+
+def _without_rare_pieces(model: bytes, sentences: list[str], min_frequency: int) -> bytes:
+    """Drops the learned pieces that occur in fewer places of the sentences.
+
+    What is merged from a dropped piece occurs at most as often and goes with it: all that stay can still be built.
+    """
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    is_learned = {
+        piece: len(piece) > 1 and not (processor.is_control(i) or processor.is_unknown(i) or processor.is_byte(i))
+        for i, piece in enumerate(map(processor.id_to_piece, range(processor.vocab_size())))
+    }
+    longest = max(map(len, is_learned))
+    words = Counter(word for text in sentences for word in _WORD.findall(text.replace(" ", SPACE)))
+    occurrences = Counter()
+    for word, count in words.items():
+        for start in range(len(word)):
+            for end in range(start + 2, min(start + longest, len(word)) + 1):
+                if is_learned.get(word[start:end]):
+                    occurrences[word[start:end]] += count
+    is_kept = (not learned or occurrences[piece] >= min_frequency for piece, learned in is_learned.items())
+    # The serialised model is edited itself: the classes in sentencepiece_model_pb2 refuse all but the newest protobuf.
+    return b"".join(field for tag, field in _fields(model) if tag != _PIECE_TAG or next(is_kept))
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields the tags and the whole encodings of a protobuf message's fields, all of which have a length."""
+    position = 0
+    while position < len(message):
+        start = position
+        tag, position = _varint(message, position)
+        size, position = _varint(message, position)
+        position += size
+        yield tag, message[start:position]
+
+
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    """Returns the protobuf integer at a position, and where it ends."""
+    value = shift = 0
+    while message[position] & 0x80:
+        value |= (message[position] & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+    return value | message[position] << shift, position + 1
 
 
 def _too_small(vocab_size: int, smallest: int) -> str:

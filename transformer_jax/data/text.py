@@ -12,7 +12,7 @@ from absl import logging
 from transformer_jax.data.sentencepiece_training import END_OF_TEXT
 
 _SEPARATOR = END_OF_TEXT.encode()
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 
 
 def read_documents(path: str | Path, *, key: str = "text") -> "TextFiles":
@@ -56,7 +56,7 @@ class TextFiles:
             if file.stat().st_size == 0:
                 raise ValueError(f"{file} is empty; expected UTF-8 text")
             with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                start = len(_BOM) if data[: len(_BOM)] == _BOM else 0
+                start = len(BOM) if data[: len(BOM)] == BOM else 0
                 if start:
                     self._report(file, "starts with a byte order mark; it is left out")
                 if start == len(data):
@@ -91,12 +91,7 @@ class TextFiles:
             yield text
 
     def _decode(self, file: Path, data: bytes, offset: int) -> str:
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8: byte offset {offset + error.start}: {error.reason}") from error
-        if (nul := data.find(b"\0")) >= 0:
-            raise ValueError(f"{file} has a NUL character at byte offset {offset + nul}; is it a text file?")
+        text = decode_utf8(file, data, offset)
         if b"\r\n" in data:
             self._report(file, "has lines that end in CRLF; they are kept as they are")
         return text
@@ -105,6 +100,17 @@ class TextFiles:
         if (file, what) not in self._reported:
             self._reported.add((file, what))
             logging.warning("%s %s", file, what)
+
+
+def decode_utf8(file: Path, data: bytes, offset: int) -> str:
+    """Returns the text of bytes that lie at an offset of a file; ValueError says where it is not UTF-8 or has a NUL."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: byte offset {offset + error.start}: {error.reason}") from error
+    if (nul := data.find(b"\0")) >= 0:
+        raise ValueError(f"{file} has a NUL character at byte offset {offset + nul}; is it a text file?")
+    return text
 
 
 def _between_separators(data: mmap.mmap, start: int) -> Iterator[tuple[int, int]]:
@@ -138,19 +144,22 @@ class TfdsDocuments:
 
     def __iter__(self) -> Iterator[str]:
         for index in range(len(self.source)):
-            where = f"TFDS data set {self.name!r}, example {index}"
-            example = self.source[index]
-            if not isinstance(example, dict) or not isinstance(example.get(self.key), bytes | str):
-                found = f"the keys {sorted(example)}" if isinstance(example, dict) else type(example).__name__
-                raise ValueError(f"{where} has no text under the key {self.key!r}; found {found}")
-            text = example[self.key]
-            if isinstance(text, bytes):
-                try:
-                    text = text.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{where} is not UTF-8: byte offset {error.start}: {error.reason}") from error
-            _check_characters(text, where)
-            yield text
+            yield tfds_text(self.source[index], self.key, f"TFDS data set {self.name!r}, example {index}")
+
+
+def tfds_text(example: object, key: str, where: str) -> str:
+    """Returns the text of a feature of a TFDS example; ValueError says where there is none."""
+    if not isinstance(example, dict) or not isinstance(example.get(key), bytes | str):
+        found = f"the keys {sorted(example)}" if isinstance(example, dict) else type(example).__name__
+        raise ValueError(f"{where} has no text under the key {key!r}; found {found}")
+    text = example[key]
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where} is not UTF-8: byte offset {error.start}: {error.reason}") from error
+    _check_characters(text, where)
+    return text
 
 
 def read_tfds(name: str, split: str = "train", data_dir: str | Path | None = None, key: str = "text") -> TfdsDocuments:
@@ -167,16 +176,20 @@ def read_tfds(name: str, split: str = "train", data_dir: str | Path | None = Non
         ValueError: the data set is unknown, cannot be prepared, is in a format without random access, or has no such
             split; and while iterating, an example without UTF-8 text under the key.
     """
+    return TfdsDocuments(tfds_source(name, split, data_dir), name, key)
+
+
+def tfds_source(name: str, split: str, data_dir: str | Path | None):
+    """Returns a TFDS split with random access; errors are those of `read_tfds`."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError("reading a TFDS data set needs: pip install tensorflow-datasets") from error
     try:
-        source = tfds.data_source(name, split=split, data_dir=data_dir)
+        return tfds.data_source(name, split=split, data_dir=data_dir)
     except (tfds.download.DownloadError, ImportError, NotImplementedError, OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         place = data_dir or "TFDS's default data_dir"
         raise ValueError(
             f"TFDS data set {name!r}, split {split!r}, cannot be read or prepared in {place}: {reason}"
         ) from error
-    return TfdsDocuments(source, name, key)

@@ -57,8 +57,8 @@ class TokenFile:
         path = Path(cache_dir) / f"tokens-{name}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)
         dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-        if not _is_intact(path, key):
-            _write(path, key, (block.astype(dtype) for block in tokenizer.encode_corpus(documents)))
+        if not is_intact(path, key):
+            write_with_digest(path, key, (block.astype(dtype) for block in tokenizer.encode_corpus(documents)))
         tokens = np.memmap(path, dtype, mode="r")
         return cls(tokens, content["documents"], content["bytes"], tokenizer.end_of_text_id)
 
@@ -110,7 +110,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _is_intact(path: Path, key: dict) -> bool:
+def is_intact(path: Path, key: dict) -> bool:
+    """Returns whether `write_with_digest` wrote the file for this key and it is as it was; damage is logged."""
     description = path.with_suffix(".json")
     if not path.exists() or not description.exists():
         return False
@@ -124,8 +125,8 @@ def _is_intact(path: Path, key: dict) -> bool:
     return False
 
 
-def _write(path: Path, key: dict, blocks: Iterable[np.ndarray]) -> None:
-    """Writes the tokens and then their description, each under a temporary name that is renamed when complete."""
+def write_with_digest(path: Path, key: dict, blocks: Iterable[np.ndarray]) -> None:
+    """Writes blocks and then their description, each file under a temporary name that is renamed when complete."""
     digest, size = hashlib.sha256(), 0
     with _renamed_when_complete(path) as stream:
         for block in blocks:

@@ -68,6 +68,7 @@ class Tokenizer:
         kind: str = "bpe",
         vocab_size: int | None = None,
         byte_fallback: bool | None = None,
+        min_frequency: int = 1,
     ) -> "Tokenizer":
         """Trains a tokenizer; the same texts in the same order give the same bytes.
 
@@ -78,11 +79,14 @@ class Tokenizer:
                 every one that occurs.
             byte_fallback: Whether what is not in the vocabulary is spelled in 256 byte tokens; None means yes,
                 except for "char".
+            min_frequency: For "bpe": a piece of several characters must occur at least so often in the texts. Above
+                1, `vocab_size` is an upper limit, and texts that support fewer tokens give fewer.
 
         Raises:
-            ValueError: unknown kind, no text, or a vocabulary too large or too small for the texts.
+            ValueError: unknown kind, no text, a vocabulary too large or too small for the texts, or `min_frequency`
+                below 1 or with another kind.
         """
-        return cls(train_model(texts, kind, vocab_size, byte_fallback))
+        return cls(train_model(texts, kind, vocab_size, byte_fallback, min_frequency))
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

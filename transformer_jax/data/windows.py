@@ -1,6 +1,6 @@
 """Windows of a token stream, shuffled into training batches or read through for evaluation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -74,6 +74,7 @@ def make_batches(
     process_count: int = 1,
     shuffle: bool = True,
     num_epochs: int | None = None,
+    transform: Callable[[Mapping[str, np.ndarray], np.random.Generator], Mapping[str, np.ndarray]] | None = None,
 ):
     """Returns an iterator over batches, each epoch in another order, prefetched in one thread.
 
@@ -88,6 +89,8 @@ def make_batches(
         process_count: How many shares there are, such as `jax.process_count()`.
         shuffle: False for the source's own order.
         num_epochs: None repeats for ever; otherwise rows that fill no batch at the end are left out.
+        transform: Applied to the rows of each batch, as a `Masking` is, with a generator that depends only on the
+            seed, the batch's number and, with several processes, on their count and this one's index.
 
     Returns:
         A grain iterator; `get_state()` returns its position, which JSON can hold, and `set_state()` continues from it.
@@ -114,9 +117,13 @@ def make_batches(
         indices = indices.shuffle()
     indices = indices.repeat(num_epochs or _FOREVER // len(source))
     indices = indices[: len(indices) // batch_size * batch_size]
-    shares = indices.batch(batch_size // process_count)[process_index::process_count]
-    batches = shares.map(lambda indices_B: source[indices_B])
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    index_batches = indices.batch(batch_size // process_count)
+    if transform is None:
+        batches = index_batches.map(lambda indices_B: source[indices_B])
+    else:  # before the processes part, so that each has generators of its own
+        batches = index_batches.random_map(lambda indices_B, rng: transform(source[indices_B], rng))
+    share = batches[process_index::process_count]
+    return iter(share.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
 def evaluation_batches(windows: Windows, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 
 from transformer_jax.decoding.logits import Settings, sample
 from transformer_jax.models.decoder import Decoder
+from transformer_jax.models.encoder_decoder import EncoderDecoder
+from transformer_jax.models.output import Output
 from transformer_jax.nn.cache import KVCache
+
+Generator = Decoder | EncoderDecoder
+Sources = tuple[jax.Array, jax.Array]  # token ids and segment ids [B, S] for an encoder; () where there is none
 
 
 @jax.tree_util.register_dataclass
@@ -35,13 +40,25 @@ class DecodeState:
     keys_B: jax.Array
 
 
+def start(model: Generator, batch_size: int, capacity: int, sources: Sources | tuple[()]) -> KVCache:
+    """A cache for ``capacity`` tokens a row; an encoder reads its sources into it."""
+    if not sources:
+        return KVCache.empty(model.config, batch_size, capacity)
+    source_BS, segment_ids_BS = sources
+    return model.start(model.encode(source_BS, segment_ids_BS=segment_ids_BS), capacity)
+
+
+def read(model: Generator, tokens_BT: jax.Array, cache: KVCache, **options: jax.Array) -> Output:
+    """The model's output for tokens after those in the cache."""
+    return (model.decode if isinstance(model, EncoderDecoder) else model)(tokens_BT, cache=cache, **options)
+
+
 @functools.partial(jax.jit, static_argnames="capacity")
-def prefill(model: Decoder, tokens_BP: jax.Array, segment_ids_BP: jax.Array, keys_B: jax.Array, num_new: jax.Array,
-            settings: Settings, *, capacity: int) -> DecodeState:
-    """Reads the prompts (padded on the left with segment id 0) and draws one token of every row."""
+def prefill(model: Generator, tokens_BP: jax.Array, segment_ids_BP: jax.Array, keys_B: jax.Array, num_new: jax.Array,
+            settings: Settings, sources: Sources | tuple[()] = (), *, capacity: int) -> DecodeState:
+    """Reads sources and prompts (padded on the left with segment id 0) and draws one token of every row."""
     B, P = tokens_BP.shape
-    cache = KVCache.empty(model.config, B, capacity)
-    out = model(tokens_BP, segment_ids_BT=segment_ids_BP, cache=cache)
+    out = read(model, tokens_BP, start(model, B, capacity, sources), segment_ids_BT=segment_ids_BP)
     state = DecodeState(
         cache=out.cache, history_BS=jnp.zeros((B, capacity), jnp.int32).at[:, :P].set(tokens_BP),
         logprobs_BS=jnp.zeros((B, capacity), jnp.float32), done_B=jnp.zeros(B, bool), num_new=num_new, keys_B=keys_B)
@@ -49,14 +66,14 @@ def prefill(model: Decoder, tokens_BP: jax.Array, segment_ids_BP: jax.Array, key
 
 
 @functools.partial(jax.jit, donate_argnames="state")
-def decode(model: Decoder, state: DecodeState, settings: Settings, limit: jax.Array) -> DecodeState:
+def decode(model: Generator, state: DecodeState, settings: Settings, limit: jax.Array) -> DecodeState:
     """Draws tokens until every row has ended or ``limit`` of them are drawn."""
     def unfinished(state: DecodeState) -> jax.Array:
         return (state.num_new < limit) & ~state.done_B.all()
 
     def turn(state: DecodeState) -> DecodeState:
         last_B1 = jax.lax.dynamic_slice_in_dim(state.history_BS, state.cache.length, 1, axis=1)
-        out = model(last_B1, cache=state.cache)
+        out = read(model, last_B1, state.cache)
         return _draw(dataclasses.replace(state, cache=out.cache), out.logits[:, -1], settings)
 
     return jax.lax.while_loop(unfinished, turn, state)

@@ -1,4 +1,4 @@
-"""Text from a decoder: batched generation, streaming, stop strings."""
+"""Text from a decoder, or from an encoder-decoder given sources: batched generation, streaming, stop strings."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.data.tokenizer import StreamDecoder, Tokenizer
+from transformer_jax.decoding.batch import (
+    bucket,
+    encode_prompts,
+    encode_sources,
+    ending_ids,
+    first_token,
+    pad_right,
+)
 from transformer_jax.decoding.logits import Sampling, Settings
-from transformer_jax.decoding.loop import DecodeState, decode, prefill
-from transformer_jax.models.decoder import Decoder
-from transformer_jax.models.functional import check_tokens
+from transformer_jax.decoding.loop import DecodeState, Generator, Sources, decode, prefill
+from transformer_jax.models.encoder_decoder import EncoderDecoder
 from transformer_jax.nn.stack import unstack
 
-_SMALLEST_BUCKET = 16
 _TOKENS_BETWEEN_STOP_CHECKS = 16
 
 
@@ -40,24 +46,26 @@ class Generation:
     finish_reasons: list[str]
 
 
-def generate(model: Decoder, prompts: str | Sequence[str] | Sequence[Sequence[int]], *,
+def generate(model: Generator, prompts: str | Sequence[str] | Sequence[Sequence[int]], *,
              tokenizer: Tokenizer | None = None, key: jax.Array | None = None, max_new_tokens: int = 100,
              sampling: Sampling = Sampling(), stop: str | Sequence[str] = (), num_samples: int = 1,
-             end_ids: Sequence[int] | None = None, slide: bool = False) -> Generation:
-    """Continues every prompt.
+             start_id: int | None = None, end_ids: Sequence[int] | None = None, slide: bool = False) -> Generation:
+    """Continues every prompt; of an encoder-decoder, the prompts are the sources, and the target is generated.
 
     A row depends on its own prompt and key only. Lengths are rounded up to powers of two and settings are
     traced, so that a new length seldom compiles and a new setting never does.
 
     Args:
-      model: a decoder.
+      model: a decoder or an encoder-decoder.
       prompts: strings (with a tokenizer) or lists of token ids; an empty string starts from ``<|endoftext|>``.
+        A source that is a string is read with ``</s>`` after it.
       tokenizer: encodes prompts and decodes results.
       key: PRNG key, of which row i has ``fold_in(key, i)``, or an array of keys, one a row; not needed when greedy.
       max_new_tokens: most tokens to add to each prompt.
       sampling: how tokens are drawn.
       stop: a string, or several, that end a text where they appear.
       num_samples: continuations of each prompt.
+      start_id: the token before the first of a target; by default the tokenizer's ``<s>``. For encoder-decoders.
       end_ids: token ids that end a text; by default the tokenizer's ``</s>`` and ``<|endoftext|>``.
       slide: go on past the model's context, by reading the last half of a full row anew (earlier text is then
         forgotten, also by the penalties for repetition), instead of refusing to.
@@ -66,20 +74,22 @@ def generate(model: Decoder, prompts: str | Sequence[str] | Sequence[Sequence[in
       ValueError: for a prompt longer than the context (or one that leaves no room and ``slide`` is off), an
         unknown token id, strings without a tokenizer, or sampling without a key.
     """
-    session = _Session(model, prompts, tokenizer, key, max_new_tokens, sampling, stop, num_samples, end_ids, slide)
+    session = _Session(model, prompts, tokenizer, key, max_new_tokens, sampling, stop, num_samples, start_id, end_ids,
+                       slide)
     while not session.finished:
         session.advance(_TOKENS_BETWEEN_STOP_CHECKS if session.stop else max_new_tokens)
     return session.result()
 
 
-def stream(model: Decoder, prompt: str, *, tokenizer: Tokenizer, key: jax.Array | None = None,
+def stream(model: Generator, prompt: str, *, tokenizer: Tokenizer, key: jax.Array | None = None,
            max_new_tokens: int = 100, sampling: Sampling = Sampling(), stop: str | Sequence[str] = (),
            slide: bool = False) -> Iterator[str]:
     """Continues one prompt, yielding text as it comes: whole characters, never part of a stop string.
 
     The pieces join to the text that :func:`generate` gives for the same arguments, which are those here.
     """
-    return _pieces(_Session(model, [prompt], tokenizer, key, max_new_tokens, sampling, stop, 1, None, slide))
+    return _pieces(_Session(model, [prompt], tokenizer, key, max_new_tokens, sampling, stop, 1, None, None,
+                            slide))
 
 
 def _pieces(session: _Session) -> Iterator[str]:
@@ -101,7 +111,8 @@ def _held_back(text: str, stop: Sequence[str]) -> int:
 class _Session:
     """Host-side bookkeeping around the compiled loop."""
 
-    def __init__(self, model, prompts, tokenizer, key, max_new_tokens, sampling, stop, num_samples, end_ids, slide):
+    def __init__(self, model, prompts, tokenizer, key, max_new_tokens, sampling, stop, num_samples, start_id, end_ids,
+                 slide):
         if max_new_tokens < 1 or num_samples < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens} and num_samples={num_samples} must be at least 1")
         self.tokenizer = tokenizer
@@ -111,7 +122,17 @@ class _Session:
         if "" in self.stop:
             raise ValueError("a stop string is empty: it would stop every text before its first token")
         self.config = model.config
-        prompts = _encode(prompts, tokenizer, self.config.vocab_size)
+        self.sources: Sources | tuple[()] = ()
+        if isinstance(model, EncoderDecoder):
+            if slide:
+                raise ValueError("slide=True goes on past the context of a decoder; a translation has one context")
+            sources = encode_sources(prompts, tokenizer, self.config.vocab_size)
+            self.sources = pad_right([source for source in sources for _ in range(num_samples)], self.config.max_len)
+            prompts = [[first_token(start_id, tokenizer, self.config.vocab_size)] for _ in sources]
+        else:
+            if start_id is not None:
+                raise ValueError("start_id starts the targets of an encoder-decoder; a decoder has its prompts")
+            prompts = encode_prompts(prompts, tokenizer, self.config.vocab_size)
         longest = max(len(prompt) for prompt in prompts)
         if longest > self.config.max_len - 1:
             raise ValueError(f"a prompt of {longest} tokens leaves no room in the model's context of "
@@ -122,14 +143,13 @@ class _Session:
                              "slide=True to go on with the last half of the context read anew")
         if key is None and sampling.temperature > 0:
             raise ValueError("sampling needs key=jax.random.key(seed); or be greedy with Sampling(temperature=0)")
-        if end_ids is None:
-            end_ids = () if tokenizer is None else (tokenizer.eos_id, tokenizer.end_of_text_id)
+        end_ids = ending_ids(end_ids, tokenizer)
         self.settings = Settings.of(sampling, self.config.vocab_size, end_ids)
         self.end_ids = set(end_ids)
         self.max_new_tokens = max_new_tokens
         self.contexts = [list(prompt) for prompt in prompts for _ in range(num_samples)]
         self.keys_B = _row_keys(key, len(self.contexts))
-        self.model = _last_prepared.get(model)
+        self.model = prepared(model)
         self.tokens: list[list[int]] = [[] for _ in self.contexts]
         self.logprobs: list[list[float]] = [[] for _ in self.contexts]
         self.texts = ["" for _ in self.contexts]
@@ -163,7 +183,7 @@ class _Session:
             elif len(context) == max_len:
                 self.contexts[row] = context[-(max_len // 2):]
         longest = max(map(len, self.contexts))
-        padded = _bucket(longest)
+        padded = bucket(longest)
         self.next_slot, self.end_slot = padded, padded + min(self.max_new_tokens - self.num_new, max_len - longest)
         tokens_BP = np.zeros((len(self.contexts), padded), np.int32)
         segment_ids_BP = np.zeros_like(tokens_BP)
@@ -171,7 +191,7 @@ class _Session:
             tokens_BP[row, padded - len(context):] = context
             segment_ids_BP[row, padded - len(context):] = 1
         self.state = prefill(self.model, tokens_BP, segment_ids_BP, self.keys_B, jnp.int32(self.num_new),
-                             self.settings, capacity=_bucket(self.end_slot))
+                             self.settings, self.sources, capacity=bucket(self.end_slot))
         if any(self.reasons):
             self.state = dataclasses.replace(self.state, done_B=self.state.done_B | self._ended())
 
@@ -231,9 +251,12 @@ class _Session:
 
 
 @jax.jit
-def _separate_layers(model: Decoder) -> Decoder:
+def _separate_layers(model: Generator) -> Generator:
     separate = jax.tree.map(lambda x: x, model)
-    separate.stack = unstack(model.stack)
+    if isinstance(model, EncoderDecoder):
+        separate.decoder = unstack(model.decoder)
+    else:
+        separate.stack = unstack(model.stack)
     return separate
 
 
@@ -243,7 +266,7 @@ class _LastPrepared:
     def __init__(self):
         self.model: weakref.ref | None = None
 
-    def get(self, model: Decoder) -> Decoder:
+    def get(self, model: Generator) -> Generator:
         leaves = jax.tree.leaves(model)
         known = self.model is not None and self.model() is model
         if not known or any(a is not b for a, b in zip(leaves, self.leaves, strict=True)):
@@ -259,24 +282,9 @@ class _LastPrepared:
 _last_prepared = _LastPrepared()
 
 
-def _encode(prompts, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not prompts:
-        raise ValueError("there is no prompt")
-    encoded = []
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            if tokenizer is None:
-                raise ValueError("prompts that are strings need tokenizer=...; without one, pass lists of token ids")
-            prompt = tokenizer.encode(prompt) or [tokenizer.end_of_text_id]
-        ids = np.asarray(prompt)
-        if ids.size == 0:
-            raise ValueError("a prompt of token ids is empty; start it with the end-of-text token")
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"{prompt!r} is no prompt; pass a list of strings or a list of lists of token ids")
-        check_tokens(ids, vocab_size)
-        encoded.append(ids.tolist())
-    return encoded
+def prepared(model: Generator) -> Generator:
+    """The model in the form in which a token loop reads its weights fastest."""
+    return _last_prepared.get(model)
 
 
 _fold_in_rows = jax.jit(lambda key, num_rows: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows)),
@@ -293,8 +301,3 @@ def _row_keys(key: jax.Array | None, num_rows: int) -> jax.Array:
     if key.shape != (num_rows,):
         raise ValueError(f"key has shape {key.shape}; pass one key, or one for each of the {num_rows} rows")
     return key
-
-
-def _bucket(length: int) -> int:
-    """The next power of two, and never below 16: few shapes, few compiles."""
-    return max(_SMALLEST_BUCKET, 1 << (length - 1).bit_length())

@@ -1,43 +1,66 @@
-"""Jitted entry points for research code, with the checks that only the host can make."""
+"""Entry points for research code: jitted calls with the checks that only the host can make."""
 
 from __future__ import annotations
 
 import jax
 import numpy as np
 
+from transformer_jax.config import ModelConfig
 from transformer_jax.models.decoder import Decoder
-from transformer_jax.models.output import Trace
+from transformer_jax.models.encoder import Encoder
+from transformer_jax.models.encoder_decoder import EncoderDecoder
+from transformer_jax.models.output import PairTrace, Trace
+
+Model = Decoder | Encoder | EncoderDecoder
+
+_FAMILIES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
+
+
+def make_model(config: ModelConfig, *, key: jax.Array) -> Model:
+    """A model of the config's family, with random weights."""
+    return _FAMILIES[config.family](config, key=key)
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Number of weights of a model of this shape; nothing is allocated."""
+    shapes = jax.eval_shape(lambda key: make_model(config, key=key), jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 @jax.jit
-def _logits(model: Decoder, tokens_BT: jax.Array, segment_ids_BT: jax.Array | None) -> jax.Array:
-    return model(tokens_BT, segment_ids_BT=segment_ids_BT).logits
+def _logits(model: Model, tokens: tuple[jax.Array, ...], options: dict[str, jax.Array]) -> jax.Array:
+    return model(*tokens, **options).logits
 
 
 @jax.jit
-def _trace(model: Decoder, tokens_BT: jax.Array, segment_ids_BT: jax.Array | None) -> Trace:
-    return model(tokens_BT, segment_ids_BT=segment_ids_BT).trace
+def _trace(model: Model, tokens: tuple[jax.Array, ...], options: dict[str, jax.Array]) -> Trace | PairTrace:
+    return model(*tokens, **options).trace
 
 
-def forward(model: Decoder, tokens_BT: jax.Array, *, segment_ids_BT: jax.Array | None = None) -> jax.Array:
+def forward(model: Model, *tokens: jax.Array, **options: jax.Array) -> jax.Array:
     """Logits, float32 ``[B, T, V]``, by one jitted call.
 
     Args:
       model: the model.
-      tokens_BT: token ids ``[B, T]``.
-      segment_ids_BT: documents of packed rows, 0 for padding.
+      *tokens: those of the model's call: ``tokens_BT``, or ``source_BS, target_BT``.
+      **options: arrays that the model's call takes, such as ``segment_ids_BT``.
 
     Raises:
       ValueError: for a token id outside the vocabulary (JAX would clamp it silently).
     """
-    check_tokens(tokens_BT, model.config.vocab_size)
-    return _logits(model, tokens_BT, segment_ids_BT)
+    _check(model, tokens)
+    return _logits(model, tokens, options)
 
 
-def trace(model: Decoder, tokens_BT: jax.Array, *, segment_ids_BT: jax.Array | None = None) -> Trace:
+def trace(model: Model, *tokens: jax.Array, **options: jax.Array) -> Trace | PairTrace:
     """The :class:`Trace` of a forward pass, by one jitted call; arguments as in :func:`forward`."""
-    check_tokens(tokens_BT, model.config.vocab_size)
-    return _trace(model, tokens_BT, segment_ids_BT)
+    _check(model, tokens)
+    return _trace(model, tokens, options)
+
+
+def _check(model: Model, tokens: tuple[jax.Array, ...]) -> None:
+    for ids in tokens:
+        check_tokens(ids, model.config.vocab_size)
 
 
 def check_tokens(tokens: jax.Array | np.ndarray, vocab_size: int) -> None:

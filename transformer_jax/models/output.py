@@ -25,19 +25,25 @@ class Trace:
 
     Attributes:
       layers: every field of :class:`LayerTrace` with a leading layer axis ``[L, ...]``.
-      final: the stream after the last layer, before the final norm ``[B, T, D]``.
+      final: the stream after the last layer, before the final norm ``[B, T, D]``; ``None`` in the trace of cross
+        attention.
       mask: who may attend to whom.
       bias: the structured bias of positions, if any.
     """
 
     layers: LayerTrace
-    final: jax.Array
+    final: jax.Array | None
     mask: AttentionMask
     bias: Bias
 
     @property
     def residual(self) -> jax.Array:
-        """The residual stream before each layer and after the last, ``[L + 1, B, T, D]``."""
+        """The residual stream before each layer and after the last, ``[L + 1, B, T, D]``.
+
+        Of cross attention, the stream that entered it in each layer, ``[L, B, T, D]``.
+        """
+        if self.final is None:
+            return self.layers.residual
         return jnp.concatenate([self.layers.residual, self.final[None]])
 
     @property
@@ -99,6 +105,22 @@ class Trace:
         return self.bias.materialize(T, S, query_R) if isinstance(self.bias, LinearBias) else self.bias
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PairTrace:
+    """The inside of an encoder-decoder's forward pass.
+
+    Attributes:
+      encoder: the source's; ``None`` when decoding from a cache.
+      decoder: the target's, its attention to itself.
+      cross: the decoder's attention to the source: queries of the target, keys of the source.
+    """
+
+    encoder: Trace | None
+    decoder: Trace
+    cross: Trace
+
+
 def _indices(name: str, wanted: Index, size: int) -> tuple[jax.Array, bool]:
     if wanted is None:
         return jnp.arange(size), False
@@ -118,11 +140,11 @@ class Output:
     Attributes:
       logits: float32 ``[B, T, V]``.
       hidden: the final stream, normed: what the unembedding reads ``[B, T, D]``.
-      trace: everything on the way.
+      trace: everything on the way; a :class:`PairTrace` in an encoder-decoder.
       cache: the extended cache when one was given.
     """
 
     logits: jax.Array
     hidden: jax.Array
-    trace: Trace
+    trace: Trace | PairTrace
     cache: KVCache | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,30 +13,51 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.nn.layers import Linear, Norm
 from transformer_jax.ops.attention import Bias, attend
 from transformer_jax.ops.masks import AttentionMask
-from transformer_jax.ops.positions import rotary
+from transformer_jax.ops.positions import LinearBias, alibi_slopes, rotary, rotary_angles
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionContext:
-    """What all layers share: the mask, the bias of positions, the rotation of queries and keys."""
+    """What all layers share.
+
+    Attributes:
+      mask: which keys each query may attend to.
+      bias: the bias of positions.
+      rotary_angles: the rotation of queries and keys.
+      memory_BSD: the encoder's output, where a layer attends to one and no cache holds its keys.
+      memory_mask: which places of the memory each query may attend to.
+    """
 
     mask: AttentionMask
     bias: Bias = None
     rotary_angles: tuple[jax.Array, jax.Array] | None = None
+    memory_BSD: jax.Array | None = None
+    memory_mask: AttentionMask | None = None
+
+    @classmethod
+    def of(cls, config: ModelConfig, mask: AttentionMask, positions_BT: jax.Array, **memory: Any) -> Self:
+        """With the bias or the rotation that the config's kind of positions asks for."""
+        bias = angles = None
+        if config.positions == "alibi":
+            bias = LinearBias(alibi_slopes(config.num_heads), mask.query_start)
+        elif config.positions == "rope":
+            angles = rotary_angles(positions_BT, config.head_dim, config.rope_base)
+        return cls(mask, bias, angles, **memory)
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention, grouped-query when the config has fewer key heads (Ainslie et al., 2023)."""
+    """Multi-head attention, grouped-query when the config has fewer key heads (Ainslie et al., 2023)."""
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array, output_std: float):
+    def __init__(self, config: ModelConfig, *, key: jax.Array, output_scale: float):
         query_key, key_key, value_key, output_key = jax.random.split(key, 4)
         D, H = config.model_dim, config.head_dim
         self.config = config
         self.query = Linear(D, config.num_heads * H, ("embed", "heads"), config, key=query_key)
         self.key = Linear(D, config.num_kv_heads * H, ("embed", "kv_heads"), config, key=key_key)
         self.value = Linear(D, config.num_kv_heads * H, ("embed", "kv_heads"), config, key=value_key)
-        self.output = Linear(config.num_heads * H, D, ("heads", "embed"), config, key=output_key, std=output_std)
+        self.output = Linear(config.num_heads * H, D, ("heads", "embed"), config, key=output_key,
+                             scale=output_scale)
         self.query_norm = Norm(H, config, "rmsnorm") if config.use_qk_norm else None
         self.key_norm = Norm(H, config, "rmsnorm") if config.use_qk_norm else None
 
@@ -46,18 +68,32 @@ class Attention(nnx.Module):
             joined_BTNH = self.query(x_BTD).reshape(*x_BTD.shape[:-1], N + 2 * K, H)
             q_BTNH, k_BTKH, v_BTKH = jnp.split(joined_BTNH, (N, N + K), axis=-2)
         else:
-            q_BTNH, k_BTKH, v_BTKH = (linear(x_BTD).reshape(*x_BTD.shape[:-1], -1, H)
-                                      for linear in (self.query, self.key, self.value))
+            q_BTNH, k_BTKH, v_BTKH = (self._heads(linear, x_BTD) for linear in (self.query, self.key, self.value))
         if self.query_norm is not None:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
         if context.rotary_angles is not None:
             q_BTNH, k_BTKH = rotary(q_BTNH, context.rotary_angles), rotary(k_BTKH, context.rotary_angles)
         return q_BTNH, k_BTKH, v_BTKH
 
-    def attend(self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, context: AttentionContext,
-               bias: Bias, key: jax.Array | None) -> jax.Array:
+    def project_queries(self, x_BTD: jax.Array) -> jax.Array:
+        """Queries alone, ``[B, T, N, H]``, not rotated: for attention to a memory."""
+        q_BTNH = self._heads(self.query, x_BTD)
+        return q_BTNH if self.query_norm is None else self.query_norm(q_BTNH)
+
+    def project_memory(self, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values ``[B, S, K, H]`` of an encoder's output."""
+        k_BSKH, v_BSKH = self._heads(self.key, memory_BSD), self._heads(self.value, memory_BSD)
+        return (k_BSKH if self.key_norm is None else self.key_norm(k_BSKH)), v_BSKH
+
+    def _heads(self, linear: Linear, x_BTD: jax.Array) -> jax.Array:
+        return linear(x_BTD).reshape(*x_BTD.shape[:-1], -1, self.config.head_dim)
+
+    def attend(self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: AttentionMask, bias: Bias,
+               key: jax.Array | None) -> jax.Array:
         """The output of each head, ``[B, T, N, H]``."""
-        return attend(q_BTNH, k_BSKH, v_BSKH, context.mask, bias=bias, dropout=self.config.dropout, key=key)
+        config = self.config
+        rate = config.dropout if config.attention_dropout is None else config.attention_dropout
+        return attend(q_BTNH, k_BSKH, v_BSKH, mask, bias=bias, dropout=rate, key=key)
 
     def merge(self, heads_BTNH: jax.Array) -> jax.Array:
         """The heads' outputs joined and projected back, ``[B, T, D]``."""

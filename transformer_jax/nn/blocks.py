@@ -1,8 +1,9 @@
-"""The block: two residual lines."""
+"""The block: its residual lines."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -14,7 +15,9 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.nn.attention import Attention, AttentionContext
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.layers import Linear, Norm, dropout
+from transformer_jax.ops.attention import Bias
 from transformer_jax.ops.linear import gelu
+from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.ops.positions import LinearBias
 
 Intervene = Callable[[str, jax.Array | int, jax.Array], jax.Array]
@@ -34,6 +37,8 @@ class LayerTrace:
       attention_output: what attention added to the stream ``[B, T, D]``.
       mlp_output: what the feed-forward layer added ``[B, T, D]``.
       bias: the bias ``[B or 1, N, T, S]`` that an intervention saw; ``None`` without one.
+      cross: the same of attention to the encoder's output, ``residual`` being the stream that entered it; it has no
+        ``mlp_output``. ``None`` without an encoder.
     """
 
     residual: jax.Array
@@ -42,20 +47,21 @@ class LayerTrace:
     values: jax.Array
     head_output: jax.Array
     attention_output: jax.Array
-    mlp_output: jax.Array
+    mlp_output: jax.Array | None
     bias: jax.Array | None
+    cross: LayerTrace | None = None
 
 
 class FeedForward(nnx.Module):
     """Two linear maps around a nonlinearity, or the gated three of SwiGLU (Shazeer, 2020)."""
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array, output_std: float):
+    def __init__(self, config: ModelConfig, *, key: jax.Array, output_scale: float):
         up_key, gate_key, down_key = jax.random.split(key, 3)
         D, F = config.model_dim, config.mlp_dim
         self.activation = config.activation
         self.up = Linear(D, F, ("embed", "mlp"), config, key=up_key)
         self.gate = Linear(D, F, ("embed", "mlp"), config, key=gate_key) if config.activation == "swiglu" else None
-        self.down = Linear(F, D, ("mlp", "embed"), config, key=down_key, std=output_std)
+        self.down = Linear(F, D, ("mlp", "embed"), config, key=down_key, scale=output_scale)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         up_BTF = self.up(x_BTD)
@@ -67,50 +73,70 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Self-attention and a feed-forward layer, each added to the residual stream."""
+    """Self-attention, attention to an encoder's output where there is one, and a feed-forward layer.
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    Each is added to the residual stream.
+    """
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array, num_layers: int, has_memory: bool = False):
         attention_key, mlp_key = jax.random.split(key)
-        output_std = config.init_std / math.sqrt(2 * config.num_layers)
+        scale = 1 / math.sqrt(2 * num_layers) if config.norm_position == "pre" else 1.0
         self.config = config
         self.attention_norm = Norm(config.model_dim, config)
-        self.attention = Attention(config, key=attention_key, output_std=output_std)
+        self.attention = Attention(config, key=attention_key, output_scale=scale)
+        self.cross_norm = Norm(config.model_dim, config) if has_memory else None
+        self.cross_attention = (Attention(config, key=jax.random.fold_in(key, 2), output_scale=scale)
+                                if has_memory else None)
         self.mlp_norm = Norm(config.model_dim, config)
-        self.mlp = FeedForward(config, key=mlp_key, output_std=output_std)
+        self.mlp = FeedForward(config, key=mlp_key, output_scale=scale)
 
     def __call__(self, x_BTD: jax.Array, context: AttentionContext, layer: jax.Array | int, *,
                  cache: KVCache | None = None, key: jax.Array | None = None,
                  intervene: Intervene | None = None) -> tuple[jax.Array, LayerTrace, KVCache | None]:
         """The residual stream after this layer, what was seen on the way, and the cache with this layer's keys."""
-        weight_key, attention_key, mlp_key = (None,) * 3 if key is None else jax.random.split(
-            jax.random.fold_in(key, layer), 3)
+        keys = (None,) * 5 if key is None else jax.random.split(jax.random.fold_in(key, layer), 5)
 
         def seen(site: str, value: jax.Array) -> jax.Array:
             return value if intervene is None else intervene(site, layer, value)
 
-        pre = self.config.norm_position == "pre"
-        residual_BTD = x_BTD = seen("residual", x_BTD)
+        pre, rate = self.config.norm_position == "pre", self.config.dropout
+        mix = functools.partial(_mix, seen=seen, intervened=intervene is not None)
 
+        x_BTD = seen("residual", x_BTD)
         q_BTNH, k_BSKH, v_BSKH = self.attention.project(self.attention_norm(x_BTD) if pre else x_BTD, context)
         if cache is not None:
             cache = cache.append_layer(layer, k_BSKH, v_BSKH)
             k_BSKH, v_BSKH = cache.layer(layer)
-        bias = context.bias
-        if intervene is not None:
-            bias = seen("attention_bias", _materialize(bias, q_BTNH, k_BSKH))
-        heads_BTNH = seen("head_output", self.attention.attend(q_BTNH, k_BSKH, v_BSKH, context, bias, weight_key))
-        attention_BTD = seen("attention_output", self.attention.merge(heads_BTNH))
-        x_BTD = x_BTD + dropout(attention_BTD, self.config.dropout, attention_key)
+        trace = mix(self.attention, x_BTD, q_BTNH, k_BSKH, v_BSKH, context.mask, context.bias, keys[0])
+        x_BTD = x_BTD + dropout(trace.attention_output, rate, keys[1])
         x_BTD = x_BTD if pre else self.attention_norm(x_BTD)
 
-        mlp_BTD = seen("mlp_output", self.mlp(self.mlp_norm(x_BTD) if pre else x_BTD))
-        x_BTD = x_BTD + dropout(mlp_BTD, self.config.dropout, mlp_key)
-        x_BTD = x_BTD if pre else self.mlp_norm(x_BTD)
+        if self.cross_attention is not None:
+            q_BTNH = self.cross_attention.project_queries(self.cross_norm(x_BTD) if pre else x_BTD)
+            k_BSKH, v_BSKH = (self.cross_attention.project_memory(context.memory_BSD) if cache is None
+                              else cache.memory_layer(layer))
+            cross = mix(self.cross_attention, x_BTD, q_BTNH, k_BSKH, v_BSKH, context.memory_mask, None, keys[2],
+                        site="cross_")
+            x_BTD = x_BTD + dropout(cross.attention_output, rate, keys[3])
+            x_BTD = x_BTD if pre else self.cross_norm(x_BTD)
+            trace = dataclasses.replace(trace, cross=cross)
 
-        trace = LayerTrace(residual=residual_BTD, queries=q_BTNH, keys=k_BSKH, values=v_BSKH, head_output=heads_BTNH,
-                           attention_output=attention_BTD, mlp_output=mlp_BTD,
-                           bias=None if intervene is None else bias)
-        return x_BTD, trace, cache
+        mlp_BTD = seen("mlp_output", self.mlp(self.mlp_norm(x_BTD) if pre else x_BTD))
+        x_BTD = x_BTD + dropout(mlp_BTD, rate, keys[4])
+        x_BTD = x_BTD if pre else self.mlp_norm(x_BTD)
+        return x_BTD, dataclasses.replace(trace, mlp_output=mlp_BTD), cache
+
+
+def _mix(attention: Attention, x_BTD: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array,
+         mask: AttentionMask, bias: Bias, key: jax.Array | None, *, seen: Callable, intervened: bool,
+         site: str = "") -> LayerTrace:
+    """Attention from queries, keys and values to what it adds to the stream, as a trace."""
+    if intervened:
+        bias = seen(f"{site}attention_bias", _materialize(bias, q_BTNH, k_BSKH))
+    heads_BTNH = seen(f"{site}head_output", attention.attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, key))
+    return LayerTrace(residual=x_BTD, queries=q_BTNH, keys=k_BSKH, values=v_BSKH, head_output=heads_BTNH,
+                      attention_output=seen(f"{site}attention_output", attention.merge(heads_BTNH)), mlp_output=None,
+                      bias=bias if intervened else None)
 
 
 def _materialize(bias: LinearBias | jax.Array | None, q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Self
 
 import jax
@@ -24,18 +25,24 @@ class KVCache:
       values: likewise.
       segment_ids_BS: 0 where nothing, or padding, is stored.
       length: number of slots in use, a scalar.
+      memory_keys: keys of an encoder's output, computed once, one ``[B * K, S', H]`` a layer; without an encoder, none.
+      memory_values: likewise.
+      memory_ids_BS: segment ids of the encoder's tokens, 0 for padding.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     segment_ids_BS: jax.Array
     length: jax.Array
+    memory_keys: tuple[jax.Array, ...] = ()
+    memory_values: tuple[jax.Array, ...] = ()
+    memory_ids_BS: jax.Array | None = None
 
     @classmethod
     def empty(cls, config: ModelConfig, batch_size: int, capacity: int) -> Self:
         """A cache with room for ``capacity`` tokens a row."""
         shape = (batch_size * config.num_kv_heads, capacity, config.head_dim)
-        layers = range(config.num_layers)
+        layers = range(config.num_decoder_layers or config.num_layers)
         return cls(keys=tuple(jnp.zeros(shape, config.dtype) for _ in layers),
                    values=tuple(jnp.zeros(shape, config.dtype) for _ in layers),
                    segment_ids_BS=jnp.zeros((batch_size, capacity), jnp.int32), length=jnp.zeros((), jnp.int32))
@@ -48,8 +55,7 @@ class KVCache:
     def append_layer(self, layer: int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Self:
         """The cache with one layer's new keys and values written after the ``length`` already there."""
         def write(stored: tuple[jax.Array, ...], new_BTKH: jax.Array) -> tuple[jax.Array, ...]:
-            B, T, K, H = new_BTKH.shape
-            new = new_BTKH.swapaxes(1, 2).reshape(B * K, T, H).astype(stored[layer].dtype)
+            new = _rows_and_heads(new_BTKH).astype(stored[layer].dtype)
             written = jax.lax.dynamic_update_slice_in_dim(stored[layer], new, self.length, axis=1)
             return (*stored[:layer], written, *stored[layer + 1:])
 
@@ -57,12 +63,19 @@ class KVCache:
 
     def layer(self, layer: int) -> tuple[jax.Array, jax.Array]:
         """One layer's keys and values ``[B, S, K, H]``."""
-        B, S = self.segment_ids_BS.shape
+        return self._view(self.keys[layer]), self._view(self.values[layer])
 
-        def view(stored: jax.Array) -> jax.Array:
-            return stored.reshape(B, -1, S, stored.shape[-1]).swapaxes(1, 2)
+    def memory_layer(self, layer: int) -> tuple[jax.Array, jax.Array]:
+        """One layer's keys and values of the encoder's output ``[B, S', K, H]``."""
+        return self._view(self.memory_keys[layer]), self._view(self.memory_values[layer])
 
-        return view(self.keys[layer]), view(self.values[layer])
+    def _view(self, stored: jax.Array) -> jax.Array:
+        return stored.reshape(self.segment_ids_BS.shape[0], -1, *stored.shape[1:]).swapaxes(1, 2)
+
+    def with_memory(self, keys_and_values: Sequence[tuple[jax.Array, jax.Array]], ids_BS: jax.Array) -> Self:
+        """The cache with every layer's keys and values ``[B, S', K, H]`` of an encoder's output."""
+        keys, values = (tuple(map(_rows_and_heads, arrays)) for arrays in zip(*keys_and_values, strict=True))
+        return dataclasses.replace(self, memory_keys=keys, memory_values=values, memory_ids_BS=ids_BS)
 
     def append_segments(self, segment_ids_BT: jax.Array) -> Self:
         """The cache with the ids of new tokens written; their keys follow layer by layer."""
@@ -73,3 +86,8 @@ class KVCache:
     def advance(self, num_tokens: int) -> Self:
         """The cache with its new tokens counted, once every layer has written them."""
         return dataclasses.replace(self, length=self.length + num_tokens)
+
+
+def _rows_and_heads(x_BSKH: jax.Array) -> jax.Array:
+    B, S, K, H = x_BSKH.shape
+    return x_BSKH.swapaxes(1, 2).reshape(B * K, S, H)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from transformer_jax.config import ModelConfig
+from transformer_jax.ops.dropout import drop
 from transformer_jax.ops.linear import linear
 
 # What remat="dots" saves.
@@ -22,13 +25,16 @@ def parameter(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
 class Linear(nnx.Module):
     """``x @ kernel + bias`` over the last axis, kernel ``[in, out]``.
 
+    The kernel starts with standard deviation ``config.init_std`` times ``scale``.
+
     Attributes:
       transposed: whether the kernel is held as ``[out, in]``, see :func:`for_single_tokens`.
     """
 
     def __init__(self, in_dim: int, out_dim: int, axes: tuple[str, str], config: ModelConfig, *, key: jax.Array,
-                 std: float | None = None):
-        kernel = (config.init_std if std is None else std) * jax.random.normal(key, (in_dim, out_dim))
+                 scale: float = 1.0):
+        std = math.sqrt(2 / (in_dim + out_dim)) if config.init_std is None else config.init_std
+        kernel = scale * std * jax.random.normal(key, (in_dim, out_dim))
         self.transposed = False
         self.kernel = parameter(kernel.astype(config.param_dtype), axes)
         self.bias = parameter(jnp.zeros(out_dim, config.param_dtype), axes[1:]) if config.use_bias else None
@@ -88,4 +94,4 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes entries with probability ``rate`` and scales the others up; without a key, the identity."""
     if key is None or rate == 0.0:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0).astype(x.dtype)
+    return drop(x, rate, key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,13 @@ _REMAT_POLICIES: dict[str, Callable | None] = {
 
 
 class Stack(nnx.Module):
-    """``num_layers`` blocks whose weights share arrays ``[L, ...]``, so that compile time does not grow with depth."""
+    """Blocks whose weights share arrays ``[L, ...]``, so that compile time does not grow with depth."""
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, key: jax.Array, num_layers: int, has_memory: bool = False):
         self.config = config
-        self.blocks = jax.vmap(lambda key: Block(config, key=key))(jax.random.split(key, config.num_layers))
+        self.num_layers = num_layers
+        self.blocks = jax.vmap(lambda key: Block(config, key=key, num_layers=num_layers, has_memory=has_memory))(
+            jax.random.split(key, num_layers))
 
     def __call__(self, x_BTD: jax.Array, context: AttentionContext, *, cache: KVCache | None = None,
                  key: jax.Array | None = None,
@@ -42,16 +44,22 @@ class Stack(nnx.Module):
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.config.remat])
-        x_BTD, traces = jax.lax.scan(layer, x_BTD, (self.blocks, jnp.arange(self.config.num_layers)),
-                                     unroll=self.config.unroll)
+        x_BTD, traces = jax.lax.scan(layer, x_BTD, (self.blocks, jnp.arange(self.num_layers)),
+                                     unroll=min(self.config.unroll, self.num_layers))
         return x_BTD, traces, None
+
+    def project_memory(self, memory_BSD: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        """Keys and values ``[B, S, K, H]`` of an encoder's output, for every layer."""
+        return [block.cross_attention.project_memory(memory_BSD) for block in self._separate_blocks()]
+
+    def _separate_blocks(self) -> Iterable[Block]:
+        return self.blocks if isinstance(self.blocks, nnx.List) else unstack(self).blocks
 
     def _with_cache(self, x_BTD, context, cache, key, intervene):
         # A loop in Python: each layer writes its own cache array in place, and decoding hands in
         # blocks that are already separate (see unstack), which a scan could only join again.
-        blocks = self.blocks if isinstance(self.blocks, nnx.List) else unstack(self).blocks
         traces = []
-        for index, block in enumerate(blocks):
+        for index, block in enumerate(self._separate_blocks()):
             x_BTD, trace, cache = block(x_BTD, context, index, cache=cache, key=key, intervene=intervene)
             traces.append(trace)
         return x_BTD, jax.tree.map(lambda *layers: jnp.stack(layers), *traces), cache
@@ -69,11 +77,14 @@ def unstack(stack: Stack) -> Stack:
         attention.query = for_single_tokens(joined(attention.query, attention.key, attention.value))
         attention.key = attention.value = None
         attention.output = for_single_tokens(attention.output)
+        if block.cross_attention is not None:  # its keys and values are computed once, of many tokens together
+            block.cross_attention.query = for_single_tokens(block.cross_attention.query)
+            block.cross_attention.output = for_single_tokens(block.cross_attention.output)
         mlp.up, mlp.down = for_single_tokens(mlp.up), for_single_tokens(mlp.down)
         if mlp.gate is not None:
             mlp.gate = for_single_tokens(mlp.gate)
         return block
 
     result = jax.tree.map(lambda x: x, stack)
-    result.blocks = nnx.List([separate(layer) for layer in range(stack.config.num_layers)])
+    result.blocks = nnx.List([separate(layer) for layer in range(stack.num_layers)])
     return result

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.ops.dropout import drop
 from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.ops.positions import LinearBias
 
@@ -64,8 +65,7 @@ def _attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key) -> jax.Arra
     v_BKSH = v_BSKH.swapaxes(1, 2)
     if dropout > 0.0 and key is not None:
         weights_BKGTS = masked_softmax(scores_BKGTS, allowed)
-        kept = jax.random.bernoulli(key, 1.0 - dropout, weights_BKGTS.shape)
-        out_BKGTH = _mix_values(jnp.where(kept, weights_BKGTS / (1.0 - dropout), 0.0), v_BKSH)
+        out_BKGTH = _mix_values(drop(weights_BKGTS, dropout, key), v_BKSH)
     else:
         out_BKGTH = _softmax_mix(scores_BKGTS, allowed, v_BKSH)
     return out_BKGTH.reshape(q_BTNH.shape[0], q_BTNH.shape[2], q_BTNH.shape[1], -1).swapaxes(1, 2)

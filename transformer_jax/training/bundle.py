@@ -7,10 +7,11 @@ import dataclasses
 import pathlib
 
 import jax
+import jax.numpy as jnp
 
 from transformer_jax.config import ExperimentConfig, ModelConfig, from_dict, to_dict
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.models.decoder import Decoder
+from transformer_jax.models.functional import Model, make_model
 from transformer_jax.training.checkpoint import CheckpointError, Checkpoints
 
 TOKENIZER_FILE = "tokenizer.model"
@@ -28,23 +29,28 @@ class Bundle:
       experiment: the config of the run that trained it, if one did.
     """
 
-    model: Decoder
+    model: Model
     tokenizer: Tokenizer | None
     config: ModelConfig
     step: int = 0
     experiment: ExperimentConfig | None = None
 
 
-def load(directory: str | pathlib.Path, *, step: int | str | None = None) -> Bundle:
+def load(directory: str | pathlib.Path, *, step: int | str | None = None, average: int = 1) -> Bundle:
     """Loads the model of a workdir of ``experiments.train``, or of :func:`save`.
 
     Args:
       directory: the workdir.
       step: a step that is kept there; ``"best"`` for the one with the lowest validation loss; ``None`` for the last.
+      average: take the mean of the weights of so many checkpoints, up to and with this one (Vaswani et al., 2017,
+        section 6.1).
 
     Raises:
-      ValueError: when there is no such checkpoint, or it is damaged and none before it is whole.
+      ValueError: when there is no such checkpoint, or it is damaged and none before it is whole; when fewer than
+        ``average`` are kept.
     """
+    if average < 1:
+        raise CheckpointError(f"average={average} must be at least 1")
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"there is no directory {directory}")
@@ -54,10 +60,19 @@ def load(directory: str | pathlib.Path, *, step: int | str | None = None) -> Bun
     found = checkpoints.restore({}, step=None if step in (None, "best") else _number(step))
     experiment = from_dict(ExperimentConfig, found.metadata["config"]) if "config" in found.metadata else None
     config = from_dict(ModelConfig, found.metadata["model"]) if experiment is None else experiment.model
-    shapes = jax.eval_shape(lambda key: Decoder(config, key=key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: make_model(config, key=key), jax.random.key(0))
     restored = checkpoints.restore({"params": shapes}, step=found.step)
+    model = restored.state["params"]
+    if average > 1:
+        steps = [kept for kept in checkpoints.steps() if kept <= found.step][-average:]
+        if len(steps) < average:
+            raise CheckpointError(f"average={average}, but {checkpoints.directory} keeps {len(steps)} checkpoints up "
+                                  f"to step {found.step}; train with checkpoint.keep={average}, or average fewer")
+        for earlier in steps[:-1]:
+            model = jax.tree.map(jnp.add, model, checkpoints.restore({"params": shapes}, step=earlier).state["params"])
+        model = jax.tree.map(lambda total: total / average, model)
     tokenizer = Tokenizer.from_bytes(restored.files[TOKENIZER_FILE]) if TOKENIZER_FILE in restored.files else None
-    return Bundle(model=restored.state["params"], tokenizer=tokenizer, config=config, step=restored.step,
+    return Bundle(model=model, tokenizer=tokenizer, config=config, step=restored.step,
                   experiment=experiment)
 
 

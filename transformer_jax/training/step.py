@@ -10,39 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from transformer_jax.config import LossConfig
-from transformer_jax.models.decoder import Decoder
-from transformer_jax.ops.losses import cross_entropy, linear_cross_entropy
 from transformer_jax.sharding import shardings
 from transformer_jax.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 LossFn = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, jax.Array]]
-
-# From this size on the logits are never held: the loss walks the vocabulary in chunks.
-LARGE_VOCABULARY = 8192
-
-
-def next_token_loss(config: LossConfig = LossConfig()) -> LossFn:
-    """A loss function for language models.
-
-    Returns:
-      ``loss_fn(model, batch, key) -> (sum of losses, sum of weights)`` in nats over a batch with ``tokens`` and
-      ``targets`` ``[B, T]``, and where present ``segment_ids`` and ``weights``.
-    """
-    def loss_fn(model: Decoder, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        out = model(batch["tokens"], segment_ids_BT=batch.get("segment_ids"), key=key)
-        if model.config.vocab_size >= LARGE_VOCABULARY:
-            losses_BT = linear_cross_entropy(out.hidden, model.embeddings.unembedding_VD, batch["targets"],
-                                             config.label_smoothing, config.z_loss)
-        else:
-            losses_BT = cross_entropy(out.logits, batch["targets"], label_smoothing=config.label_smoothing,
-                                      z_loss=config.z_loss)
-        if "weights" not in batch:
-            return losses_BT.sum(), jnp.asarray(losses_BT.size, jnp.float32)
-        return (losses_BT * batch["weights"]).sum(), batch["weights"].sum()
-
-    return loss_fn
 
 
 def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation,

@@ -1,0 +1,60 @@
+"""Translates with a trained encoder-decoder, by beam search.
+
+python -m experiments.translate --workdir=DIR --text="..." [--beam_size=5 --n_best=1 --length_penalty=1]
+python -m experiments.translate --workdir=DIR --input=FILE --output=FILE
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+
+import transformer_jax as tj
+from experiments import cli, translation
+from transformer_jax.data import read_documents
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A directory that experiments.train wrote.")
+_STEP = flags.DEFINE_string("step", None, "A step kept there, or 'best'; by default the last.")
+_AVERAGE = flags.DEFINE_integer("average", 1, "Use the mean weights of so many last checkpoints.")
+_TEXT = flags.DEFINE_multi_string("text", [], "A sentence to translate; may be repeated.")
+_INPUT = flags.DEFINE_string("input", None, "A file to translate, a sentence a line.")
+_OUTPUT = flags.DEFINE_string("output", None, "Where the translations go; by default the terminal.")
+_BEAM_SIZE = flags.DEFINE_integer("beam_size", 5, "Hypotheses kept at each step; 1 is greedy.")
+_N_BEST = flags.DEFINE_integer("n_best", 1, "Translations of each sentence; above 1, lines of: number, score, text.")
+_LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "Exponent of the length that divides log P.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Sentences at a time.", lower_bound=1)
+
+
+def main() -> None:
+    if _WORKDIR.value is None:
+        raise ValueError("--workdir is missing: a directory that experiments.train wrote")
+    if bool(_TEXT.value) == (_INPUT.value is not None):
+        raise ValueError('say what to translate: either --text="..." or --input=FILE')
+    sources = _TEXT.value or _lines(_INPUT.value)
+    bundle = tj.load(_WORKDIR.value, step=_STEP.value, average=_AVERAGE.value)
+    if bundle.config.family != "encoder_decoder" or bundle.tokenizer is None:
+        raise ValueError(f"{_WORKDIR.value} holds no translation model with its tokenizer")
+    if _OUTPUT.value is not None:
+        pathlib.Path(_OUTPUT.value).open("a").close()  # what cannot be written is found out now
+    found = translation.translate(bundle, sources, beam_size=_BEAM_SIZE.value, n_best=_N_BEST.value,
+                                  length_penalty=_LENGTH_PENALTY.value, batch_size=_BATCH_SIZE.value)
+    if _N_BEST.value == 1:
+        lines = [hypotheses[0].text for hypotheses in found]
+    else:
+        lines = [f"{number}\t{hypothesis.score:.4f}\t{hypothesis.text}"
+                 for number, hypotheses in enumerate(found, start=1) for hypothesis in hypotheses]
+    if _OUTPUT.value is None:
+        print("\n".join(lines))
+    else:
+        pathlib.Path(_OUTPUT.value).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _lines(path: str) -> list[str]:
+    """Every line, blank ones too: line n of the output is the translation of line n."""
+    text = "".join(read_documents(path))
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,154 @@
+"""Corruption of tokens for masked language modelling."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from transformer_jax.data.lines import LineRows
+from transformer_jax.data.sentencepiece_training import ISOLATED_PIECES, SPECIAL_TOKENS
+from transformer_jax.data.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Masking:
+    """Chooses tokens to predict: 80 % become `<mask>`, 10 % a random ordinary token, 10 % stay.
+
+    Of the n ordinary tokens of a row max(1, round(probability * n)) are chosen, special tokens never. The choice is
+    made by words: each token is one, or, in whole-word masking, pieces up to the next that opens a word, which share
+    their fate. Words are drawn one after another; one that is larger than what is left to choose is passed over, so
+    that whole-word masking may choose a little less. A row of larger words only has its smallest cut to size.
+
+    Attributes:
+        probability: The fraction of tokens to choose, in (0, 1).
+        mask_id: The id of `<mask>`.
+        is_ordinary_V: Which tokens are not special.
+        opens_word_V: Tokens that never continue a word.
+        closes_word_V: Tokens that are never continued.
+
+    Raises:
+        ValueError: a probability out of range.
+
+    Source: Devlin et al. 2019, "BERT", section 3.1; dynamic: Liu et al. 2019, "RoBERTa", section 4.1.
+    """
+
+    probability: float
+    mask_id: int
+    is_ordinary_V: np.ndarray
+    opens_word_V: np.ndarray
+    closes_word_V: np.ndarray
+
+    def __post_init__(self):
+        if not 0 < self.probability < 1:
+            raise ValueError(f"masking probability={self.probability} must lie between 0 and 1")
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, probability: float = 0.15, whole_words: bool = False) -> "Masking":
+        """Makes the masking of a tokenizer.
+
+        Args:
+            tokenizer: Says which tokens are special.
+            probability: The fraction of tokens to choose, in (0, 1).
+            whole_words: Choose whole words. A word starts at a piece that begins with a space and after a special
+                token; line breaks, tabs and the other isolated characters are words of their own.
+        """
+        is_ordinary_V = np.ones(tokenizer.vocab_size, bool)
+        is_ordinary_V[[tokenizer.piece_to_id(name) for name in SPECIAL_TOKENS]] = False
+        texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+        isolated = set("\0" + ISOLATED_PIECES)
+        opens_word_V = np.array([not whole_words or text[:1] in {" ", *isolated} for text in texts])
+        closes_word_V = np.array([text in isolated for text in texts])
+        return cls(probability, tokenizer.mask_id, is_ordinary_V, opens_word_V, closes_word_V)
+
+    def __call__(self, batch: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Corrupts the tokens and gathers what is to be predicted, in P = ceil(probability * T) places of each row.
+
+        Args:
+            batch: `tokens` int32 [B, T], and whatever else is to be passed on.
+            rng: Decides all.
+
+        Returns:
+            The entries of `batch`, `tokens` corrupted, and beside them `masked_positions` int32 [B, P], ascending;
+            `masked_targets` int32 [B, P], the tokens that were there; `masked_weights` float32 [B, P], 1 for these and
+            0, at the end, for filling, whose position and target are 0.
+        """
+        tokens_BT = batch["tokens"]
+        words_BT = self._words(tokens_BT)
+        chosen_BT = self._choose(words_BT, rng)
+        fate_BT = np.take_along_axis(rng.random((len(tokens_BT), tokens_BT.shape[1] + 1)), words_BT, axis=1)
+        random_BT = rng.choice(np.flatnonzero(self.is_ordinary_V), tokens_BT.shape)
+        corrupted_BT = np.where(fate_BT < 0.8, self.mask_id, np.where(fate_BT < 0.9, random_BT, tokens_BT))
+
+        num_masked = math.ceil(self.probability * tokens_BT.shape[1])
+        positions_BP = np.argsort(~chosen_BT, axis=1, kind="stable")[:, :num_masked]
+        weights_BP = np.take_along_axis(chosen_BT, positions_BP, axis=1)
+        return dict(batch) | {
+            "tokens": np.where(chosen_BT, corrupted_BT, tokens_BT).astype(np.int32),
+            "masked_positions": (positions_BP * weights_BP).astype(np.int32),
+            "masked_targets": (np.take_along_axis(tokens_BT, positions_BP, axis=1) * weights_BP).astype(np.int32),
+            "masked_weights": weights_BP.astype(np.float32),
+        }
+
+    def _words(self, tokens_BT: np.ndarray) -> np.ndarray:
+        """Numbers the words of every row from 1; special tokens have 0."""
+        ordinary_BT = self.is_ordinary_V[tokens_BT]
+        starts_BT = self.opens_word_V[tokens_BT]
+        starts_BT[:, :1] = True
+        starts_BT[:, 1:] |= ~ordinary_BT[:, :-1] | self.closes_word_V[tokens_BT[:, :-1]]
+        return np.cumsum(starts_BT & ordinary_BT, axis=1) * ordinary_BT
+
+    def _choose(self, words_BT: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        num_rows, num_slots = len(words_BT), words_BT.shape[1] + 1
+        slots_BT = words_BT + num_slots * np.arange(num_rows)[:, None]
+        sizes_BW = np.bincount(slots_BT.ravel(), minlength=num_rows * num_slots).reshape(num_rows, num_slots)
+        sizes_BW[:, 0] = 0
+        num_tokens_B = sizes_BW.sum(1)
+        budget_B = np.where(num_tokens_B, np.maximum(1, np.rint(self.probability * num_tokens_B).astype(int)), 0)
+
+        order_BW = np.argsort(np.where(sizes_BW, rng.random(sizes_BW.shape), 2), axis=1)  # slots without a word last
+        sizes_BW = np.take_along_axis(sizes_BW, order_BW, axis=1)
+        drawn_BW = np.zeros(sizes_BW.shape, bool)
+        left_B = budget_B.copy()
+        for turn in range(words_BT.max(initial=0)):
+            if not left_B.any():
+                break
+            drawn_BW[:, turn] = (sizes_BW[:, turn] > 0) & (sizes_BW[:, turn] <= left_B)
+            left_B -= sizes_BW[:, turn] * drawn_BW[:, turn]
+        stuck = np.flatnonzero((left_B == budget_B) & (budget_B > 0))
+        drawn_BW[stuck, np.where(sizes_BW, sizes_BW, num_slots)[stuck].argmin(1)] = True
+
+        is_chosen_BW = np.zeros(sizes_BW.shape, bool)
+        np.put_along_axis(is_chosen_BW, order_BW, drawn_BW, axis=1)
+        chosen_BT = np.take_along_axis(is_chosen_BW, words_BT, axis=1)
+        return chosen_BT & (np.cumsum(chosen_BT, axis=1) <= budget_B[:, None])
+
+
+def masked_evaluation_batches(
+    rows: LineRows, masking: Masking, batch_size: int, seed: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields every row in order, once, under a mask that depends on the seed and the row's number only.
+
+    Args:
+        rows: The split to evaluate.
+        masking: Corrupts them.
+        batch_size: Rows of every batch; the last one is filled up with zeros, `masked_weights` included.
+        seed: The same masks for the same seed, at any batch size.
+
+    Raises:
+        ValueError: `batch_size` is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    return _masked_evaluation_batches(rows, masking, batch_size, seed)
+
+
+def _masked_evaluation_batches(
+    rows: LineRows, masking: Masking, batch_size: int, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+    for start in range(0, len(rows), batch_size):
+        numbers = range(start, min(start + batch_size, len(rows)))
+        examples = [masking(rows[[number]], np.random.default_rng((seed, number))) for number in numbers]
+        batch = {name: np.concatenate([example[name] for example in examples]) for name in examples[0]}
+        missing = batch_size - len(examples)
+        yield {name: np.pad(array, [(0, missing), (0, 0)]) for name, array in batch.items()}

@@ -1,0 +1,29 @@
+"""Dropout that draws few random bits, which are most of its cost."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def drop(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Zeroes entries with probability ``rate`` and divides the others by the probability of being kept.
+
+    Eight random bits an entry instead of the 32 of ``jax.random.bernoulli``: several times faster. The rate is
+    rounded to a multiple of 1 / 256 (0.1 is 26 / 256) and the scale is that of the rounded rate, so the mean is exact.
+
+    Source: Srivastava et al. (2014).
+
+    Args:
+      x: any array.
+      rate: in [0, 1).
+      key: PRNG key.
+
+    Returns:
+      The shape and type of ``x``.
+    """
+    dropped = min(round(rate * 256), 255)
+    width = x.shape[-1]
+    words = jax.random.bits(key, (*x.shape[:-1], -(-width // 4)), jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], -1)[..., :width]
+    return jnp.where(bits >= dropped, x * (256 / (256 - dropped)), 0.0).astype(x.dtype)

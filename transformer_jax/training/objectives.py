@@ -1,0 +1,76 @@
+"""What each model family learns from: loss functions for :func:`make_train_step`.
+
+Each is ``loss_fn(model, batch, key) -> (sum of losses, sum of weights)``, in nats over the tokens to predict; a key
+switches dropout on.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.config import LossConfig
+from transformer_jax.models.decoder import Decoder
+from transformer_jax.models.encoder import Encoder
+from transformer_jax.models.encoder_decoder import EncoderDecoder
+from transformer_jax.models.output import Output
+from transformer_jax.ops.losses import cross_entropy, linear_cross_entropy
+from transformer_jax.training.step import Batch, LossFn
+
+# From this number on the logits of a batch are never held: the loss walks the vocabulary in chunks, which costs one
+# more product in the backward pass.
+MANY_LOGITS = 2**26
+
+
+def next_token_loss(config: LossConfig = LossConfig()) -> LossFn:
+    """Language modelling: batches with ``tokens`` and ``targets`` ``[B, T]``, maybe ``segment_ids`` and ``weights``."""
+    def loss_fn(model: Decoder, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        out = model(batch["tokens"], segment_ids_BT=batch.get("segment_ids"), key=key)
+        return _target_loss(model, out, batch, config)
+
+    return loss_fn
+
+
+def translation_loss(config: LossConfig = LossConfig()) -> LossFn:
+    """Sequence to sequence: as :func:`next_token_loss`, with ``source`` and ``source_segment_ids`` ``[B, S]``."""
+    def loss_fn(model: EncoderDecoder, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        out = model(batch["source"], batch["tokens"], source_segment_ids_BS=batch.get("source_segment_ids"),
+                    target_segment_ids_BT=batch.get("segment_ids"), key=key)
+        return _target_loss(model, out, batch, config)
+
+    return loss_fn
+
+
+def masked_token_loss(config: LossConfig = LossConfig()) -> LossFn:
+    """Masked language modelling (Devlin et al., 2019), with logits of the masked positions alone.
+
+    Batches have ``tokens`` and ``segment_ids`` ``[B, T]``, and ``masked_positions``, ``masked_targets`` and
+    ``masked_weights`` ``[B, P]``.
+    """
+    def loss_fn(model: Encoder, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        logits_BPV = masked_logits(model, batch, key)
+        losses_BP = cross_entropy(logits_BPV, batch["masked_targets"], label_smoothing=config.label_smoothing,
+                                  z_loss=config.z_loss)
+        return (losses_BP * batch["masked_weights"]).sum(), batch["masked_weights"].sum()
+
+    return loss_fn
+
+
+def masked_logits(model: Encoder, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+    """Logits, float32 ``[B, P, V]``, at the ``masked_positions`` of a batch."""
+    out = model(batch["tokens"], segment_ids_BT=batch.get("segment_ids"), key=key)
+    hidden_BPD = jnp.take_along_axis(out.hidden, batch["masked_positions"][..., None], axis=1)
+    return model.predict(hidden_BPD)
+
+
+def _target_loss(model: Decoder | EncoderDecoder, out: Output, batch: Batch,
+                 config: LossConfig) -> tuple[jax.Array, jax.Array]:
+    if batch["targets"].size * model.config.vocab_size >= MANY_LOGITS:
+        losses_BT = linear_cross_entropy(out.hidden, model.embeddings.unembedding_VD, batch["targets"],
+                                         config.label_smoothing, config.z_loss)
+    else:
+        losses_BT = cross_entropy(out.logits, batch["targets"], label_smoothing=config.label_smoothing,
+                                  z_loss=config.z_loss)
+    if "weights" not in batch:
+        return losses_BT.sum(), jnp.asarray(losses_BT.size, jnp.float32)
+    return (losses_BT * batch["weights"]).sum(), batch["weights"].sum()
