@@ -4,6 +4,8 @@ python -m experiments.benchmark train                       training step beside
 python -m experiments.benchmark quality --data=input.txt    time to a validation loss, beside eager PyTorch
 python -m experiments.benchmark decode                      generation beside Hugging Face transformers
 python -m experiments.benchmark compile                     compile time by depth, and with the cache warm
+python -m experiments.benchmark mlm --data=dom_casmurro.txt masked language modelling beside Hugging Face's RoBERTa
+python -m experiments.benchmark translate --workdir=DIR     beam search beside Hugging Face's Marian, same weights
 
 Medians over rounds in which both sides take turns, each in a process of its own; warm, unless compilation is what is
 measured.
@@ -12,7 +14,6 @@ measured.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pathlib
 import re
@@ -21,13 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
 from absl import app, flags
 
 import transformer_jax as tj
+from experiments import benchmark_families
+from experiments.timing import OtherProcess, take_turns, timed
 from transformer_jax.config import ModelConfig, OptimConfig
 from transformer_jax.runtime import keep_freed_memory
 from transformer_jax.training.objectives import next_token_loss
@@ -35,7 +37,9 @@ from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_train_step
 
-_DATA = flags.DEFINE_string("data", None, "A text file, for quality.")
+_DATA = flags.DEFINE_string("data", None, "A text file, for quality and mlm.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "What a translator was trained in, for translate.")
+_STEPS = flags.DEFINE_integer("steps", 300, "Training steps of mlm.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each side; the median is reported.")
 _JSON = flags.DEFINE_string("json", None, "Also write the figures here.")
 
@@ -49,35 +53,6 @@ _DECODING = {
     "0.8M": (tj.presets.get("gpt2-small").replace(vocab_size=65, max_len=256, num_layers=4, num_heads=4,
                                                   model_dim=128), 16, 200),
 }
-
-
-def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each side, run in turn after one warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-class OtherProcess:
-    """Runs a benchmark's other side in a process of its own, so that neither changes the other's memory or threads."""
-
-    def __init__(self, worker: Callable, *arguments):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, child = context.Pipe()
-        self._process = context.Process(target=worker, args=(child, *arguments), daemon=True)
-        self._process.start()
-
-    def __call__(self) -> None:
-        self._pipe.send("run")
-        self._pipe.recv()
-
-    def close(self) -> None:
-        self._process.kill()
 
 
 def torch_training(pipe, config: ModelConfig, batches: list) -> None:
@@ -140,14 +115,12 @@ def train() -> list[dict]:
 
 def quality() -> list[dict]:
     """Wall time from process start to the validation loss that ends the run, compilation included."""
-    if _DATA.value is None:
-        sys.exit("error: --data=input.txt is missing")
-    rows = []
+    data, rows = _given("data", _DATA.value), []
     with tempfile.TemporaryDirectory() as directory:
-        ours = [sys.executable, "-m", "experiments.train", f"--config.data.path={_DATA.value}"]
+        ours = [sys.executable, "-m", "experiments.train", f"--config.data.path={data}"]
         cold = os.environ | {"XDG_CACHE_HOME": directory}
         for name, command in {
-            "PyTorch, 2,000 steps": [sys.executable, "-m", "experiments.torch_gpt", _DATA.value],
+            "PyTorch, 2,000 steps": [sys.executable, "-m", "experiments.torch_gpt", data],
             "shakespeare_char": [*ours, "--config=shakespeare_char", f"--workdir={directory}/char",
                                  "--config.sample.every=0", "--config.eval.every=2000"],
             "shakespeare_fast": [*ours, "--config=shakespeare_fast", f"--workdir={directory}/fast"],
@@ -165,29 +138,45 @@ def quality() -> list[dict]:
 def compilation() -> list[dict]:
     """Compile time of a scanned training step by depth, and a second start's first step with the cache warm."""
     rows = []
-    for layers in (1, 12):
+    for layers in (1, 2, 12):  # XLA takes apart a loop of one turn: only from two layers on is there a scan
         config = tj.presets.get("nanogpt-char-cpu").replace(num_layers=layers)
         optimizer = make_optimizer(_ADAMW, 2000)
         state = init_state(lambda key, config=config: tj.Decoder(config, key=key), optimizer, jax.random.key(0))
         batch = {name: np.zeros((12, config.max_len), np.int32) for name in ("tokens", "targets")}
 
-        def compile_step(optimizer=optimizer, state=state, batch=batch):
-            jax.clear_caches()
-            make_train_step(next_token_loss(), optimizer).lower(state, batch).compile()
+        lowered = []
 
-        seconds = statistics.median(_timed(compile_step) for _ in range(3))
-        rows.append({"what": f"trace and compile a step of {layers} scanned layers", "seconds": seconds})
-    rows[-1]["ratio"] = rows[-1]["seconds"] / rows[-2]["seconds"]
+        def lower(optimizer=optimizer, state=state, batch=batch, lowered=lowered):
+            jax.clear_caches()
+            lowered.append(make_train_step(next_token_loss(), optimizer).lower(state, batch))
+
+        tracing = statistics.median(timed(lower) for _ in range(5))
+        compiling = statistics.median(timed(one.compile) for one in lowered)
+        rows.append({"what": f"a step of {layers} scanned layers: trace", "seconds": tracing})
+        rows.append({"what": f"a step of {layers} scanned layers: compile", "seconds": compiling})
+    for index, row in enumerate(rows[2:]):
+        row["ratio to 1 layer"] = row["seconds"] / rows[index % 2]["seconds"]
     with tempfile.TemporaryDirectory() as directory:
         for start in ("cold", "warm"):
-            command = [sys.executable, "-m", "experiments.quickstart", f"--workdir={directory}/{start}",
-                       "--config.steps=1", "--config.sample.every=0", "--config.eval.max_batches=1"]
-            environment = os.environ | {"XDG_CACHE_HOME": directory}
-            seconds = _timed(lambda command=command, environment=environment: subprocess.run(
-                command, env=environment, check=True, capture_output=True))
-            rows.append({"what": f"process start to the end of a one-step run, cache {start}", "seconds": seconds})
+            workdir = pathlib.Path(directory, start)
+            command = [sys.executable, "-m", "experiments.quickstart", f"--workdir={workdir}", "--config.log_every=1",
+                       "--config.sample.every=0"]
+            seconds = timed(lambda command=command, workdir=workdir, home=directory: _until_first_step(
+                command, workdir, os.environ | {"XDG_CACHE_HOME": home}))
+            rows.append({"what": f"process start to the end of the first step, cache {start}", "seconds": seconds})
     rows[-1]["ratio"] = rows[-1]["seconds"] / rows[-2]["seconds"]
     return rows
+
+
+def _until_first_step(command: list[str], workdir: pathlib.Path, environment: dict[str, str]) -> None:
+    """Runs a training program until its metrics tell of a step."""
+    metrics = workdir / "metrics.jsonl"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        while not (metrics.exists() and metrics.stat().st_size):
+            if running.poll() is not None:
+                raise RuntimeError(f"{' '.join(command)} ended with status {running.returncode}")
+            time.sleep(0.01)
+        running.kill()
 
 
 def memory_bandwidth() -> float:
@@ -195,14 +184,8 @@ def memory_bandwidth() -> float:
     import torch
 
     ones = torch.ones(2**28)
-    best = min(_timed(ones.sum) for _ in range(12))
+    best = min(timed(ones.sum) for _ in range(12))
     return ones.numel() * 4 / best
-
-
-def _timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def decode() -> list[dict]:
@@ -229,8 +212,14 @@ def decode() -> list[dict]:
     return rows
 
 
+def _given(flag: str, value: str | None) -> str:
+    return value if value is not None else sys.exit(f"error: --{flag} is missing")
+
+
 def main(arguments: list[str]) -> None:
-    programs = {"train": train, "quality": quality, "decode": decode, "compile": compilation}
+    programs = {"train": train, "quality": quality, "decode": decode, "compile": compilation,
+                "mlm": lambda: benchmark_families.mlm(_given("data", _DATA.value), _STEPS.value),
+                "translate": lambda: benchmark_families.translate(_given("workdir", _WORKDIR.value), _ROUNDS.value)}
     if len(arguments) != 2 or arguments[1] not in programs:
         sys.exit(f"error: say what to measure: python -m experiments.benchmark {{{','.join(programs)}}}")
     keep_freed_memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import itertools
 import os
 import pathlib
@@ -31,6 +32,11 @@ def define_config(default: str | None = None) -> Callable[[], ExperimentConfig]:
     holder = config_flags.DEFINE_config_file(
         "config", default and str(_CONFIGS / f"{default}.py"), "A named experiment, or the path of a config file.")
     return lambda: from_dict(ExperimentConfig, _plain(_given(holder.value)))
+
+
+def named(name: str) -> ExperimentConfig:
+    """A named experiment's config."""
+    return from_dict(ExperimentConfig, _plain(importlib.import_module(f"experiments.configs.{name}").get_config()))
 
 
 def _given(value: Any) -> Any:

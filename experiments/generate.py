@@ -36,8 +36,8 @@ def main() -> None:
     if _STREAM.value and _NUM_SAMPLES.value > 1:
         raise ValueError("--stream prints one text: leave out --num_samples")
     bundle = tj.load(_WORKDIR.value, step=_STEP.value)
-    if bundle.tokenizer is None:
-        raise ValueError(f"{_WORKDIR.value} holds no tokenizer")
+    if bundle.config.family != "decoder" or bundle.tokenizer is None:
+        raise ValueError(f"{_WORKDIR.value} holds no language model with its tokenizer")
     arguments = dict(tokenizer=bundle.tokenizer, key=jax.random.key(_SEED.value), sampling=sampling,
                      max_new_tokens=_MAX_NEW_TOKENS.value, stop=_STOP.value, slide=True)
     if _STREAM.value:

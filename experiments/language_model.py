@@ -33,7 +33,7 @@ def train(config: ExperimentConfig, workdir: str | pathlib.Path) -> TrainState:
 
 def corpus(config: DataConfig) -> Iterable[str]:
     """The documents that a config names."""
-    if (config.path is None) == (config.tfds is None):
+    if (config.path is None) == (config.tfds is None) or config.generated is not None:
         raise ValueError("say what to train on: --config.data.path=FILE (text, glob or JSONL), or "
                          "--config.data.tfds=NAME")
     if config.tfds is not None:

@@ -24,7 +24,7 @@ from transformer_jax.data import (
     text_lines,
 )
 from transformer_jax.data.sentencepiece_training import MASK
-from transformer_jax.decoding.fill_mask import fill_mask
+from transformer_jax.decoding.fill_mask import encode_masked, fill_mask
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.ops.losses import cross_entropy
 from transformer_jax.training.bundle import Bundle
@@ -64,7 +64,7 @@ def evaluate(bundle: Bundle, data: str | None, batch_size: int) -> None:
         raise ValueError("this model comes without the config of its training: its text is not known")
     lines, held_out = split(config)
     if data is not None:
-        held_out = text_lines(read_documents(data))
+        held_out = text_lines(read_documents(data, key=config.data.text_key))
     train, validation = (LineRows.build(part, tokenizer, config.model.max_len) for part in (lines, held_out))
     masking = Masking.of(tokenizer, config.data.mask_probability, config.data.mask_whole_words)
     guesses = {"unigram": unigram_guesses(train, tokenizer), "bigram": bigram_guesses(train, tokenizer)}
@@ -144,6 +144,7 @@ def _pairs(left: np.ndarray, right: np.ndarray, tokenizer: Tokenizer) -> Iterato
 def _task(lines: list[str], held_out: list[str], config: ExperimentConfig, tokenizer: Tokenizer,
           cache_dir: pathlib.Path) -> runs.Task:
     del cache_dir  # a book is tokenised in a second
+    _check_prompt(config, tokenizer)
     train, validation = (LineRows.build(part, tokenizer, config.model.max_len) for part in (lines, held_out))
     masking = Masking.of(tokenizer, config.data.mask_probability, config.data.mask_whole_words)
 
@@ -159,3 +160,9 @@ def _task(lines: list[str], held_out: list[str], config: ExperimentConfig, token
         evaluate=runs.mean_loss(masked_token_loss(),
                                 lambda: masked_evaluation_batches(validation, masking, config.eval.batch_size),
                                 config.eval.max_batches))
+
+
+def _check_prompt(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
+    if config.sample.every and (length := len(encode_masked(config.sample.prompt, tokenizer))) > config.model.max_len:
+        raise ValueError(f"sample.prompt has {length} tokens, which is more than the context of "
+                         f"model.max_len={config.model.max_len}; shorten it")

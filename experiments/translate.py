@@ -12,13 +12,13 @@ from absl import flags
 
 import transformer_jax as tj
 from experiments import cli, translation
-from transformer_jax.data import read_documents
+from transformer_jax.data.pairs import read_lines
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A directory that experiments.train wrote.")
 _STEP = flags.DEFINE_string("step", None, "A step kept there, or 'best'; by default the last.")
 _AVERAGE = flags.DEFINE_integer("average", 1, "Use the mean weights of so many last checkpoints.")
 _TEXT = flags.DEFINE_multi_string("text", [], "A sentence to translate; may be repeated.")
-_INPUT = flags.DEFINE_string("input", None, "A file to translate, a sentence a line.")
+_INPUT = flags.DEFINE_string("input", None, "A file to translate, a sentence a line; .gz too.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where the translations go; by default the terminal.")
 _BEAM_SIZE = flags.DEFINE_integer("beam_size", 5, "Hypotheses kept at each step; 1 is greedy.")
 _N_BEST = flags.DEFINE_integer("n_best", 1, "Translations of each sentence; above 1, lines of: number, score, text.")
@@ -31,7 +31,8 @@ def main() -> None:
         raise ValueError("--workdir is missing: a directory that experiments.train wrote")
     if bool(_TEXT.value) == (_INPUT.value is not None):
         raise ValueError('say what to translate: either --text="..." or --input=FILE')
-    sources = _TEXT.value or _lines(_INPUT.value)
+    # Blank lines too: line n of the output is the translation of line n.
+    sources = _TEXT.value or [line.rstrip("\r\n") for line in read_lines(pathlib.Path(_INPUT.value))]
     bundle = tj.load(_WORKDIR.value, step=_STEP.value, average=_AVERAGE.value)
     if bundle.config.family != "encoder_decoder" or bundle.tokenizer is None:
         raise ValueError(f"{_WORKDIR.value} holds no translation model with its tokenizer")
@@ -40,9 +41,9 @@ def main() -> None:
     found = translation.translate(bundle, sources, beam_size=_BEAM_SIZE.value, n_best=_N_BEST.value,
                                   length_penalty=_LENGTH_PENALTY.value, batch_size=_BATCH_SIZE.value)
     if _N_BEST.value == 1:
-        lines = [hypotheses[0].text for hypotheses in found]
+        lines = [_one_line(hypotheses[0].text) for hypotheses in found]
     else:
-        lines = [f"{number}\t{hypothesis.score:.4f}\t{hypothesis.text}"
+        lines = [f"{number}\t{hypothesis.score:.4f}\t{_one_line(hypothesis.text)}"
                  for number, hypotheses in enumerate(found, start=1) for hypothesis in hypotheses]
     if _OUTPUT.value is None:
         print("\n".join(lines))
@@ -50,10 +51,9 @@ def main() -> None:
         pathlib.Path(_OUTPUT.value).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def _lines(path: str) -> list[str]:
-    """Every line, blank ones too: line n of the output is the translation of line n."""
-    text = "".join(read_documents(path))
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+def _one_line(text: str) -> str:
+    """A text as one line, also of a model that spells a line end in bytes."""
+    return text.replace("\n", " ")
 
 
 if __name__ == "__main__":

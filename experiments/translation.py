@@ -48,6 +48,9 @@ def read(config: DataConfig) -> tuple[Pairs, Pairs]:
     if sum(where is not None for where in (config.path, config.tfds, config.generated)) != 1:
         raise ValueError("say what to train on: --config.data.path=SOURCE,TARGET (aligned files) or a TSV file, or "
                          "--config.data.tfds=NAME, or --config.data.generated=dates")
+    if config.validation_path is not None and config.path is None:
+        raise ValueError("data.validation_path goes with data.path; a TFDS set and generated pairs have a held-out "
+                         "part of their own")
     if config.generated is not None:
         return tuple(map(Pairs, dates_corpus(**_DATES)))
     if config.tfds is not None:
@@ -104,13 +107,16 @@ def evaluate(bundle: Bundle, data: str | None, *, batch_size: int, beam_size: in
     """
     config = bundle.experiment
     if data is not None:
-        columns = {} if config is None else dict(source=config.data.source, target=config.data.target)
-        pairs = read_pairs(data, **columns)
+        # Two files have no columns, and what a TFDS set calls source and target are languages.
+        has_columns = config is not None and config.data.path is not None and pathlib.Path(data).is_file()
+        pairs = read_pairs(data, **(dict(source=config.data.source, target=config.data.target) if has_columns else {}))
     elif config is not None:
         _, pairs = read(config.data)
     else:
         raise ValueError("this model comes without the config of its training: say --data=SOURCE,TARGET")
     sources, targets = map(list, zip(*pairs, strict=True))
+    if language is not None:
+        scores(targets[:1], targets[:1], language=language)  # what is wrong or missing is found out before the search
     found = [hypotheses[0].text.strip() for hypotheses in translate(
         bundle, sources, beam_size=beam_size, length_penalty=length_penalty, batch_size=batch_size)]
     exact = sum(text == target for text, target in zip(found, targets, strict=True))
@@ -127,7 +133,8 @@ def _task(pairs: Pairs, held_out: Pairs, config: ExperimentConfig, tokenizer: To
           cache_dir: pathlib.Path) -> runs.Task:
     length = config.model.max_len
     train, validation = (PackedPairs.build(part, tokenizer, length, length, cache_dir) for part in (pairs, held_out))
-    shown = [pair for pair in itertools.islice(held_out, 100) if len(tokenizer.encode(pair[0])) < length][:_SHOWN]
+    fitting = (pair for pair in held_out if len(tokenizer.encode(pair[0])) < length)
+    shown = list(itertools.islice(fitting, _SHOWN))
 
     def sample(model: EncoderDecoder, step: int) -> None:
         result = generate(model, [source for source, _ in shown], tokenizer=tokenizer, max_new_tokens=length - 1,

@@ -35,6 +35,25 @@ def test_replace_derives_anew_what_was_derived():
     assert config == ModelConfig(num_heads=8, model_dim=128)
 
 
+def test_layers_of_an_encoder_decoder():
+    config = ModelConfig(family="encoder_decoder", num_layers=3)
+    assert (config.num_encoder_layers, config.num_decoder_layers) == (3, 3)
+    deeper = config.replace(num_layers=4, num_decoder_layers=2)
+    assert (deeper.num_encoder_layers, deeper.num_decoder_layers) == (4, 2)
+    assert deeper.replace(num_layers=5).num_decoder_layers == 2
+    assert config.replace(family="encoder") == ModelConfig(family="encoder", num_layers=3)
+    for family in ("decoder", "encoder"):
+        plain = ModelConfig(family=family)
+        assert plain.num_encoder_layers is None and plain.num_decoder_layers is None
+
+
+def test_initial_weights_and_dropout_of_attention_may_be_left_open():
+    config = ModelConfig(init_std=None, dropout=0.3)
+    assert config.init_std is None and config.attention_dropout is None and config.num_token_types == 0
+    assert config.replace(attention_dropout=0.0).attention_dropout == 0.0
+    assert config.replace(attention_dropout=0.1) != config
+
+
 def test_replace_keeps_what_was_given():
     config = ModelConfig(num_heads=4, model_dim=32, num_kv_heads=2, head_dim=6, mlp_dim=50)
     assert config.replace(model_dim=64, num_heads=8) == ModelConfig(
@@ -55,6 +74,12 @@ def test_replace_validates():
     *((ModelConfig, {field: value}, [f"{field}={value!r}", "positive integer"])
       for field in ("max_len", "num_layers", "num_heads", "model_dim", "num_kv_heads", "head_dim", "mlp_dim",
                     "vocab_size", "sliding_window", "unroll") for value in (0, -1, 1.5, "2", True)),
+    *((ModelConfig, {"family": "encoder_decoder", field: value}, [f"{field}={value!r}", "positive integer"])
+      for field in ("num_encoder_layers", "num_decoder_layers") for value in (0, 2.0)),
+    *((ModelConfig, {"family": family, field: 2}, [field, "family='encoder_decoder'", f"family={family!r} has num_la"])
+      for field in ("num_encoder_layers", "num_decoder_layers") for family in ("decoder", "encoder")),
+    (ModelConfig, dict(family="encoder-decoder"), ["family='encoder-decoder'", "did you mean 'encoder_decoder'?"]),
+    (ModelConfig, dict(num_token_types=-1), ["num_token_types=-1"]),
     *((ModelConfig, {field: "x"}, [f"{field}='x'", "not one of"])
       for field in ("positions", "norm", "norm_position", "activation", "dtype", "param_dtype", "remat")),
     (ModelConfig, dict(positions="rotary_rope"), ["positions='rotary_rope'", "sinusoidal, learned, rope, alibi, none"]),
@@ -63,13 +88,19 @@ def test_replace_validates():
     (ModelConfig, dict(num_kv_heads=5), ["num_heads=12", "num_kv_heads=5"]),
     (ModelConfig, dict(positions="rope", head_dim=7), ["head_dim=7", "even"]),
     (ModelConfig, dict(positions="sinusoidal", model_dim=9, num_heads=3), ["even model_dim", "9"]),
-    *((ModelConfig, dict(dropout=value), [f"dropout={value}", "[0, 1)"]) for value in (-0.1, 1.0, float("nan"))),
+    *((ModelConfig, {field: value}, [f"{field}={value}", "[0, 1)"])
+      for field in ("dropout", "attention_dropout") for value in (-0.1, 1.0, float("nan"))),
     *((ModelConfig, {field: value}, [f"{field}={value}", "positive"])
       for field in ("norm_epsilon", "init_std", "rope_base") for value in (0, -1.0)),
     (TokenizerConfig, dict(kind="bpee"), ["kind='bpee'", "did you mean 'bpe'"]),
     (TokenizerConfig, dict(kind="unigram"), ["data.tokenizer.kind='unigram'", "data.tokenizer.vocab_size"]),
-    *((DataConfig, dict(validation_fraction=value), [f"validation_fraction={value}", "(0, 1)"])
-      for value in (0.0, 1.0)),
+    *((TokenizerConfig, dict(kind="bpe", vocab_size=9, min_frequency=value), [f"min_frequency={value!r}", "positive"])
+      for value in (0, 1.5)),
+    *((TokenizerConfig, dict(kind=kind, vocab_size=9, min_frequency=2), ["min_frequency=2", "'bpe'", f"{kind!r}"])
+      for kind in ("char", "word", "unigram")),
+    *((DataConfig, {field: value}, [f"data.{field}={value}", "(0, 1)"])
+      for field in ("validation_fraction", "mask_probability") for value in (0.0, 1.0, -0.1, float("nan"))),
+    (DataConfig, dict(generated="numbers"), ["data.generated='numbers'", "'dates'"]),
     (OptimConfig, dict(name="adam"), ["name='adam'", "did you mean 'adamw'"]),
     (OptimConfig, dict(schedule="cosin"), ["schedule='cosin'", "did you mean 'cosine'"]),
     (OptimConfig, dict(accumulation=0), ["accumulation=0"]),
@@ -102,6 +133,14 @@ def test_what_is_refused_names_the_field_and_the_value(cls, given, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+TRANSLATOR = ExperimentConfig(
+    model=ModelConfig(family="encoder_decoder", num_layers=2, num_decoder_layers=3, num_heads=4, attention_dropout=0.0,
+                      init_std=None, scale_embeddings=True),
+    data=DataConfig(tfds="set/de-en", source="en", target="de"))
+MASKED = ExperimentConfig(
+    model=ModelConfig(family="encoder", num_token_types=2, use_embedding_norm=True),
+    data=DataConfig(path="a.txt", mask_probability=0.2, mask_whole_words=True,
+                    tokenizer=TokenizerConfig(kind="bpe", vocab_size=100, min_frequency=2)))
 CHANGED = ExperimentConfig(
     seed=3,
     model=ModelConfig(vocab_size=65, num_heads=4, num_kv_heads=2, dropout=0.1, sliding_window=16, positions="rope"),
@@ -109,7 +148,7 @@ CHANGED = ExperimentConfig(
     optim=OptimConfig(clip_norm=None, schedule="wsd"), mesh=MeshConfig(data=2, tensor=4))
 
 
-@pytest.mark.parametrize("config", [ExperimentConfig(), CHANGED])
+@pytest.mark.parametrize("config", [ExperimentConfig(), CHANGED, TRANSLATOR, MASKED])
 def test_round_trip_through_json(config):
     back = from_dict(ExperimentConfig, json.loads(json.dumps(to_dict(config))))
     assert back == config and hash(back) == hash(config)
@@ -119,6 +158,17 @@ def test_round_trip_through_json(config):
 def test_presets_survive_json(name):
     config = presets.get(name)
     assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_what_was_written_before_there_were_other_families_still_loads():
+    values = to_dict(CHANGED)
+    for name in ("family", "num_encoder_layers", "num_decoder_layers", "num_token_types", "use_embedding_norm",
+                 "scale_embeddings", "attention_dropout"):
+        del values["model"][name]
+    for name in ("generated", "source", "target", "mask_probability", "mask_whole_words"):
+        del values["data"][name]
+    del values["data"]["tokenizer"]["min_frequency"]
+    assert from_dict(ExperimentConfig, values) == CHANGED
 
 
 def test_integers_serve_as_floats():

@@ -262,14 +262,23 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Label smoothing (Szegedy et al., 2016) and z-loss (de Brebisson and Vincent, 2016)."""
+    """What is added to the cross entropy.
+
+    Attributes:
+      label_smoothing: mass spread evenly over the vocabulary (Szegedy et al., 2016).
+      z_loss: weight of log(Z)^2 (de Brebisson and Vincent, 2016).
+      r_drop: weight of the divergence between two passes with different dropout, in translation (Wu et al., 2021); a
+        step then costs twice as much.
+    """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    r_drop: float = 0.0
 
     def __post_init__(self):
         _require(0 <= self.label_smoothing < 1, f"loss.label_smoothing={self.label_smoothing} must be in [0, 1)")
         _require(self.z_loss >= 0, f"loss.z_loss={self.z_loss} must not be negative")
+        _require(self.r_drop >= 0, f"loss.r_drop={self.r_drop} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)

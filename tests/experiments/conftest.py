@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import runpy
+import signal
 import subprocess
 import sys
 
@@ -11,6 +12,13 @@ import jax
 import pytest
 from absl import app, flags
 from jax.experimental.compilation_cache import compilation_cache
+
+from transformer_jax.config import ExperimentConfig, from_dict
+from transformer_jax.models.functional import make_model
+from transformer_jax.training.checkpoint import Checkpoints, tree_digest
+from transformer_jax.training.metrics import MetricsWriter
+from transformer_jax.training.optimizer import make_optimizer
+from transformer_jax.training.state import abstract_state
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -53,6 +61,67 @@ def program(monkeypatch, capfd):
         return Ended(status, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """``stop_at(step)``: the run that logs this step meets SIGTERM there."""
+    write = MetricsWriter.write
+
+    def arm(step: int) -> None:
+        def write_and_stop(self, at, **scalars):
+            write(self, at, **scalars)
+            if at == step and "loss" in scalars:
+                signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(MetricsWriter, "write", write_and_stop)
+
+    return arm
+
+
+@pytest.fixture(scope="session")
+def final_digest():
+    """``final_digest(workdir)`` of the last step's parameters, optimizer state, step and key."""
+    def digest(workdir: pathlib.Path) -> str:
+        checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+        config = from_dict(ExperimentConfig, checkpoints.restore({}).metadata["config"])
+        restored = checkpoints.restore(abstract_state(lambda key: make_model(config.model, key=key),
+                                                      make_optimizer(config.optim, config.steps)))
+        assert restored.step == int(restored.state.step) == config.steps
+        return tree_digest(restored.state)
+
+    return digest
+
+
+@pytest.fixture(scope="session")
+def wmt14(tmp_path_factory):
+    """A stand-in of the TFDS set "wmt14_translate/de-en", found by its name: pairs (English, German) of its splits."""
+    tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS data sets need: pip install tensorflow-datasets")
+    from tensorflow_datasets.core import registered
+    from tensorflow_datasets.core.utils import file_utils
+
+    splits = {"train": [(f"The number {n} of {n + 1}.", f"Die Zahl {n} von {n + 1}.") for n in range(60)],
+              "validation": [(f"The number {n}.", f"Die Zahl {n}.") for n in range(100, 106)]}
+    with registered.skip_registration():  # else the name is taken
+        class Wmt14Translate(tfds.core.GeneratorBasedBuilder):
+            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="de-en", version="1.0.0")]  # noqa: RUF012
+            name = "wmt14_translate"
+
+            def _info(self):
+                return tfds.core.DatasetInfo(builder=self, features=tfds.features.Translation(languages=["de", "en"]))
+
+            def _split_generators(self, dl_manager):
+                return {split: self._generate_examples(pairs) for split, pairs in splits.items()}
+
+            def _generate_examples(self, pairs):
+                for index, (english, german) in enumerate(pairs):
+                    yield index, {"en": english, "de": german}
+
+    directory = tmp_path_factory.mktemp("tfds")
+    Wmt14Translate(data_dir=directory, config="de-en", file_format="array_record").download_and_prepare()
+    file_utils.add_data_dir(directory)
+    yield splits
+    file_utils.clear_registered_data_dirs()
 
 
 @pytest.fixture(scope="session", autouse=True)

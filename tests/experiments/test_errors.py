@@ -253,13 +253,14 @@ def test_generate(program, trained, arguments, message, streams):
 @pytest.mark.parametrize(("name", "arguments", "message"), [
     ("generate", [], "--workdir is missing: a directory that experiments.train wrote"),
     ("generate", ["--workdir=/no/such"], "there is no directory /no/such"),
-    ("evaluate", ["--workdir=/no/such"], "--data is missing"),
+    ("evaluate", ["--workdir={trained}"], "--data is missing"),
     ("evaluate", ["--data=/no/such"], "--workdir is missing"),
     ("evaluate", ["--workdir=/no/such", f"--data={__file__}"], "there is no directory /no/such"),
-    ("evaluate", ["--workdir=x", "--data=/no/such"], "no text file at '/no/such': "),
+    ("evaluate", ["--workdir={trained}", "--data=/no/such"], "no text file at '/no/such': "),
     ("evaluate", ["--workdir=x", "--data=x", "--batch_size=0"], "flag --batch_size=0: "),
 ])
-def test_what_is_missing(program, name, arguments, message):
+def test_what_is_missing(program, trained, name, arguments, message):
+    arguments = [argument.format(trained=trained) for argument in arguments]
     assert program(name, *arguments).error.startswith(f"error: {message}")
 
 

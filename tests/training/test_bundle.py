@@ -9,6 +9,7 @@ import pytest
 
 import transformer_jax as tj
 from transformer_jax.config import ExperimentConfig, OptimConfig, to_dict
+from transformer_jax.models.functional import make_model
 from transformer_jax.training.checkpoint import Checkpoints, tree_digest
 
 TEXT = "the king said to his men that night we would come home\n" * 4
@@ -52,6 +53,26 @@ def test_a_loaded_model_is_used_like_any_other(tmp_path, model):
     np.testing.assert_array_equal(total.logprobs, tj.score(model, ["we would"], tokenizer=TOKENIZER).logprobs)
 
 
+OTHERS = [
+    tj.ModelConfig(family="encoder", vocab_size=TOKENIZER.vocab_size + 9, max_len=16, num_layers=2, num_heads=2,
+                   model_dim=16, num_token_types=2, use_embedding_norm=True, norm_position="post", activation="gelu"),
+    tj.ModelConfig(family="encoder_decoder", vocab_size=TOKENIZER.vocab_size, max_len=16, num_layers=1, num_heads=2,
+                   num_decoder_layers=2, model_dim=16, positions="sinusoidal", scale_embeddings=True, init_std=None)]
+
+
+@pytest.mark.parametrize("config", OTHERS, ids=lambda config: config.family)
+def test_the_other_families_are_kept_too(tmp_path, config):
+    model = jax.jit(lambda key: make_model(config, key=key))(jax.random.key(0))
+    experiment = EXPERIMENT.replace(model=config)
+    tj.save(tmp_path, tj.Bundle(model=model, tokenizer=TOKENIZER, config=config, step=7, experiment=experiment))
+    bundle = tj.load(tmp_path)
+    assert type(bundle.model) is type(model) and tree_digest(bundle.model) == tree_digest(model)
+    assert (bundle.config, bundle.experiment, bundle.model.config) == (config, experiment, config)
+    assert jax.tree.structure(bundle.model) == jax.tree.structure(model)
+    tokens = [jnp.array([TOKENIZER.encode("the king")])] * (2 if config.family == "encoder_decoder" else 1)
+    np.testing.assert_array_equal(tj.forward(bundle.model, *tokens), tj.forward(model, *tokens))
+
+
 @pytest.fixture
 def workdir(tmp_path, model):
     """What training leaves: steps 2 and 4, and step 2 as the best; the weights tell them apart."""
@@ -71,6 +92,30 @@ def test_which_step(workdir, model, step, found):
     assert bundle.step == found
     assert tree_digest(bundle.model) == tree_digest(jax.tree.map(lambda x: x * found, model))
     assert bundle.experiment == EXPERIMENT
+
+
+@pytest.mark.parametrize(("arguments", "factor", "step"), [
+    (dict(average=2), 3, 4), (dict(average=2, step=4), 3, 4), (dict(average=1), 4, 4), (dict(average=1, step=2), 2, 2),
+    (dict(average=1, step="best"), 2, 2)])
+def test_average(workdir, model, arguments, factor, step):
+    bundle = tj.load(workdir, **arguments)
+    assert bundle.step == step and bundle.experiment == EXPERIMENT
+    assert jax.tree.structure(bundle.model) == jax.tree.structure(model)
+    for leaf, original in zip(jax.tree.leaves(bundle.model), jax.tree.leaves(model), strict=True):
+        assert leaf.dtype == original.dtype
+        np.testing.assert_allclose(leaf, factor * np.asarray(original, np.float64), rtol=1e-6)
+
+
+def test_what_cannot_be_averaged(workdir):
+    for arguments, message in (
+            (dict(average=3), r"average=3, but .*/checkpoints keeps 2 checkpoints up to step 4; train with "
+                              "checkpoint.keep=3, or average fewer"),
+            (dict(average=2, step=2), "keeps 1 checkpoints up to step 2"),
+            (dict(average=2, step="best"), "average=2 takes the last checkpoints, up to a step; there is one best"),
+            (dict(average=0), "average=0 must be at least 1"),
+            (dict(average=-1), "average=-1 must be at least 1")):
+        with pytest.raises(ValueError, match=message):
+            tj.load(workdir, **arguments)
 
 
 def test_a_damaged_step_is_passed_over_with_a_warning(workdir):

@@ -10,7 +10,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.models.decoder import Decoder
-from transformer_jax.models.functional import count_parameters
+from transformer_jax.models.functional import count_parameters, make_model
 from transformer_jax.training.metrics import MetricsWriter, flops_per_token, plot_losses, read_metrics
 
 
@@ -99,4 +99,42 @@ def test_flops_of_the_matrix_products_are_what_xla_counts():
     tokens = jax.ShapeDtypeStruct((4, 64), "int32")
     gradient = jax.jit(jax.grad(lambda model, tokens: model(tokens).logits.sum()))
     counted = gradient.lower(model, tokens).compile().cost_analysis()["flops"] / (4 * 64)
+    assert counted == pytest.approx(flops_per_token(config, count_parameters(config)), rel=0.1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_flops_of_an_encoder(tied):
+    config = ModelConfig(family="encoder", vocab_size=50, max_len=32, num_layers=3, num_heads=2, model_dim=16,
+                         tie_embeddings=tied, use_bias=False, norm="rmsnorm", norm_position="post")
+    matrices = 3 * (4 * 16 * 16 + 2 * 16 * 64) + 16 * 16  # the head's transform; the unembedding reads few positions
+    vectors = (2 * 3 + 1) * 16 + 50  # norms, and the head's bias
+    expected = 6 * (matrices + vectors) + 12 * 3 * 2 * 8 * 32
+    assert flops_per_token(config, count_parameters(config)) == expected
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_flops_of_an_encoder_decoder_are_those_of_a_source_token_and_a_target_token(tied):
+    config = ModelConfig(family="encoder_decoder", vocab_size=50, max_len=32, num_layers=2, num_decoder_layers=3,
+                         num_heads=2, model_dim=16, tie_embeddings=tied, use_bias=False, norm="rmsnorm",
+                         positions="sinusoidal")
+    encoder, decoder = 2 * (4 * 16 * 16 + 2 * 16 * 64), 3 * (8 * 16 * 16 + 2 * 16 * 64)
+    norms = (2 * 2 + 1 + 3 * 3 + 1) * 16
+    expected = 6 * (encoder + decoder + norms + 50 * 16) + 12 * (2 + 3 + 3) * 2 * 8 * 32
+    assert flops_per_token(config, count_parameters(config)) == expected
+
+
+@pytest.mark.parametrize("family", ["encoder", "encoder_decoder"])
+def test_flops_of_the_other_families_are_what_xla_counts(family):
+    config = ModelConfig(family=family, vocab_size=64, max_len=64, num_layers=2, num_heads=4, model_dim=128,
+                         positions="none", use_bias=False, unroll=2)
+    model = jax.eval_shape(lambda key: make_model(config, key=key), jax.random.key(0))
+    tokens = [jax.ShapeDtypeStruct((4, 64), "int32")] * (2 if family == "encoder_decoder" else 1)
+
+    def output(model, *tokens):
+        out = model(*tokens)
+        return (out.logits if family == "encoder_decoder" else out.hidden).sum()
+
+    counted = jax.jit(jax.grad(output)).lower(model, *tokens).compile().cost_analysis()["flops"] / (4 * 64)
+    if family == "encoder":
+        counted += 6 * 128 * 128  # the head's transform, which is not part of `hidden`
     assert counted == pytest.approx(flops_per_token(config, count_parameters(config)), rel=0.1)

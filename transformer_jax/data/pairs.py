@@ -124,7 +124,7 @@ class _AlignedFiles:
     target: Path
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        sources, targets = _lines(self.source), _lines(self.target)
+        sources, targets = read_lines(self.source), read_lines(self.target)
         for number, (source, target) in enumerate(itertools.zip_longest(sources, targets)):
             if source is None or target is None:
                 num_sources = number + (source is not None) + sum(1 for _ in sources)
@@ -143,7 +143,7 @@ class _Tsv:
     target: int
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        for number, line in enumerate(_lines(self.path), start=1):
+        for number, line in enumerate(read_lines(self.path), start=1):
             columns = line.split("\t")
             if max(self.source, self.target) >= len(columns):
                 raise ValueError(
@@ -178,8 +178,8 @@ def _column(side: str, number: str) -> int:
     return int(number)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a file, each with its line end."""
+def read_lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a file, each with its line end; what ends a line and the errors are `read_pairs`'s."""
     if not path.is_file():
         raise ValueError(f"no file at {str(path)!r}")
     offset = 0

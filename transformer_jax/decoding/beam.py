@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.data.tokenizer import Tokenizer
@@ -20,10 +17,11 @@ from transformer_jax.decoding.batch import (
     first_token,
     pad_right,
 )
-from transformer_jax.decoding.loop import Generator, Sources, read, start
+from transformer_jax.decoding.beam_loop import Finished, Rules, search
+from transformer_jax.decoding.loop import Generator, Sources
 from transformer_jax.decoding.sample import prepared
 from transformer_jax.models.encoder_decoder import EncoderDecoder
-from transformer_jax.nn.cache import KVCache
+from transformer_jax.models.functional import check_tokens
 
 _PENALTIES = ("gnmt", "length")
 _ROOM_BEYOND_SOURCE = 50
@@ -121,9 +119,14 @@ def beam_search(model: Generator, sources: Texts, *, tokenizer: Tokenizer | None
         encoded_sources = pad_right(rows, config.max_len)
         prompts = [[first_token(start_id, tokenizer, config.vocab_size)]] * len(rows)
     else:
+        if start_id is not None:
+            raise ValueError("start_id starts the targets of an encoder-decoder; a decoder has its prompts")
         prompts = rows = encode_prompts(sources, tokenizer, config.vocab_size)
     longest = max(map(len, prompts))
     room = config.max_len - longest
+    if room < 1:
+        raise ValueError(f"a prompt of {longest} tokens leaves no room in the model's context of {config.max_len}; "
+                         "shorten it")
     if max_new_tokens is None:
         max_new_tokens = min(max(map(len, rows)) + _ROOM_BEYOND_SOURCE, room)
     if not 1 <= max_new_tokens <= room:
@@ -135,114 +138,19 @@ def beam_search(model: Generator, sources: Texts, *, tokenizer: Tokenizer | None
     for row, prompt in enumerate(prompts):
         tokens_BP[row, width - len(prompt):] = prompt
         segment_ids_BP[row, width - len(prompt):] = 1
+    ends = list(ending_ids(end_ids, tokenizer))
+    check_tokens(np.asarray(ends, np.int64), config.vocab_size)
     ends_V = np.zeros(config.vocab_size, bool)
-    ends_V[list(ending_ids(end_ids, tokenizer))] = True
-    found = jax.device_get(_search(prepared(model), tokens_BP, segment_ids_BP, encoded_sources, ends_V,
-                                   np.float32(length_penalty), np.int32(max_new_tokens), penalty=penalty,
-                                   beam_size=beam_size, n_best=n_best, room=bucket(max_new_tokens)))
-    return BeamSearch([[_hypothesis(found, row, rank, ends_V, tokenizer) for rank in range(n_best)]
-                       for row in range(len(rows))])
+    ends_V[ends] = True
+    rules = Rules(ends_V=ends_V, alpha=np.float32(length_penalty), limit=np.int32(max_new_tokens), penalty=penalty,
+                   n_best=n_best)
+    found = search(prepared(model), tokens_BP, segment_ids_BP, encoded_sources, rules, beam_size)
+    return BeamSearch([[_hypothesis(one, rank, ends_V, tokenizer) for rank in range(n_best)] for one in found])
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Finished:
-    """The best hypotheses that have ended, in order; those that are missing have a score of minus infinity."""
-
-    scores_BK: jax.Array
-    logprobs_BK: jax.Array
-    tokens_BKT: jax.Array
-    lengths_BK: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
-    """The search between two steps.
-
-    Attributes:
-      cache: one row a source. A step appends the K hypotheses' last tokens as neighbours; nothing is ever moved.
-      visible_BKS: the slots of the cache that hold a hypothesis' own tokens, and its prompt.
-      tokens_BKT: new tokens of each hypothesis that goes on.
-      logprobs_BK: their log P; minus infinity for none.
-      finished: those that ended.
-      step: tokens drawn.
-    """
-
-    cache: KVCache
-    visible_BKS: jax.Array
-    tokens_BKT: jax.Array
-    logprobs_BK: jax.Array
-    finished: _Finished
-    step: jax.Array
-
-
-@functools.partial(jax.jit, static_argnames=("penalty", "beam_size", "n_best", "room"))
-def _search(model: Generator, tokens_BP: jax.Array, segment_ids_BP: jax.Array, sources: Sources | tuple[()],
-            ends_V: jax.Array, alpha: jax.Array, limit: jax.Array, *, penalty: str, beam_size: int, n_best: int,
-            room: int) -> _Finished:
-    (B, P), K = tokens_BP.shape, beam_size
-    cache = start(model, B, P + K * room, sources)
-    prompt_lengths_B1 = segment_ids_BP.sum(1, keepdims=True)
-
-    def divisor(length: jax.Array) -> jax.Array:
-        length = length.astype(jnp.float32)
-        return (length if penalty == "length" else (5.0 + length) / 6.0) ** alpha
-
-    def extend(state: _State, logits_BKV: jax.Array) -> _State:
-        """One more token for each hypothesis."""
-        logits_BKV = logits_BKV - jax.nn.logsumexp(logits_BKV, axis=-1, keepdims=True)
-        # First the best of each hypothesis, then of all: a search over K * V at once is slower.
-        next_BKK, token_BKK = jax.lax.top_k(logits_BKV, K)
-        logprobs_BK, place_BK = jax.lax.top_k((state.logprobs_BK[..., None] + next_BKK).reshape(B, K * K), K)
-        token_BK = jnp.take_along_axis(token_BKK.reshape(B, K * K), place_BK, axis=1)
-        parent_BK1 = (place_BK // K)[..., None]
-        step = state.step + 1
-        tokens_BKT = jnp.take_along_axis(state.tokens_BKT, parent_BK1, axis=1)
-        tokens_BKT = jax.lax.dynamic_update_slice_in_dim(tokens_BKT, token_BK[..., None], state.step, axis=2)
-        ends_BK = ends_V[token_BK]
-        closed_BK = ends_BK | (step == limit)
-        finished = _merge(state.finished, tokens_BKT, jnp.where(closed_BK, logprobs_BK, -jnp.inf), step, divisor(step))
-        # The bound: what goes on can only lose log P, and divide it by at most the largest penalty.
-        logprobs_BK = jnp.where(closed_BK, -jnp.inf, logprobs_BK)
-        hopeless_B1 = (logprobs_BK / divisor(limit)).max(1, keepdims=True) <= finished.scores_BK[:, n_best - 1:n_best]
-        own_KS = jnp.arange(P + K * room) == (state.cache.length + jnp.arange(K))[:, None]
-        visible_BKS = jnp.take_along_axis(state.visible_BKS, parent_BK1, axis=1) | own_KS
-        return _State(cache=state.cache, visible_BKS=visible_BKS, tokens_BKT=tokens_BKT, finished=finished, step=step,
-                      logprobs_BK=jnp.where(hopeless_B1, -jnp.inf, logprobs_BK))
-
-    def turn(state: _State) -> _State:
-        last_BK = jax.lax.dynamic_index_in_dim(state.tokens_BKT, state.step - 1, axis=2, keepdims=False)
-        positions_BK = jnp.broadcast_to(prompt_lengths_B1 + state.step - 1, (B, K))
-        out = read(model, last_BK, state.cache, positions_BT=positions_BK, visible_BTS=state.visible_BKS)
-        return extend(dataclasses.replace(state, cache=out.cache), out.logits)
-
-    out = read(model, tokens_BP, cache, segment_ids_BT=segment_ids_BP)
-    first_BKV = jnp.broadcast_to(model.embeddings.unembed(out.hidden[:, -1:]), (B, K, model.config.vocab_size))
-    none_BK = jnp.full((B, K), -jnp.inf)
-    tokens_BKT = jnp.zeros((B, K, room), jnp.int32)
-    state = _State(
-        cache=out.cache, visible_BKS=jnp.broadcast_to((out.cache.segment_ids_BS != 0)[:, None], (B, K, P + K * room)),
-        tokens_BKT=tokens_BKT, logprobs_BK=none_BK.at[:, 0].set(0.0), step=jnp.int32(0),
-        finished=_Finished(none_BK, none_BK, tokens_BKT, jnp.zeros((B, K), jnp.int32)))
-    state = extend(state, first_BKV)
-    return jax.lax.while_loop(lambda state: (state.logprobs_BK > -jnp.inf).any(), turn, state).finished
-
-
-def _merge(finished: _Finished, tokens_BKT: jax.Array, logprobs_BK: jax.Array, length: jax.Array,
-           divisor: jax.Array) -> _Finished:
-    """The best of what had ended and what ends now; on a tie, of what had."""
-    both = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), finished, _Finished(
-        logprobs_BK / divisor, logprobs_BK, tokens_BKT, jnp.full(logprobs_BK.shape, length)))
-    scores_BK, place_BK = jax.lax.top_k(both.scores_BK, logprobs_BK.shape[1])
-    return _Finished(scores_BK, jnp.take_along_axis(both.logprobs_BK, place_BK, axis=1),
-                     jnp.take_along_axis(both.tokens_BKT, place_BK[..., None], axis=1),
-                     jnp.take_along_axis(both.lengths_BK, place_BK, axis=1))
-
-
-def _hypothesis(found: _Finished, row: int, rank: int, ends_V: np.ndarray, tokenizer: Tokenizer | None) -> Hypothesis:
-    tokens = found.tokens_BKT[row, rank, :found.lengths_BK[row, rank]].tolist()
+def _hypothesis(found: Finished, rank: int, ends_V: np.ndarray, tokenizer: Tokenizer | None) -> Hypothesis:
+    tokens = found.tokens_BKT[rank, :found.lengths_BK[rank]].tolist()
     ended = bool(tokens) and bool(ends_V[tokens[-1]])
     text = None if tokenizer is None else tokenizer.decode(tokens[:-1] if ended else tokens)
-    return Hypothesis(text=text, tokens=tokens, score=float(found.scores_BK[row, rank]),
-                      logprob=float(found.logprobs_BK[row, rank]), finish_reason="eos" if ended else "length")
+    return Hypothesis(text=text, tokens=tokens, score=float(found.scores_BK[rank]),
+                      logprob=float(found.logprobs_BK[rank]), finish_reason="eos" if ended else "length")

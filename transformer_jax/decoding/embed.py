@@ -39,7 +39,7 @@ def embed(model: Encoder | Decoder, texts: str | Sequence[str] | Sequence[Sequen
         is not, or a token id outside the vocabulary.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts or not all(len(text) for text in texts):
+    if not texts or not all(len(text) if isinstance(text, str) else np.size(text) for text in texts):
         raise ValueError("embed needs at least one text, and no empty one")
     if pooling not in _POOLINGS:
         raise ValueError(f"pooling={pooling!r} is not one of {', '.join(_POOLINGS)}")
@@ -86,7 +86,10 @@ def similarity(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _encode(text: str | Sequence[int], tokenizer: Tokenizer | None, is_encoder: bool) -> list[int]:
     if not isinstance(text, str):
-        return list(text)
+        ids = np.asarray(text)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"{text!r} is no text; pass strings or lists of token ids")
+        return ids.tolist()
     if tokenizer is None:
         raise ValueError("texts that are strings need tokenizer=...; without one, pass lists of token ids")
     ids = tokenizer.encode(text)
@@ -99,6 +102,8 @@ def _span(text: str | Sequence[int], ids: list[int], word: str, tokenizer: Token
         raise ValueError(f"word={word!r} is looked for in strings, not in token ids")
     if not word or word not in text:
         raise ValueError(f"the text {text!r} does not contain the word {word!r}")
+    if tokenizer.decode(ids) != text:
+        raise ValueError(f"the tokenizer does not know all characters of {text!r}: where {word!r} is cannot be told")
     start = len(text[:text.index(word)].encode())
     ends_T = np.cumsum(tokenizer.byte_lengths[ids])
     inside_T = np.flatnonzero((ends_T > start) & (ends_T - tokenizer.byte_lengths[ids] < start + len(word.encode())))

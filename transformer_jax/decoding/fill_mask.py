@@ -16,6 +16,7 @@ from transformer_jax.data.sentencepiece_training import MASK, SPECIAL_TOKENS
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.decoding.batch import pad_right
 from transformer_jax.models.encoder import Encoder
+from transformer_jax.models.functional import check_tokens
 
 _LOOKS_SPECIAL = re.compile(r"<\|?\w+\|?>")
 
@@ -52,14 +53,16 @@ def fill_mask(model: Encoder, texts: str | Sequence[str], *, tokenizer: Tokenize
       For each text, for each of its masks, ``top_k`` candidates, the most probable first.
 
     Raises:
-      ValueError: for a text without ``<mask>`` or longer than the model takes, or a ``top_k`` out of range.
+      ValueError: for a text without ``<mask>`` or longer than the model takes, a ``top_k`` out of range, or a token id
+        outside the model's vocabulary.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
         raise ValueError("there is no text to fill in")
     if not 1 <= top_k <= tokenizer.vocab_size:
         raise ValueError(f"top_k={top_k} must be from 1 to the {tokenizer.vocab_size} tokens of the vocabulary")
-    rows = [_encode(text, tokenizer) for text in texts]
+    rows = [encode_masked(text, tokenizer) for text in texts]
+    check_tokens(np.concatenate(rows), model.config.vocab_size)
     tokens_BT, segment_ids_BT = pad_right(rows, model.config.max_len)
     places = [np.flatnonzero(np.equal(row, tokenizer.mask_id)) for row in rows]
     positions_BP, _ = pad_right([list(place) for place in places], model.config.max_len)
@@ -80,8 +83,8 @@ def _most_probable(model: Encoder, tokens_BT: jax.Array, segment_ids_BT: jax.Arr
     return jax.lax.top_k(probabilities_BPV[..., :vocab_size], top_k)  # a model may have more rows than there are tokens
 
 
-def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
-    """``<s>`` text ``</s>``, in which ``<mask>`` is a token and other special names are text."""
+def encode_masked(text: str, tokenizer: Tokenizer) -> list[int]:
+    """``<s>`` text ``</s>``, in which ``<mask>`` is a token and other special names are text; ValueError if none is."""
     parts = text.split(MASK)
     if len(parts) == 1:
         unknown = next((name for name in _LOOKS_SPECIAL.findall(text) if name not in SPECIAL_TOKENS), None)

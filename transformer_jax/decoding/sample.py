@@ -138,9 +138,10 @@ class _Session:
             raise ValueError(f"a prompt of {longest} tokens leaves no room in the model's context of "
                              f"{self.config.max_len}; shorten it")
         if longest + max_new_tokens > self.config.max_len and not slide:
+            or_slide = ("" if self.sources else
+                        ", or pass slide=True to go on with the last half of the context read anew")
             raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context "
-                             f"of {self.config.max_len}; ask for at most {self.config.max_len - longest}, or pass "
-                             "slide=True to go on with the last half of the context read anew")
+                             f"of {self.config.max_len}; ask for at most {self.config.max_len - longest}{or_slide}")
         if key is None and sampling.temperature > 0:
             raise ValueError("sampling needs key=jax.random.key(seed); or be greedy with Sampling(temperature=0)")
         end_ids = ending_ids(end_ids, tokenizer)

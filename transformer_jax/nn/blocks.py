@@ -36,7 +36,7 @@ class LayerTrace:
       head_output: each head's mix of values, before the output projection ``[B, T, N, H]``.
       attention_output: what attention added to the stream ``[B, T, D]``.
       mlp_output: what the feed-forward layer added ``[B, T, D]``.
-      bias: the bias ``[B or 1, N, T, S]`` that an intervention saw; ``None`` without one.
+      bias: the bias ``[B or 1, N, T, S]`` that an intervention put in place; ``None`` where none did.
       cross: the same of attention to the encoder's output, ``residual`` being the stream that entered it; it has no
         ``mlp_output``. ``None`` without an encoder.
     """
@@ -131,12 +131,16 @@ def _mix(attention: Attention, x_BTD: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.
          mask: AttentionMask, bias: Bias, key: jax.Array | None, *, seen: Callable, intervened: bool,
          site: str = "") -> LayerTrace:
     """Attention from queries, keys and values to what it adds to the stream, as a trace."""
+    changed = None
     if intervened:
-        bias = seen(f"{site}attention_bias", _materialize(bias, q_BTNH, k_BSKH))
+        whole = _materialize(bias, q_BTNH, k_BSKH)
+        changed = seen(f"{site}attention_bias", whole)
+        # Returned as it was, it is not used: the bias stays structure, and the program that without an intervention.
+        bias, changed = (bias, None) if changed is whole else (changed, changed)
     heads_BTNH = seen(f"{site}head_output", attention.attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, key))
     return LayerTrace(residual=x_BTD, queries=q_BTNH, keys=k_BSKH, values=v_BSKH, head_output=heads_BTNH,
                       attention_output=seen(f"{site}attention_output", attention.merge(heads_BTNH)), mlp_output=None,
-                      bias=bias if intervened else None)
+                      bias=changed)
 
 
 def _materialize(bias: LinearBias | jax.Array | None, q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:

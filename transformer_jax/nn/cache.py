@@ -77,6 +77,22 @@ class KVCache:
         keys, values = (tuple(map(_rows_and_heads, arrays)) for arrays in zip(*keys_and_values, strict=True))
         return dataclasses.replace(self, memory_keys=keys, memory_values=values, memory_ids_BS=ids_BS)
 
+    def resized(self, rows_B: jax.Array, num_slots: int) -> Self:
+        """The cache of some rows, with so many slots more."""
+        B = self.segment_ids_BS.shape[0]
+
+        def take(stored: jax.Array) -> jax.Array:
+            return stored.reshape(B, -1, *stored.shape[1:])[rows_B].reshape(-1, *stored.shape[1:])
+
+        def longer(stored: jax.Array) -> jax.Array:
+            return jnp.pad(take(stored), ((0, 0), (0, num_slots), (0, 0)))
+
+        return KVCache(keys=tuple(map(longer, self.keys)), values=tuple(map(longer, self.values)), length=self.length,
+                       segment_ids_BS=jnp.pad(self.segment_ids_BS[rows_B], ((0, 0), (0, num_slots))),
+                       memory_keys=tuple(map(take, self.memory_keys)),
+                       memory_values=tuple(map(take, self.memory_values)),
+                       memory_ids_BS=None if self.memory_ids_BS is None else self.memory_ids_BS[rows_B])
+
     def append_segments(self, segment_ids_BT: jax.Array) -> Self:
         """The cache with the ids of new tokens written; their keys follow layer by layer."""
         ids_BS = jax.lax.dynamic_update_slice_in_dim(self.segment_ids_BS, segment_ids_BT.astype(jnp.int32),

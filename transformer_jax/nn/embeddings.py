@@ -11,6 +11,7 @@ from flax import nnx
 from transformer_jax.config import ModelConfig
 from transformer_jax.nn.layers import Norm, dropout, parameter
 from transformer_jax.ops.positions import sinusoidal
+from transformer_jax.sharding import constrain
 
 
 class Embeddings(nnx.Module):
@@ -36,7 +37,9 @@ class Embeddings(nnx.Module):
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, token_types_BT: jax.Array | None = None, *,
                  key: jax.Array | None = None) -> jax.Array:
         """Embeddings ``[B, T, D]`` in the config's compute type; a key switches dropout on."""
-        x_BTD = self.token[...][tokens_BT].astype(self.config.dtype)
+        # Under FSDP every device gathers the rows of the table, as it does any weight; left to itself the compiler
+        # gathers the embeddings of the whole batch.
+        x_BTD = constrain(self.token[...], "vocab", None)[tokens_BT].astype(self.config.dtype)
         if self.config.scale_embeddings:
             x_BTD = x_BTD * math.sqrt(self.config.model_dim)
         if self.position is not None:

@@ -16,6 +16,8 @@ Bias = LinearBias | jax.Array | None
 
 
 _CAUSAL_BLOCK, _MOST_CAUSAL_BLOCKS = 128, 8
+# Where a head has more scores than the first, some queries are attended to at a time, with so many scores of all heads.
+_LONG, _SCORES_AT_A_TIME = 1 << 24, 1 << 25
 
 
 def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask = None, *, bias: Bias = None,
@@ -48,6 +50,7 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask =
     if v_BSKH.shape != k_BSKH.shape:
         raise ValueError(f"values {v_BSKH.shape} differ from keys {k_BSKH.shape}")
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+    some = _attend_by_rows if T * S > _LONG else _attend
     skips = isinstance(mask, AttentionMask) and mask.is_causal and mask.query_start is None and bias is None
     if skips and T == S >= 2 * _CAUSAL_BLOCK and jax.default_backend() == "cpu":
         # Keys that no query of a block may see are not multiplied at all.
@@ -55,9 +58,9 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask =
         keys = [None] * -(-T // size) if key is None else jax.random.split(key, -(-T // size))
         blocks = [(start, min(start + size, T)) for start in range(0, T, size)]
         return jnp.concatenate([
-            _attend(q_BTNH[:, start:stop], k_BSKH[:, :stop], v_BSKH[:, :stop], mask.block(start, stop), bias, scale,
-                    dropout, block_key) for (start, stop), block_key in zip(blocks, keys, strict=True)], axis=1)
-    return _attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key)
+            some(q_BTNH[:, start:stop], k_BSKH[:, :stop], v_BSKH[:, :stop], mask.block(start, stop), bias, scale,
+                 dropout, block_key) for (start, stop), block_key in zip(blocks, keys, strict=True)], axis=1)
+    return some(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key)
 
 
 def _attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key) -> jax.Array:
@@ -69,6 +72,30 @@ def _attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key) -> jax.Arra
     else:
         out_BKGTH = _softmax_mix(scores_BKGTS, allowed, v_BKSH)
     return out_BKGTH.reshape(q_BTNH.shape[0], q_BTNH.shape[2], q_BTNH.shape[1], -1).swapaxes(1, 2)
+
+
+def _attend_by_rows(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key) -> jax.Array:
+    """In memory that is linear in the number of queries, forward and backward."""
+    B, T, N, _ = q_BTNH.shape
+    S = k_BSKH.shape[1]
+    size = max(1, min(T, _SCORES_AT_A_TIME // (B * N * S)))
+    keys = None if key is None else jax.random.split(key, -(-T // size))
+    if mask is not None and not isinstance(mask, AttentionMask):
+        mask = AttentionMask.explicit(mask)
+
+    @jax.checkpoint
+    def some(start_and_key: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+        start, key = start_and_key
+        rows_R = jnp.minimum(start + jnp.arange(size), T - 1)
+        allowed = None if mask is None else mask.materialize(T, S, rows_R)
+        if isinstance(bias, LinearBias):
+            bias_R = bias.materialize(T, S, rows_R)
+        else:
+            bias_R = bias if bias is None or bias.shape[-2] == 1 else bias[..., rows_R, :]
+        return _attend(q_BTNH[:, rows_R], k_BSKH, v_BSKH, allowed, bias_R, scale, dropout, key)
+
+    out_XBRNH = jax.lax.map(some, (jnp.arange(0, T, size), keys))
+    return out_XBRNH.swapaxes(0, 1).reshape(B, -1, *out_XBRNH.shape[3:])[:, :T]
 
 
 def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask = None, *, bias: Bias = None,

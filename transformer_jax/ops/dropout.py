@@ -25,5 +25,5 @@ def drop(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     dropped = min(round(rate * 256), 255)
     width = x.shape[-1]
     words = jax.random.bits(key, (*x.shape[:-1], -(-width // 4)), jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], -1)[..., :width]
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], 4 * words.shape[-1])[..., :width]
     return jnp.where(bits >= dropped, x * (256 / (256 - dropped)), 0.0).astype(x.dtype)

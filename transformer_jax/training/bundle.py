@@ -51,6 +51,8 @@ def load(directory: str | pathlib.Path, *, step: int | str | None = None, averag
     """
     if average < 1:
         raise CheckpointError(f"average={average} must be at least 1")
+    if average > 1 and step == "best":
+        raise CheckpointError(f"average={average} takes the last checkpoints, up to a step; there is one best")
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"there is no directory {directory}")

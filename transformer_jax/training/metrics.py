@@ -70,12 +70,17 @@ def plot_losses(metrics_path: str | pathlib.Path, png_path: str | pathlib.Path, 
 
 
 def flops_per_token(config: ModelConfig, num_parameters: int) -> float:
-    """Floating point operations of training on one token: 6 N + 12 L N_heads H T.
+    """Floating point operations of training on one token (two, of a pair): 6 N + 12 L N_heads H T.
 
     Source: Chowdhery et al. (2022), PaLM, appendix B; N counts the matrices, so embeddings that are only looked
     up are left out.
     """
     lookups = config.max_len * config.model_dim if config.positions == "learned" else 0
-    lookups += 0 if config.tie_embeddings else config.vocab_size * config.model_dim
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * config.max_len
+    # An encoder predicts few of its tokens: neither of its tables counts.
+    num_tables = (not config.tie_embeddings) + (config.family == "encoder")
+    lookups += num_tables * config.vocab_size * config.model_dim
+    num_attentions = config.num_layers
+    if config.family == "encoder_decoder":
+        num_attentions = config.num_encoder_layers + 2 * config.num_decoder_layers
+    attention = 12 * num_attentions * config.num_heads * config.head_dim * config.max_len
     return 6.0 * (num_parameters - lookups) + attention

@@ -1,0 +1,98 @@
+"""The benchmarks of encoders and encoder-decoders; run by ``python -m experiments.benchmark {mlm,translate}``."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+
+import jax
+import numpy as np
+
+import transformer_jax as tj
+from experiments import cli, masked_language_model, runs, translation
+from experiments.huggingface_peers import marian_beam_search, marian_weights, roberta_training
+from experiments.timing import OtherProcess, take_turns
+from transformer_jax.config import OptimConfig
+from transformer_jax.data import LineRows, Masking, Tokenizer, make_batches, masked_evaluation_batches
+from transformer_jax.training.objectives import masked_token_loss
+from transformer_jax.training.optimizer import make_optimizer, make_schedule
+from transformer_jax.training.state import init_state
+from transformer_jax.training.step import make_train_step
+
+_TURN = 10
+_SIZES = ("max_len", "num_layers", "num_heads", "model_dim", "unroll")
+_ROBERTA_ADAMW = OptimConfig(peak_lr=1e-3, schedule="linear", end_lr=0.0, warmup_steps=50, beta2=0.98,
+                             weight_decay=0.01)
+_BEAM = dict(beam_size=5, length_penalty=1.0, max_new_tokens=48)
+_BATCH_SIZE, _NUM_BATCHES = 16, 8
+
+
+def mlm(book: str, steps: int) -> list[dict]:
+    """RoBERTa at the size of ``book_mlm``, ours and theirs, on the same batches and masks, ten steps each in turn."""
+    config = cli.named("book_mlm")
+    model = tj.presets.get("roberta-base").replace(
+        vocab_size=None, **{name: getattr(config.model, name) for name in _SIZES}, init_std=config.model.init_std)
+    config = config.replace(steps=steps, model=model, optim=_ROBERTA_ADAMW,
+                            data=dataclasses.replace(config.data, path=book))
+    lines, held_out = masked_language_model.split(config)
+    settings = config.data.tokenizer
+    tokenizer = Tokenizer.train(lines, kind=settings.kind, vocab_size=settings.vocab_size,
+                                min_frequency=settings.min_frequency)
+    config = config.replace(model=config.model.replace(vocab_size=tokenizer.vocab_size))
+    train, validation = (LineRows.build(part, tokenizer, config.model.max_len) for part in (lines, held_out))
+    masking = Masking.of(tokenizer, config.data.mask_probability)
+    stream = make_batches(train, batch_size=config.batch_size, seed=0, transform=masking)
+    batches = list(itertools.islice(stream, steps))
+    validation_batches = list(masked_evaluation_batches(validation, masking, config.eval.batch_size))
+
+    optimizer, schedule = make_optimizer(config.optim, steps), make_schedule(config.optim, steps)
+    train_step = make_train_step(masked_token_loss(config.loss), optimizer)
+    state = init_state(lambda key: tj.Encoder(config.model, key=key), optimizer, jax.random.key(config.seed))
+    theirs = OtherProcess(roberta_training, config, [float(schedule(step)) for step in range(steps)])
+    seconds: dict[str, list[float]] = {"transformer_jax": [], "Hugging Face": []}
+    for start in range(0, steps, _TURN):
+        turn = batches[start:start + _TURN]
+        begun = time.perf_counter()
+        for batch in turn:
+            state, metrics = train_step(state, batch)
+        jax.block_until_ready(metrics)
+        seconds["transformer_jax"].append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        theirs(("train", turn))
+        seconds["Hugging Face"].append(time.perf_counter() - begun)
+    losses = {"transformer_jax": runs.mean_loss(masked_token_loss(), lambda: validation_batches)(state.params),
+              "Hugging Face": theirs(("evaluate", validation_batches))}
+    theirs.close()
+    tokens = _TURN * config.batch_size * config.model.max_len
+    medians = {side: statistics.median(values[1:]) for side, values in seconds.items()}  # the first turn compiles
+    return [{"steps": steps, **{f"{side} tokens/s": tokens / median for side, median in medians.items()},
+             "ratio": medians["Hugging Face"] / medians["transformer_jax"],
+             **{f"{side} validation loss": loss for side, loss in losses.items()}}]
+
+
+def translate(workdir: str, rounds: int) -> list[dict]:
+    """Beam search over the same weights, batches of 16 sentences that the model's run held out."""
+    bundle = tj.load(workdir)
+    tokenizer = bundle.tokenizer
+    _, pairs = translation.read(bundle.experiment.data)
+    sources = [[*tokenizer.encode(source), tokenizer.eos_id] for source, _ in pairs][:_BATCH_SIZE * _NUM_BATCHES]
+    batches = [sources[start:start + _BATCH_SIZE] for start in range(0, len(sources), _BATCH_SIZE)]
+    ids = {"pad": tokenizer.pad_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    theirs = OtherProcess(marian_beam_search, bundle.config, marian_weights(bundle.model), ids, *_BEAM.values())
+    found: dict[str, list] = {}
+
+    def ours():
+        found["transformer_jax"] = [
+            tokens for batch in batches for tokens in tj.beam_search(
+                bundle.model, batch, penalty="length", start_id=ids["bos"], end_ids=[ids["eos"]], **_BEAM).tokens]
+
+    def huggingface():
+        found["Hugging Face"] = [tokens for batch in batches for tokens in theirs(batch)]
+
+    medians = take_turns({"transformer_jax": ours, "Hugging Face": huggingface}, rounds)
+    theirs.close()
+    same = np.mean([a == b for a, b in zip(*found.values(), strict=True)])
+    return [{"sentences": len(sources), **{f"{side} sentences/s": len(sources) / s for side, s in medians.items()},
+             "ratio": medians["Hugging Face"] / medians["transformer_jax"], "the same translation": float(same)}]

@@ -1,0 +1,353 @@
+"""Translation from end to end: train, translate, measure, average, resume; dates; what a user gets wrong."""
+
+import dataclasses
+import gzip
+import random
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import transformer_jax as tj
+from experiments import translation
+from experiments.translation_scores import scores
+from transformer_jax.decoding.beam import Hypothesis
+from transformer_jax.training.metrics import read_metrics
+
+WORDS = {"the": "die", "a": "eine", "old": "alte", "red": "rote", "cat": "Katze", "lamp": "Lampe", "sees": "sieht",
+         "wants": "will", "no": "keine"}
+STEPS = 40
+# Always the same shapes and the same number of steps: what one run compiled, the others read.
+SHAPE = ("--config.model.num_layers=1", "--config.model.num_heads=2", "--config.model.model_dim=32",
+         "--config.model.mlp_dim=64", "--config.model.max_len=24", "--config.model.unroll=1",
+         "--config.data.tokenizer.vocab_size=310", "--config.batch_size=8", "--config.optim.peak_lr=0.01",
+         "--config.optim.warmup_steps=10", "--config.log_every=1", "--config.eval.batch_size=8")
+TRAIN = ("--config=multi30k_ende", *SHAPE, f"--config.steps={STEPS}", "--config.checkpoint.every=25",
+         "--config.checkpoint.keep=2", "--config.eval.every=20", "--config.model.dropout=0.2")
+TEXTS = ["the old cat sees a lamp", "", "no cat", "a cat wants the red lamp", "the lamp"]
+
+
+def sentences(seed, num):
+    draw = random.Random(seed)
+    adjectives = ["old ", "red ", ""]
+    return [f"{draw.choice(['the', 'a'])} {draw.choice(adjectives)}cat {draw.choice(['sees', 'wants'])} "
+            f"{draw.choice(['the', 'a', 'no'])} {draw.choice(adjectives)}lamp" for _ in range(num)]
+
+
+def translated(sentence):
+    return " ".join(WORDS[word] for word in sentence.split())
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """train and val, each as two files (of which .gz the one) and as TSV, the target first."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for name, part in (("train", sentences(0, 160)), ("val", sentences(1, 20))):
+        (folder / f"{name}.en.gz").write_bytes(gzip.compress("".join(f"{line}\n" for line in part).encode()))
+        (folder / f"{name}.de").write_text("".join(f"{translated(line)}\n" for line in part))
+        (folder / f"{name}.tsv").write_text("".join(f"{translated(line)}\t{line}\n" for line in part))
+    return folder
+
+
+def two(folder, name):
+    return f"{folder}/{name}.en.gz,{folder}/{name}.de"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder, and how the programs that wrote into it ended."""
+    return tmp_path_factory.mktemp("runs"), {}
+
+
+@pytest.fixture
+def whole(program, corpus, runs):
+    """The workdir of an uninterrupted run, trained when first asked for."""
+    folder, ended = runs
+    if "whole" not in ended:
+        ended["whole"] = program("train", *TRAIN, f"--config.data.path={two(corpus, 'train')}",
+                                 f"--config.data.validation_path={two(corpus, 'val')}", "--config.sample.every=20",
+                                 f"--workdir={folder}/whole")
+    assert ended["whole"].status == 0, ended["whole"]
+    return folder / "whole"
+
+
+@pytest.fixture(scope="module")
+def gpt(tmp_path_factory):
+    """A saved decoder, not trained."""
+    workdir = tmp_path_factory.mktemp("gpt")
+    tokenizer = tj.Tokenizer.train(["the king"], kind="char")
+    config = tj.ModelConfig(vocab_size=tokenizer.vocab_size, max_len=8, num_layers=1, num_heads=1, model_dim=8)
+    model = jax.jit(lambda key: tj.Decoder(config, key=key))(jax.random.key(0))
+    tj.save(workdir, tj.Bundle(model=model, tokenizer=tokenizer, config=config))
+    return workdir
+
+
+def losses(workdir):
+    return [{name: value for name, value in line.items() if not name.endswith("_per_second")}
+            for line in read_metrics(workdir / "metrics.jsonl")]
+
+
+def searched(bundle, *texts, beam_size=5, n_best=1):
+    """What the program should find, by beam search over these texts alone."""
+    return tj.beam_search(bundle.model, texts, tokenizer=bundle.tokenizer, beam_size=beam_size, n_best=n_best,
+                          penalty="length", length_penalty=1.0).n_best
+
+
+# Training
+
+
+def test_training_says_what_it_does(whole, runs):
+    out = runs[1]["whole"].out
+    assert re.match(r"160 pairs, 0 with an empty side, 0 longer than 24 tokens left out, \d+ rows, \d+ % full to train "
+                    r"on; 20 pairs, 0 with an empty side, 0 longer than 24 tokens left out, \d+ rows, \d+ % full held "
+                    rf"out, 310 pieces, {tj.count_parameters(tj.load(whole).config):,} parameters, 8 cpu device\(s\)\n",
+                    out)
+    assert out.endswith(f'done; next: python -m experiments.translate --workdir={whole} --text="..."\n')
+    losses_ = [line["loss"] for line in losses(whole) if "loss" in line]
+    assert len(losses_) == STEPS and np.mean(losses_[-5:]) < 0.6 * np.mean(losses_[:5])
+    blocks = out.split("--- step ")[1:]
+    assert [block.split(" ---\n")[0] for block in blocks] == ["20", "40"]
+    for block in blocks:
+        shown = block.split(" ---\n")[1].split("\n\n")[0].split("\n")
+        assert shown[::3] == sentences(1, 20)[:3]
+        assert shown[2::3] == [f"   ? {translated(line)}" for line in sentences(1, 20)[:3]]
+        assert all(line.startswith("  -> ") for line in shown[1::3])
+
+
+def test_stopped_and_resumed_it_ends_as_the_whole_run(program, whole, runs, corpus, final_digest, stop_at):
+    """In the middle of an epoch, with dropout; nothing is tokenised anew."""
+    folder, _ = runs
+    arguments = ("train", *TRAIN, f"--config.data.path={two(corpus, 'train')}",
+                 f"--config.data.validation_path={two(corpus, 'val')}", f"--workdir={folder}/stopped")
+    stop_at(27)
+    stopped = program(*arguments)
+    assert stopped.status == 128 + 15
+    assert stopped.err.endswith("SIGTERM: saved step 27; the same command resumes\n")
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (folder / "stopped" / "data").iterdir())
+    resumed = program(*arguments)
+    assert resumed.status == 0 and f"resuming from step 27 of {STEPS}\n" in resumed.out, resumed
+    assert final_digest(folder / "stopped") == final_digest(whole)
+    assert losses(folder / "stopped") == losses(whole)
+    assert before == sorted((path.name, path.stat().st_mtime_ns) for path in (folder / "stopped" / "data").iterdir())
+
+
+def test_tsv_is_as_good_as_two_files(program, corpus, tmp_path):
+    columns = ("--config.data.source=1", "--config.data.target=0")
+    by_file = {"files": (f"--config.data.path={two(corpus, 'train')}",
+                         f"--config.data.validation_path={two(corpus, 'val')}"),
+               "tsv": (f"--config.data.path={corpus}/train.tsv", f"--config.data.validation_path={corpus}/val.tsv",
+                       *columns),
+               "cut": (f"--config.data.path={corpus}/train.tsv", "--config.data.validation_fraction=0.125", *columns)}
+    ended = {name: program("train", *TRAIN, *arguments, f"--workdir={tmp_path}/{name}")
+             for name, arguments in by_file.items()}
+    assert [end.status for end in ended.values()] == [0, 0, 0], ended
+    assert losses(tmp_path / "files") == losses(tmp_path / "tsv") != losses(tmp_path / "cut")
+    assert ended["cut"].out.startswith("140 pairs, ") and "to train on; 20 pairs, " in ended["cut"].out
+    # What is measured: by default what was held out, else what is given, in columns or in two files.
+    greedy = {name: ("evaluate", f"--workdir={tmp_path}/{name}", "--beam_size=1") for name in ("cut", "tsv")}
+    measured = program(*greedy["tsv"]).out
+    assert measured.startswith(f"step {STEPS}, 20 sentences, beam of 1, length penalty 1.0\n")
+    assert program(*greedy["cut"]).out.startswith(f"step {STEPS}, 20 sentences, ")
+    for data in (f"{corpus}/val.tsv", two(corpus, "val")):
+        assert program(*greedy["tsv"], f"--data={data}").out == measured
+
+
+def test_a_tfds_translation_set(program, wmt14, corpus, tmp_path):
+    tfds = ("--config.data.tfds=wmt14_translate/de-en", "--config.data.source=en", "--config.data.target=de")
+    arguments = ("train", *TRAIN, *tfds, f"--workdir={tmp_path}/run")
+    ended = program(*arguments)
+    assert ended.status == 0, ended
+    assert ended.out.startswith(f"{len(wmt14['train'])} pairs, 0 with an empty side, 0 longer than 24 tokens left ")
+    assert f"to train on; {len(wmt14['validation'])} pairs, " in ended.out
+    for num, data in ((len(wmt14["validation"]), ()), (20, (f"--data={two(corpus, 'val')}",))):
+        measured = program("evaluate", f"--workdir={tmp_path}/run", "--beam_size=1", *data)
+        assert measured.out.startswith(f"step {STEPS}, {num} sentences, ")
+    again = program(*arguments)
+    assert again.status == 0 and f"resuming from step {STEPS} of {STEPS}" in again.out
+
+
+# Translating
+
+
+def test_translate_texts(program, whole):
+    arguments = ("translate", f"--workdir={whole}", f"--text={TEXTS[0]}", f"--text={TEXTS[3]}")
+    ended = program(*arguments)
+    bundle = tj.load(whole)
+    assert ended.status == 0 and ended.err == ""
+    assert ended.out.splitlines() == [searched(bundle, text)[0][0].text for text in (TEXTS[0], TEXTS[3])]
+    assert "Katze" in ended.out  # it has learnt something
+    assert program(*arguments, "--step=best").status == 0
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_line_n_of_the_output_is_the_translation_of_line_n(program, whole, tmp_path, suffix):
+    content = ("\ufeff" + "\r\n".join(TEXTS) + "\n\n<|endoftext|>\n").encode()
+    (tmp_path / f"in{suffix}").write_bytes(gzip.compress(content) if suffix else content)
+    arguments = ("translate", f"--workdir={whole}", f"--input={tmp_path}/in{suffix}", "--batch_size=2")
+    ended = program(*arguments, f"--output={tmp_path}/out")
+    assert ended.status == 0 and ended.out == "", ended
+    bundle = tj.load(whole)
+    expected = [searched(bundle, text)[0][0].text for text in (*TEXTS, "", "<|endoftext|>")]
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "".join(f"{text}\n" for text in expected)
+    assert program(*arguments).out == (tmp_path / "out").read_text(encoding="utf-8")
+
+
+def test_a_line_end_in_a_translation_does_not_make_two_lines(program, whole, monkeypatch):
+    hypothesis = Hypothesis(text="", tokens=[], score=-0.5, logprob=-1.0, finish_reason="eos")
+    monkeypatch.setattr(translation, "translate", lambda bundle, sources, **_: [
+        [dataclasses.replace(hypothesis, text=f"a\n{source}")] * 2 for source in sources])
+    assert program("translate", f"--workdir={whole}", "--text=b", "--text=c").out == "a b\na c\n"
+    assert program("translate", f"--workdir={whole}", "--text=b", "--n_best=2").out == "1\t-0.5000\ta b\n" * 2
+
+
+def test_n_best(program, whole):
+    out = program("translate", f"--workdir={whole}", f"--text={TEXTS[0]}", f"--text={TEXTS[2]}", "--n_best=3").out
+    lines = [line.split("\t") for line in out.splitlines()]
+    expected = searched(tj.load(whole), TEXTS[0], TEXTS[2], n_best=3)
+    assert [(number, text) for number, _, text in lines] == [
+        (number, hypothesis.text.replace("\n", " "))
+        for number, hypotheses in zip("12", expected, strict=True) for hypothesis in hypotheses]
+    scores_ = [hypothesis.score for hypotheses in expected for hypothesis in hypotheses]
+    assert [float(score) for _, score, _ in lines] == pytest.approx(scores_, abs=1e-4)
+    assert scores_[0] > scores_[1] > scores_[2]
+
+
+def test_evaluate(program, whole, corpus, tmp_path):
+    ended = program("evaluate", f"--workdir={whole}", "--target_language=de")
+    assert ended.status == 0, ended
+    program("translate", f"--workdir={whole}", f"--input={corpus}/val.en.gz", f"--output={tmp_path}/out")
+    found = [line.strip() for line in (tmp_path / "out").read_text(encoding="utf-8").split("\n")[:-1]]
+    references = [translated(line) for line in sentences(1, 20)]
+    expected = scores(found, references, language="de")
+    exact = sum(a == b for a, b in zip(found, references, strict=True))
+    head = [f"step {STEPS}, 20 sentences, beam of 5, length penalty 1.0", f"exactly the reference: {exact / 20:.2%}"]
+    assert ended.out.splitlines() == [*head, *(f"{name} {expected[name]:.2f}  ({expected[f'{name}_signature']})"
+                                               for name in ("bleu", "chrf", "tokenised_bleu"))]
+    assert expected["chrf"] > 20
+    other = program("evaluate", f"--workdir={whole}", f"--data={two(corpus, 'val')}")
+    assert other.out.splitlines() == head
+
+
+def test_average_is_the_mean_of_the_last_checkpoints(program, whole):
+    kept = [tj.load(whole, step=step) for step in (25, STEPS)]
+    mean = jax.tree.map(lambda *leaves: np.mean([np.asarray(leaf, np.float64) for leaf in leaves], axis=0),
+                        *(bundle.model for bundle in kept))
+    for leaf, expected in zip(jax.tree.leaves(tj.load(whole, average=2).model), jax.tree.leaves(mean), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-6, atol=1e-8)
+    averaged = dataclasses.replace(kept[1], model=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), mean))
+    texts = (TEXTS[0], TEXTS[2])
+    printed = {average: [float(line.split("\t")[1]) for line in program(
+        "translate", f"--workdir={whole}", *(f"--text={text}" for text in texts), "--n_best=3",
+        f"--average={average}").out.splitlines()] for average in (1, 2)}
+    expected = [hypothesis.score for hypotheses in searched(averaged, *texts, n_best=3) for hypothesis in hypotheses]
+    assert printed[2] == pytest.approx(expected, abs=2e-4)
+    assert abs(printed[2][0] - printed[1][0]) > 1e-3
+    measured = program("evaluate", f"--workdir={whole}", "--average=2", "--beam_size=1")
+    assert measured.out.startswith(f"step {STEPS}, 20 sentences, ")
+
+
+# Dates
+
+
+def test_dates(program, tmp_path, monkeypatch):
+    monkeypatch.setitem(translation._DATES, "num_train", 300)
+    monkeypatch.setitem(translation._DATES, "num_held_out", 30)
+    tiny = (*SHAPE, "--config.model.max_len=64", "--config.data.tokenizer.vocab_size=400", "--config.steps=3",
+            "--config.eval.every=3", "--config.sample.every=0", f"--workdir={tmp_path}/dates")
+    trained = program("train", "--config=dates", *tiny)
+    assert trained.status == 0, trained
+    assert trained.out.startswith("300 pairs, 0 with an empty side, ")
+    ended = program("dates", *tiny, "--text=sábado, dois de maio de 1998")
+    assert ended.status == 0, ended
+    assert "resuming from step 3 of 3" in ended.out
+    assert "step 3, 30 sentences, beam of 1, length penalty 0.0\nexactly the reference: " in ended.out
+    bundle = tj.load(tmp_path / "dates")
+    iso = searched(bundle, "sábado, dois de maio de 1998", beam_size=1)[0][0].text
+    assert f"sábado, dois de maio de 1998 -> {iso}\nThe model is in {tmp_path}/dates" in ended.out
+    with Image.open(tmp_path / "dates" / "attention.png") as image:
+        assert image.format == "PNG" and len(np.unique(np.asarray(image.convert("L")))) > 50
+    next_line = ended.out.split("Next:\n  python -m experiments.translate ")[1].split("\n")[0]
+    workdir, text = re.fullmatch(r'(--workdir=\S+) --text="(.*)"', next_line).groups()
+    assert program("translate", workdir, f"--text={text}", "--beam_size=1").status == 0
+
+
+def test_the_dates_held_out_are_not_among_those_to_train_on():
+    train, held_out = map(list, translation.read(tj.config.DataConfig(generated="dates")))
+    assert len(train) == 60_000 and len(held_out) == 2_000
+    assert not {iso for _, iso in train} & {iso for _, iso in held_out}
+
+
+# What a user gets wrong
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ([], "say what to train on: --config.data.path=SOURCE,TARGET (aligned files) or a TSV file, or "),
+    (["--config.data.path={corpus}/train.tsv", "--config.data.generated=dates"], "say what to train on: "),
+    (["--config.data.generated=numbers"], "data.generated='numbers' is not 'dates'"),
+    (["--config.data.tfds=wmt14_translate/de-en"],
+     "a TFDS translation set has languages: set --config.data.source and --config.data.target"),
+    (["--config.data.generated=dates", "--config.data.validation_path={corpus}/val.tsv"],
+     "data.validation_path goes with data.path; a TFDS set and generated pairs have a held-out part of their own"),
+    (["--config.data.path={corpus}/train.en.gz,{corpus}/val.de"],
+     "{corpus}/train.en.gz has 160 lines and {corpus}/val.de has 20; expected as many of both, "),
+    (["--config.data.path={corpus}/train.en.gz"], "{corpus}/train.en.gz, line 1 has 1 tab-separated columns; "),
+    (["--config.data.path={corpus}/none.tsv"], "no file at '{corpus}/none.tsv'; expected SOURCE_FILE,TARGET_FILE or "),
+    (["--config.data.path={corpus}/train.tsv", "--config.data.target=2"],
+     "{corpus}/train.tsv, line 1 has 2 tab-separated columns; expected at least 3, "),
+    (["--config.data.path={corpus}/train.tsv", "--config.data.validation_fraction=0.999"],
+     "data.validation_fraction=0.999 of 160 pairs leaves a part empty; set data.validation_path, or another fraction"),
+    (["--config.data.path={corpus}/train.tsv", "--config.model.max_len=2"], "none of 144 pairs fits a row: "),
+    (["--config.data.path={corpus}/train.tsv", "--config.model.vocab_size=400"],
+     "model.vocab_size=400, but the tokenizer has 310 pieces; leave model.vocab_size out"),
+])
+def test_settings(program, corpus, tmp_path, changes, message):
+    changes = [change.format(corpus=corpus) for change in changes]
+    error = program("train", *TRAIN, *changes, f"--workdir={tmp_path}/run").error
+    assert error.startswith(f"error: {message.format(corpus=corpus)}")
+    assert not (tmp_path / "run" / "run.json").exists(), "a run that never began must not claim its directory"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], 'say what to translate: either --text="..." or --input=FILE'),
+    (["--text=a", "--input=b"], 'say what to translate: either --text="..." or --input=FILE'),
+    (["--input=/no/such"], "no file at '/no/such'"),
+    (["--text=a", "--output=/no/such/file"], "/no/such/file: No such file or directory"),
+    (["--text=a", "--output={tmp_path}"], "{tmp_path}: Is a directory"),
+    (["--text=a", "--text={long}"],
+     "line 2 has {length} tokens; the model reads 23 at most: shorten or split it"),
+    (["--text=a", "--beam_size=0"], "beam_size=0 must be from 1 to the 310 tokens of the vocabulary"),
+    (["--text=a", "--n_best=0"], "n_best=0 must be from 1 to beam_size=5"),
+    (["--text=a", "--n_best=3", "--beam_size=2"], "n_best=3 must be from 1 to beam_size=2"),
+    (["--text=a", "--length_penalty=-1"], "length_penalty=-1.0 must be 0 (off) or positive"),
+    (["--text=a", "--batch_size=0"], "flag --batch_size=0: "),
+    (["--text=a", "--average=0"], "average=0 must be at least 1"),
+    (["--text=a", "--average=3"], "average=3, but {workdir}/checkpoints keeps 2 checkpoints up to step 40; train with "
+                                  "checkpoint.keep=3, or average fewer"),
+    (["--text=a", "--average=2", "--step=25"],
+     "average=2, but {workdir}/checkpoints keeps 1 checkpoints up to step 25; "),
+    (["--text=a", "--average=2", "--step=best"], "average=2 takes the last checkpoints, up to a step; "),
+])
+def test_what_cannot_be_translated(program, whole, tmp_path, arguments, message):
+    long = "the old cat " * 20
+    fill = dict(workdir=whole, tmp_path=tmp_path, long=long, length=len(tj.load(whole).tokenizer.encode(long)))
+    error = program("translate", f"--workdir={whole}", *(argument.format(**fill) for argument in arguments)).error
+    assert error.startswith(f"error: {message.format(**fill)}")
+
+
+def test_what_is_missing(program, whole, gpt, tmp_path):
+    assert program("translate", "--text=a").error.startswith("error: --workdir is missing: ")
+    assert program("translate", f"--workdir={gpt}", "--text=a").error == (
+        f"error: {gpt} holds no translation model with its tokenizer")
+    assert program("generate", f"--workdir={whole}", "--prompt=a").error == (
+        f"error: {whole} holds no language model with its tokenizer")
+    (tmp_path / "empty").write_bytes(b"")
+    error = program("translate", f"--workdir={whole}", f"--input={tmp_path}/empty").error
+    assert error == f"error: {tmp_path}/empty is empty; expected UTF-8 text"
+    bundle = tj.load(whole)
+    tj.save(tmp_path / "bare", tj.Bundle(model=bundle.model, tokenizer=bundle.tokenizer, config=bundle.config))
+    assert program("evaluate", f"--workdir={tmp_path}/bare").error == (
+        "error: this model comes without the config of its training: say --data=SOURCE,TARGET")
+    assert "xx" in program("evaluate", f"--workdir={whole}", "--target_language=xx", "--beam_size=1").error
