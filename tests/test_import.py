@@ -39,8 +39,9 @@ def test_every_public_name_resolves(name):
 
 
 def test_names_of_the_contract_are_public():
-    assert {"AttentionMask", "Decoder", "ModelConfig", "Sampling", "forward", "generate", "load", "ops", "presets",
-            "save", "score", "stream", "trace"} <= set(tj.__all__)
+    assert {"AttentionMask", "BeamSearch", "Decoder", "Encoder", "EncoderDecoder", "ModelConfig", "Sampling",
+            "beam_search", "count_parameters", "embed", "fill_mask", "forward", "generate", "load", "ops", "presets",
+            "save", "score", "similarity", "stream", "trace"} <= set(tj.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -13,7 +13,8 @@ _MODELS = {*_FOUNDATION, "nn", "models"}
 _USES = {*_MODELS, "data", "decoding", "inspection", "training"}
 _ALL = {*_USES, "alignment", "interop"}
 
-# Part of the package -> the other parts that it may import. Parts on one level do not import each other.
+# Part of the package -> the other parts that it may import. Parts on one level do not import each other, but that
+# inspection reads texts, and has translations made, as decoding does.
 MAY_IMPORT = {
     "config": set(),
     "presets": {"config"},
@@ -24,7 +25,7 @@ MAY_IMPORT = {
     "models": {*_FOUNDATION, "nn"},
     "data": {"config", "ops"},
     "decoding": {*_MODELS, "data"},
-    "inspection": _MODELS,
+    "inspection": {*_MODELS, "data", "decoding"},
     "training": {*_MODELS, "data"},
     "alignment": _USES,
     "interop": _USES,

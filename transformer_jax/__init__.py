@@ -12,6 +12,7 @@ _HOMES = {
     "Encoder": "models.encoder",
     "EncoderDecoder": "models.encoder_decoder",
     "ExperimentConfig": "config",
+    "Inspection": "inspection.inspection",
     "KVCache": "nn.cache",
     "ModelConfig": "config",
     "Output": "models.output",
@@ -24,6 +25,7 @@ _HOMES = {
     "fill_mask": "decoding.fill_mask",
     "forward": "models.functional",
     "generate": "decoding.sample",
+    "inspect_text": "inspection.reading",
     "load": "training.bundle",
     "save": "training.bundle",
     "score": "decoding.score",
@@ -31,7 +33,7 @@ _HOMES = {
     "stream": "decoding.sample",
     "trace": "models.functional",
 }
-_MODULES = ("config", "data", "decoding", "models", "nn", "ops", "presets", "sharding", "training")
+_MODULES = ("config", "data", "decoding", "inspection", "models", "nn", "ops", "presets", "sharding", "training")
 
 __all__ = sorted([*_HOMES, *_MODULES])
 

@@ -27,6 +27,7 @@ CONFIGS = {
     "decoder-learned": TEXT,
     "decoder-rope": TEXT.replace(positions="rope", num_kv_heads=2, num_layers=2),
 }
+LONG = {"pairs-long": PAIRS.replace(positions="learned", max_len=64), "decoder-long": TEXT.replace(max_len=64)}
 SOURCES = [[5, 1, 9, 2, 11, 4, 8, 8], [6], [10, 10, 1]]
 SEEDS = (0, 1, 4)
 SETTINGS = [("gnmt", 0.6), ("gnmt", 0.0), ("gnmt", 2.5), ("length", 1.0), ("length", 0.3)]
@@ -35,7 +36,7 @@ SETTINGS = [("gnmt", 0.6), ("gnmt", 0.0), ("gnmt", 2.5), ("length", 1.0), ("leng
 @functools.cache
 def make(name, seed=0):
     """With weights so large that distributions are peaked and no two hypotheses tie, and that the past matters."""
-    model = make_model(CONFIGS[name], key=jax.random.key(seed))
+    model = make_model((CONFIGS | LONG)[name], key=jax.random.key(seed))
     if isinstance(model, tj.Decoder):
         model.stack.blocks.attention.output.kernel[...] *= 2
     else:
@@ -122,6 +123,32 @@ def test_equals_a_plain_search_that_never_stops_early(name, n_best):
                 lengths |= {len(hypothesis.tokens) for hypothesis in found}
                 reasons |= {hypothesis.finish_reason for hypothesis in found}
     assert len(lengths) > 4 and reasons == {"eos", "length"}  # there was something to search for
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_searches_equal_the_plain_one(name):
+    """Past the places where the cache grows, and after sources that are done have been left behind."""
+    sources, lengths = [[5, 1, 9, 2, 11, 4, 8, 8], [10, 10, 1], [2, 4], [8, 9, 1, 1]], []
+    for seed, alpha in itertools.product((0, 1, 2, 3), (0.6, 1.2)):
+        result = search(make(name, seed), sources, n_best=2, length_penalty=alpha, max_new_tokens=40)
+        for source, found in zip(sources, result.n_best, strict=True):
+            check_hypotheses(found, ranked(searched(name, seed, tuple(source), limit=40), "gnmt", alpha)[:2])
+        lengths.append([len(found[0].tokens) for found in result.n_best])
+    longest, shortest = np.max(lengths, axis=1), np.min(lengths, axis=1)
+    assert (longest > 32).any() and ((longest > 16) & (shortest < 8)).any()
+
+
+@pytest.mark.parametrize(("size", "k"), [(128, 1), (640, 5), (1000, 4), (2049, 16), (700, 1)])
+def test_the_largest_of_many_are_those_of_top_k(size, k):
+    rng = np.random.default_rng(size)
+    x = rng.permutation(np.arange(6 * size, dtype=np.float32)).reshape(2, 3, size)
+    x[0, 0] = np.sort(x[0, 0])  # all in the last blocks
+    x[0, 1] = np.sort(x[0, 1])[::-1]
+    x[0, 2, k:] = -np.inf
+    values, places = jax.jit(beam_loop._largest, static_argnums=1)(x, k)
+    expected_values, expected_places = jax.lax.top_k(x, k)
+    np.testing.assert_array_equal(values, expected_values)
+    np.testing.assert_array_equal(places, expected_places)
 
 
 def test_a_long_hypothesis_may_overtake_one_that_ended_before():

@@ -8,6 +8,7 @@ import pytest
 
 import transformer_jax as tj
 from transformer_jax.decoding.embed import _stream
+from transformer_jax.models.functional import make_model
 
 TOKENIZER = tj.Tokenizer.train(["o coração da praça e o banco da praça"] * 3, kind="bpe", vocab_size=295)
 SHAPE = dict(vocab_size=TOKENIZER.vocab_size, max_len=40, num_layers=2, num_heads=2, model_dim=16, init_std=0.3)
@@ -21,7 +22,7 @@ TEXTS = ["o banco da praça", "o", "a 🎉 do coração, xyz coração"]
 
 @functools.cache
 def make(family):
-    return tj.models.functional.make_model(CONFIGS[family], key=jax.random.key(0))
+    return make_model(CONFIGS[family], key=jax.random.key(0))
 
 
 def ids_of(family, text):
@@ -31,8 +32,11 @@ def ids_of(family, text):
 
 @functools.cache
 def streams(family, text):
-    """The residual stream of a text alone, ``[L + 1, T, D]``."""
-    return np.asarray(tj.trace(make(family), np.array([ids_of(family, text)])).residual[:, 0])
+    """The residual stream of a text alone, ``[L + 1, T, D]``, in a row of the same length for every text."""
+    ids = ids_of(family, text)
+    padding = (0, SHAPE["max_len"] - len(ids))
+    trace = tj.trace(make(family), np.pad(ids, padding)[None], segment_ids_BT=np.pad(np.ones_like(ids), padding)[None])
+    return np.asarray(trace.residual)[:, 0, :len(ids)]
 
 
 @pytest.mark.parametrize("family", CONFIGS)

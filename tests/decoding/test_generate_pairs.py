@@ -9,6 +9,7 @@ import pytest
 from test_generate import count_compiles, log_softmax
 
 import transformer_jax as tj
+from transformer_jax.models.functional import make_model
 
 TOKENIZER = tj.Tokenizer.train(["the cat sat on the mat"], kind="char")
 VOCAB, MAX_LEN = TOKENIZER.vocab_size, 24
@@ -179,6 +180,23 @@ def test_errors(arguments, words):
     with count_compiles() as compiles, pytest.raises(ValueError, match=words):
         tj.generate(make(), **{**defaults, **arguments})
     assert compiles == []
+
+
+WRONG_FAMILIES = {
+    "encoder": {"generate": tj.generate, "beam_search": tj.beam_search,
+                "score": functools.partial(tj.score, tokenizer=TOKENIZER)},
+    "encoder_decoder": {"embed": tj.embed, "fill_mask": functools.partial(tj.fill_mask, tokenizer=TOKENIZER),
+                        "score": functools.partial(tj.score, tokenizer=TOKENIZER)},
+    "decoder": {"fill_mask": functools.partial(tj.fill_mask, tokenizer=TOKENIZER)},
+}
+
+
+@pytest.mark.parametrize("family", WRONG_FAMILIES)
+def test_models_of_another_family_are_refused(family):
+    model = jax.eval_shape(lambda key: make_model(PAPER.replace(family=family), key=key), jax.random.key(0))
+    for name, function in WRONG_FAMILIES[family].items():
+        with pytest.raises(ValueError, match=f"{name} is for models of family .*, not {family}$"):
+            function(model, "<mask>")
 
 
 def test_a_decoder_has_no_start():

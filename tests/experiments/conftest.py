@@ -100,8 +100,8 @@ def wmt14(tmp_path_factory):
     from tensorflow_datasets.core import registered
     from tensorflow_datasets.core.utils import file_utils
 
-    splits = {"train": [(f"The number {n} of {n + 1}.", f"Die Zahl {n} von {n + 1}.") for n in range(60)],
-              "validation": [(f"The number {n}.", f"Die Zahl {n}.") for n in range(100, 106)]}
+    splits = {"train": [(f"the {n}", f"die {n}") for n in range(60)],
+              "validation": [(f"the {n}", f"die {n}") for n in range(100, 120)]}
     with registered.skip_registration():  # else the name is taken
         class Wmt14Translate(tfds.core.GeneratorBasedBuilder):
             BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="de-en", version="1.0.0")]  # noqa: RUF012

@@ -7,11 +7,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.models.functional import check_tokens
+from transformer_jax.models.functional import Model, check_tokens
 
 Texts = str | Sequence[str] | Sequence[Sequence[int]]
 
 _SMALLEST = 16
+
+
+def check_family(function: str, model: Model, *families: str) -> None:
+    """Raises ValueError for a model of a family that a function is not for."""
+    if model.config.family not in families:
+        raise ValueError(f"{function} is for models of family {' or '.join(families)}, not {model.config.family}")
 
 
 def bucket(length: int) -> int:

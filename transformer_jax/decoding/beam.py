@@ -11,6 +11,7 @@ from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.decoding.batch import (
     Texts,
     bucket,
+    check_family,
     encode_prompts,
     encode_sources,
     ending_ids,
@@ -99,8 +100,9 @@ def beam_search(model: Generator, sources: Texts, *, tokenizer: Tokenizer | None
 
     Raises:
       ValueError: for a setting out of range, a source or prompt that is too long, a token id outside the vocabulary,
-        or a model whose attention depends on the distance in the cache (ALiBi, sliding windows).
+        an encoder, or a model whose attention depends on the distance in the cache (ALiBi, sliding windows).
     """
+    check_family("beam_search", model, "decoder", "encoder_decoder")
     config = model.config
     if beam_size < 1 or beam_size > config.vocab_size:
         raise ValueError(f"beam_size={beam_size} must be from 1 to the {config.vocab_size} tokens of the vocabulary")

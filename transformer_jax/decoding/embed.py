@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.decoding.batch import pad_right
+from transformer_jax.decoding.batch import check_family, pad_right
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.functional import check_tokens
@@ -38,6 +38,7 @@ def embed(model: Encoder | Decoder, texts: str | Sequence[str] | Sequence[Sequen
       ValueError: for no text or an empty one, one that is too long or lacks the word, a layer or pooling that there
         is not, or a token id outside the vocabulary.
     """
+    check_family("embed", model, "encoder", "decoder")
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts or not all(len(text) if isinstance(text, str) else np.size(text) for text in texts):
         raise ValueError("embed needs at least one text, and no empty one")

@@ -14,7 +14,7 @@ import numpy as np
 
 from transformer_jax.data.sentencepiece_training import MASK, SPECIAL_TOKENS
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.decoding.batch import pad_right
+from transformer_jax.decoding.batch import check_family, pad_right
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.functional import check_tokens
 
@@ -56,6 +56,7 @@ def fill_mask(model: Encoder, texts: str | Sequence[str], *, tokenizer: Tokenize
       ValueError: for a text without ``<mask>`` or longer than the model takes, a ``top_k`` out of range, or a token id
         outside the model's vocabulary.
     """
+    check_family("fill_mask", model, "encoder")
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
         raise ValueError("there is no text to fill in")

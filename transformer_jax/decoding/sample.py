@@ -13,6 +13,7 @@ import numpy as np
 from transformer_jax.data.tokenizer import StreamDecoder, Tokenizer
 from transformer_jax.decoding.batch import (
     bucket,
+    check_family,
     encode_prompts,
     encode_sources,
     ending_ids,
@@ -113,6 +114,7 @@ class _Session:
 
     def __init__(self, model, prompts, tokenizer, key, max_new_tokens, sampling, stop, num_samples, start_id, end_ids,
                  slide):
+        check_family("generate", model, "decoder", "encoder_decoder")
         if max_new_tokens < 1 or num_samples < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens} and num_samples={num_samples} must be at least 1")
         self.tokenizer = tokenizer

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.data.tokenizer import Tokenizer
+from transformer_jax.decoding.batch import check_family
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.functional import check_tokens
 
@@ -47,6 +48,7 @@ def score(model: Decoder, texts: str | Sequence[str], *, tokenizer: Tokenizer) -
     Raises:
       ValueError: for no text, an empty one, or one longer than the model's context.
     """
+    check_family("score", model, "decoder")
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts or "" in texts:
         raise ValueError("score needs at least one text, and no empty one")

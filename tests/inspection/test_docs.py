@@ -1,0 +1,46 @@
+"""Every answer of docs/inspection.md, run in order; what its comments say about shapes is checked."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "inspection.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+SHAPES = re.compile(r"^(\w+) = .*# (\([\d, ]*\))$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def values():
+    """The names of the page's blocks, each as the block that made it left it."""
+    names, shapes = {}, []
+    for block in BLOCKS:
+        exec(compile(block, str(PAGE), "exec"), names)
+        shapes += [(name, shape, np.shape(names[name])) for name, shape in SHAPES.findall(block)]
+    return names | {"shapes": shapes}
+
+
+def test_every_answer_is_short():
+    assert len(BLOCKS) > 15
+    for block in BLOCKS:
+        assert len(block.strip().splitlines()) < 10, block
+        assert max(map(len, block.splitlines())) <= 120
+
+
+def test_the_shapes_are_those_of_the_comments(values):
+    assert len(values["shapes"]) >= 20
+    for name, said, shape in values["shapes"]:
+        assert str(shape) == said, name
+
+
+def test_what_the_page_says(values):
+    assert values["seen"].tokens[1] == " Mary" and values["pair"].tokens == ["<s>", "When", " Mary", " went"]
+    np.testing.assert_allclose(values["logit"], values["tj"].forward(values["model"], values["ids"])[0, -1][
+        values["answer"]], atol=1e-4)
+    assert set(values["scores"]) == {"entropy", "distance", "sink", "previous_token", "diagonal", "duplicate_token",
+                                     "induction"}
+    assert set(values["values"]) == {*values["scores"], "loss"}
+    assert values["known"][-1, 0, 0] <= 0 and values["guesses"][-1][0] in values["tokenizer"].pieces(
+        range(values["tokenizer"].vocab_size))
+    assert all(np.isfinite(values[name]).all() for name in ("blind", "steered", "result", "effect", "direct", "table"))
