@@ -24,7 +24,8 @@ STEPS = 40
 SHAPE = ("--config.model.num_layers=1", "--config.model.num_heads=2", "--config.model.model_dim=32",
          "--config.model.mlp_dim=64", "--config.model.max_len=24", "--config.model.unroll=1",
          "--config.data.tokenizer.vocab_size=310", "--config.batch_size=8", "--config.optim.peak_lr=0.01",
-         "--config.optim.warmup_steps=10", "--config.log_every=1", "--config.eval.batch_size=8", "--config.sample.every=0")
+         "--config.optim.warmup_steps=10", "--config.log_every=1", "--config.eval.batch_size=8",
+         "--config.sample.every=0")
 TRAIN = ("--config=multi30k_ende", *SHAPE, f"--config.steps={STEPS}", "--config.checkpoint.every=25",
          "--config.checkpoint.keep=2", f"--config.eval.every={STEPS}", "--config.model.dropout=0.2")
 TEXTS = ["the old cat sees a lamp", "", "no cat", "a cat wants the red lamp", "the lamp"]
