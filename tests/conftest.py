@@ -20,6 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     item.add_marker(pytest.mark.skip(reason=f"needs a {kind.upper()}; this is {jax.default_backend()}"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Each compiled program holds maps of memory, of which a process may have 65,530; the suite needs more."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def corpora() -> pathlib.Path:
     """The folder of real corpora: the variable TRANSFORMER_JAX_DATA, or ../shared/data beside the project."""

@@ -1,4 +1,4 @@
-"""Multi30k English to German with a Transformer of 2.6M parameters.
+"""Multi30k English to German with a Transformer of 2.3M parameters.
 
 python -m experiments.train --config=multi30k_ende --workdir=runs/ende \
     --config.data.path=train.en.gz,train.de.gz --config.data.validation_path=val.en.gz,val.de.gz

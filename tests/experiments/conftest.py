@@ -100,8 +100,9 @@ def wmt14(tmp_path_factory):
     from tensorflow_datasets.core import registered
     from tensorflow_datasets.core.utils import file_utils
 
-    splits = {"train": [(f"the {n}", f"die {n}") for n in range(60)],
-              "validation": [(f"the {n}", f"die {n}") for n in range(100, 120)]}
+    pairs = [(f"the {n} old cats want {n + 1} lamps", f"die {n} alten Katzen wollen {n + 1} Lampen")
+             for n in range(120)]
+    splits = {"train": pairs[:60], "validation": pairs[100:]}
     with registered.skip_registration():  # else the name is taken
         class Wmt14Translate(tfds.core.GeneratorBasedBuilder):
             BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="de-en", version="1.0.0")]  # noqa: RUF012

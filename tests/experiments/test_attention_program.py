@@ -19,8 +19,9 @@ from transformer_jax.models.functional import make_model
 SENTENCE = "ela derramou água da jarra para o copo até que ficasse cheio\n"
 TOO_LONG = ("'self' attention over 550 tokens is more than the 512 that a page shows: shorten the text, or draw single "
             "maps")
-SHAPES = {"decoder": {"num_layers": 2}, "encoder": {"num_layers": 2, "norm_position": "post"},
-          "encoder_decoder": {"num_layers": 1, "num_encoder_layers": 1, "num_decoder_layers": 2}}
+SHAPES = {"decoder": {"num_layers": 2, "max_len": 1024},
+          "encoder": {"num_layers": 2, "max_len": 64, "norm_position": "post"},
+          "encoder_decoder": {"num_layers": 1, "max_len": 64, "num_encoder_layers": 1, "num_decoder_layers": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def saved(tmp_path_factory):
     def save(family):
         workdir = tmp_path_factory.mktemp(family)
         tokenizer = tj.Tokenizer.train([SENTENCE], kind="char")
-        config = tj.ModelConfig(family=family, vocab_size=tokenizer.vocab_size, max_len=1024, num_heads=2, model_dim=16,
+        config = tj.ModelConfig(family=family, vocab_size=tokenizer.vocab_size, num_heads=2, model_dim=16,
                                 positions="sinusoidal", **SHAPES[family])
         model = jax.jit(lambda key: make_model(config, key=key))(jax.random.key(0))
         bundle = tj.Bundle(model=model, tokenizer=tokenizer, config=config, step=3)

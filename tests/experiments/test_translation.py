@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import random
 import re
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ WORDS = {"the": "die", "a": "eine", "old": "alte", "red": "rote", "cat": "Katze"
 STEPS = 40
 # Always the same shapes and the same number of steps: what one run compiled, the others read.
 SHAPE = ("--config.model.num_layers=1", "--config.model.num_heads=2", "--config.model.model_dim=32",
-         "--config.model.mlp_dim=64", "--config.model.max_len=24", "--config.model.unroll=1",
-         "--config.data.tokenizer.vocab_size=310", "--config.batch_size=8", "--config.optim.peak_lr=0.01",
+         "--config.model.mlp_dim=64", "--config.model.max_len=16", "--config.model.unroll=1",
+         "--config.data.tokenizer.vocab_size=330", "--config.batch_size=8", "--config.optim.peak_lr=0.01",
          "--config.optim.warmup_steps=10", "--config.log_every=1", "--config.eval.batch_size=8",
          "--config.sample.every=0")
 TRAIN = ("--config=multi30k_ende", *SHAPE, f"--config.steps={STEPS}", "--config.checkpoint.every=25",
@@ -102,9 +103,9 @@ def searched(bundle, text, n_best=1):
 
 def test_training_says_what_it_does(whole, runs):
     out = runs[1]["whole"].out
-    assert re.match(r"160 pairs, 0 with an empty side, 0 longer than 24 tokens left out, \d+ rows, \d+ % full to train "
-                    r"on; 20 pairs, 0 with an empty side, 0 longer than 24 tokens left out, \d+ rows, \d+ % full held "
-                    rf"out, 310 pieces, {tj.count_parameters(tj.load(whole).config):,} parameters, 8 cpu device\(s\)\n",
+    assert re.match(r"160 pairs, 0 with an empty side, 0 longer than 16 tokens left out, \d+ rows, \d+ % full to train "
+                    r"on; 20 pairs, 0 with an empty side, 0 longer than 16 tokens left out, \d+ rows, \d+ % full held "
+                    rf"out, 330 pieces, {tj.count_parameters(tj.load(whole).config):,} parameters, 8 cpu device\(s\)\n",
                     out)
     assert out.endswith(f'done; next: python -m experiments.translate --workdir={whole} --text="..."\n')
     losses_ = [line["loss"] for line in losses(whole) if "loss" in line]
@@ -146,7 +147,7 @@ def test_a_tfds_translation_set(program, wmt14, tmp_path):
     tfds = ("--config.data.tfds=wmt14_translate/de-en", "--config.data.source=en", "--config.data.target=de")
     ended = program("train", *TRAIN, *tfds, f"--workdir={tmp_path}/run")
     assert ended.status == 0, ended
-    assert ended.out.startswith(f"{len(wmt14['train'])} pairs, 0 with an empty side, 0 longer than 24 tokens left ")
+    assert ended.out.startswith(f"{len(wmt14['train'])} pairs, 0 with an empty side, 0 longer than 16 tokens left ")
     assert f"to train on; {len(wmt14['validation'])} pairs, " in ended.out
     arguments = ("evaluate", f"--workdir={tmp_path}/run", "--batch_size=2")
     measured = program(*arguments)
@@ -244,22 +245,24 @@ def test_average_is_the_mean_of_the_last_checkpoints(program, whole):
 def test_dates(program, tmp_path, monkeypatch):
     monkeypatch.setitem(translation._DATES, "num_train", 300)
     monkeypatch.setitem(translation._DATES, "num_held_out", 1)
-    tiny = (*SHAPE, "--config.model.max_len=64", "--config.data.tokenizer.vocab_size=400", "--config.steps=3",
-            "--config.eval.every=3", f"--workdir={tmp_path}/dates")
-    ended = program("dates", *tiny, "--text=sábado, dois de maio de 1998")
+    tiny = (*SHAPE, "--config.model.max_len=64", "--config.data.tokenizer.vocab_size=400", "--config.steps=30",
+            f"--workdir={tmp_path}/dates")
+    text = "sábado, vinte e dois de maio de 1998"
+    ended = program("dates", *tiny, f"--text={text}")
     assert ended.status == 0, ended
     assert re.match(r"300 pairs, 0 with an empty side, \d longer than 64 tokens left out, ", ended.out)
-    assert "step 3, 1 sentences, beam of 1, length penalty 0.0\nexactly the reference: " in ended.out
+    assert "step 30, 1 sentences, beam of 1, length penalty 0.0\nexactly the reference: " in ended.out
     bundle = tj.load(tmp_path / "dates")
-    iso = tj.beam_search(bundle.model, "sábado, dois de maio de 1998", tokenizer=bundle.tokenizer, beam_size=1).texts[0]
-    assert f"sábado, dois de maio de 1998 -> {iso}\nThe model is in {tmp_path}/dates" in ended.out
+    iso = tj.beam_search(bundle.model, text, tokenizer=bundle.tokenizer, beam_size=1).texts[0]
+    assert f"{text} -> {iso}\nThe model is in {tmp_path}/dates" in ended.out
     with Image.open(tmp_path / "dates" / "attention.png") as image:
         assert image.format == "PNG" and len(np.unique(np.asarray(image.convert("L")))) > 50
-    next_line = ended.out.split("Next:\n  python -m experiments.translate ")[1].split("\n")[0]
-    workdir, text = re.fullmatch(r'(--workdir=\S+) --text="(.*)"', next_line).groups()
-    assert program("translate", workdir, f"--text={text}", "--beam_size=1").status == 0
+    # What it says to do next can be done.
+    name, *arguments = shlex.split(ended.out.split("Next:\n  python -m ")[1].split("\n")[0])
+    assert (name, arguments[0]) == ("experiments.translate", f"--workdir={tmp_path}/dates")
+    assert program("translate", *arguments, "--beam_size=1").status == 0
     again = program("train", "--config=dates", *tiny)  # it is an experiment like any other
-    assert again.status == 0 and "resuming from step 3 of 3" in again.out
+    assert again.status == 0 and "resuming from step 30 of 30" in again.out
 
 
 def test_the_dates_held_out_are_not_among_those_to_train_on():
@@ -289,7 +292,7 @@ def test_the_dates_held_out_are_not_among_those_to_train_on():
      "data.validation_fraction=0.999 of 160 pairs leaves a part empty; set data.validation_path, or another fraction"),
     (["--config.data.path={corpus}/train.tsv", "--config.model.max_len=2"], "none of 144 pairs fits a row: "),
     (["--config.data.path={corpus}/train.tsv", "--config.model.vocab_size=400"],
-     "model.vocab_size=400, but the tokenizer has 310 pieces; leave model.vocab_size out"),
+     "model.vocab_size=400, but the tokenizer has 330 pieces; leave model.vocab_size out"),
 ])
 def test_settings(program, corpus, tmp_path, changes, message):
     changes = [change.format(corpus=corpus) for change in changes]
@@ -305,8 +308,8 @@ def test_settings(program, corpus, tmp_path, changes, message):
     (["--text=a", "--output=/no/such/file"], "/no/such/file: No such file or directory"),
     (["--text=a", "--output={tmp_path}"], "{tmp_path}: Is a directory"),
     (["--text=a", "--text={long}"],
-     "line 2 has {length} tokens; the model reads 23 at most: shorten or split it"),
-    (["--text=a", "--beam_size=0"], "beam_size=0 must be from 1 to the 310 tokens of the vocabulary"),
+     "line 2 has {length} tokens; the model reads 15 at most: shorten or split it"),
+    (["--text=a", "--beam_size=0"], "beam_size=0 must be from 1 to the 330 tokens of the vocabulary"),
     (["--text=a", "--n_best=0"], "n_best=0 must be from 1 to beam_size=5"),
     (["--text=a", "--n_best=3", "--beam_size=2"], "n_best=3 must be from 1 to beam_size=2"),
     (["--text=a", "--length_penalty=-1"], "length_penalty=-1.0 must be 0 (off) or positive"),

@@ -103,6 +103,10 @@ def test_one_program_for_every_layer_head_and_position():
         for sender, receiver in (((0, 0), (1, 1)), ((0, 1), (2, 0)), ((1, 0), (2, 1))):
             path_effect(model, CLEAN, CORRUPTED, last_logit, sender=sender, receiver=receiver)
     assert len(compiles) == 1
+    with count_compiles() as compiles:
+        for pair in ((CLEAN, CORRUPTED), (CORRUPTED, CLEAN)):
+            patching_grid(model, *pair, last_logit, at="mlp_output")
+    assert len(compiles) == 1
 
 
 @pytest.mark.parametrize("changes", [{}, dict(positions="alibi")], ids=str)
@@ -159,7 +163,7 @@ def test_the_mean_is_over_valid_tokens():
     valid = np.arange(T) < np.array([[4], [2]])
     edit = ablate_head(1, 1, "mean", reference=trace, valid_BT=valid)
     wanted = np.asarray(trace.layers.head_output[1])[valid].mean(0)
-    np.testing.assert_allclose(edit.arguments[0], wanted, atol=1e-6)
+    np.testing.assert_allclose(edit.arguments["new"], wanted, atol=1e-6)
 
 
 def test_knocked_out_edges():
@@ -181,7 +185,8 @@ def test_steering_moves_the_stream_by_so_much():
     wanted = np.where(np.isin(np.arange(T), [0, T - 1])[:, None], 3 * direction, 0)
     np.testing.assert_allclose(moved[0], wanted, atol=1e-5)
     np.testing.assert_allclose(steered.residual[0], plain.residual[0], atol=1e-6)
-    both = tj.trace(make(), CLEAN, intervene=together(steer(1, direction), steer(1, direction, 2.0)))
+    both = tj.trace(make(), CLEAN, intervene=together(
+        steer(1, direction), lambda site, layer, value: value, steer(1, direction, 2.0)))
     np.testing.assert_allclose(both.residual[1] - plain.residual[1], np.broadcast_to(3 * direction, (1, T, D)),
                                atol=1e-5)
 
@@ -220,8 +225,8 @@ def test_the_path_between_two_heads():
     np.testing.assert_allclose(effect, last_logit(logits) - metric, atol=2e-5)
     # To a head of the next layer: what this head makes of the stream with the message added.
     entering = jnp.asarray(np.asarray(clean.residual[1]) + sent, jnp.float32)
-    told = jax.jit(lambda: model(CLEAN, intervene=lambda site, layer, value: jnp.where(
-        layer == 1, entering, value) if site == "residual" else value).trace)()
+    told = tj.trace(model, CLEAN, intervene=lambda site, layer, value: jnp.where(
+        layer == 1, entering, value) if site == "residual" else value)
     delta = (np.asarray(told.layers.head_output[1] - clean.layers.head_output[1])[:, :, 0] @ output_rows(model, 1, 0))
     effect = path_effect(model, CLEAN, CORRUPTED, last_logit, sender=(0, 1), receiver=(1, 0))
     np.testing.assert_allclose(effect, last_logit(after_attention(model, clean, 1, delta)) - metric, atol=2e-5)
@@ -257,9 +262,17 @@ def test_every_kind_of_an_encoder_decoder():
     (lambda: ablate_head(0, 0, "mean"), "how='mean' needs reference"),
     (lambda: ablate_head(0, 0, reference=tj.trace(make(), CLEAN)), "how='zero' takes no reference"),
     (lambda: ablate_head(-1, 0), "layer=-1: an edit does not know how many layers"),
+    (lambda: patch("cross_residual", 0, 0.0), "site='cross_residual' is not one of residual, attention_bias"),
+    (lambda: steer(0, 1.0, site="mlp"), "site='mlp' is not one of"),
     (lambda: patch("residual", 0, 0.0, heads=1), "heads=1 are of the site 'head_output', not of 'residual'"),
     (lambda: make()(CLEAN, intervene=ablate_head(0, 2)), "index 2 is out of range for 2 heads"),
     (lambda: make()(CLEAN, intervene=knock_out_edge(0, 0, 7, 0)), "index 7 is out of range for 7 queries"),
+    (lambda: tj.forward(make(), CLEAN, intervene=ablate_head(3, 0)), "index 3 is out of range for 3 layers"),
+    (lambda: tj.forward(make(), CLEAN, intervene=ablate_head(0, 2)), "index 2 is out of range for 2 heads"),
+    (lambda: tj.trace(make(), CLEAN, intervene=steer(0, 1.0, positions=7)), "index 7 is out of range for 7 positions"),
+    (lambda: tj.forward(make(), CLEAN, intervene=together(ablate_head(0, 1), knock_out_edge(0, 0, 0, -8))),
+     "index -8 is out of range for 7 keys"),
+    (lambda: tj.forward(make(), CLEAN, intervene=ablate_head(0, 0, kind="cross")), "kind='cross' is not one of self"),
     (lambda: patching_grid(make(), CLEAN, CORRUPTED[:, :3], last_logit), r"differ in shape: \[\(1, 7\)\] and"),
     (lambda: patching_grid(make(), CLEAN, CORRUPTED, last_logit, at="logits"), "at='logits' is not one of"),
     (lambda: patching_grid(make(), CLEAN, CORRUPTED, last_logit, kind="cross"), "kind='cross' is not one of self"),

@@ -73,7 +73,6 @@ def test_the_parts_of_a_logit_sum_to_it(variant):
     np.testing.assert_allclose(parts.total, logits, rtol=1e-5, atol=1e-4)
     assert parts.heads.shape == (L, 2, T, N) and parts.mlp.shape == (L, 2, T) and parts.embeddings.shape == (2, T)
     assert (parts.cross_heads is None) == (variant not in ("paper", "encoder-decoder, pre-norm"))
-    # No part is the rest of the others: each is what the logit loses to first order when it is taken away.
     some = direct_logit_attribution(make(variant), out.trace, TARGETS[:, [1, 4]], positions=[1, -2])
     np.testing.assert_allclose(some.heads, parts.heads[:, :, [1, 4]], atol=1e-5)
 
@@ -96,7 +95,6 @@ def test_the_part_of_each_head_by_numpy():
         np.testing.assert_allclose(parts.heads[layer, row, t, head], part(wrote), atol=1e-5)
     np.testing.assert_allclose(parts.mlp[2, row, t], part(out.trace.layers.mlp_output[2, row, t]), atol=1e-5)
     np.testing.assert_allclose(parts.embeddings[row, t], part(out.trace.residual[0, row, t]), atol=1e-5)
-    # The same head through the norms of a post-norm model: by differences, all scales held.
     assert np.abs(parts.heads).max() > 0.1
 
 

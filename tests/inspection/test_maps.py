@@ -12,7 +12,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 import transformer_jax as tj
-from transformer_jax.inspection import maps
+from transformer_jax.inspection import maps, mixing
 from transformer_jax.ops import AttentionMask
 
 L, B, N, T = 2, 2, 3, 9
@@ -134,7 +134,7 @@ def mixed_loops(weights):
 
 
 def test_rollout_is_a_product_of_mixed_maps():
-    got = jax.jit(maps.rollout)(WEIGHTS.mean(2))
+    got = jax.jit(mixing.rollout)(WEIGHTS.mean(2))
     assert got.shape == (L, B, T, T)
     for row in range(B):
         first, second = mixed_loops(WEIGHTS.mean(2)[:, row])
@@ -160,8 +160,8 @@ def test_flow_is_the_smallest_cut():
     weights = random_maps(np.tri(3, dtype=bool)[None], (2, 1, 1, 3, 3))[:, 0, 0]
     mixed = mixed_loops(weights)
     wanted = [[smallest_cut(mixed, query, key) for key in range(3)] for query in range(3)]
-    np.testing.assert_allclose(maps.flow(weights), wanted, atol=1e-7)
-    np.testing.assert_allclose(maps.flow(weights, queries=[-1]), wanted[2:], atol=1e-7)
+    np.testing.assert_allclose(mixing.flow(weights), wanted, atol=1e-7)
+    np.testing.assert_allclose(mixing.flow(weights, queries=[-1]), wanted[2:], atol=1e-7)
 
 
 @functools.cache

@@ -18,14 +18,13 @@ from transformer_jax.inspection.maps import (
     distance,
     duplicate_token_score,
     entropy,
-    flow,
     head_agreement,
     induction_score,
     previous_token_score,
-    rollout,
     sink_mass,
     summaries,
 )
+from transformer_jax.inspection.mixing import flow, rollout
 from transformer_jax.inspection.reading import inspect_text
 from transformer_jax.inspection.space import PCA, analogy, nearest, pca, read_analogies, similarity, static_embeddings
 

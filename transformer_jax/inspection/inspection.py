@@ -13,6 +13,7 @@ from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.inspection import maps
 from transformer_jax.inspection.attribution import Attribution, direct_logit_attribution
 from transformer_jax.inspection.lens import Lens, logit_lens, value_norms, value_weighted
+from transformer_jax.inspection.mixing import rollout
 from transformer_jax.inspection.parts import Index, check_kind, resolve, trace_of
 from transformer_jax.models.functional import Model
 from transformer_jax.models.output import PairTrace, Trace
@@ -117,7 +118,7 @@ class Inspection:
         """Attention rollout up to each layer ``[L, T, T]``, heads averaged; of ``"self"`` or ``"encoder"``."""
         if kind == "cross":
             raise ValueError("kind='cross' attends from one text to another: rollout is of 'self' or 'encoder'")
-        return maps.rollout(self.attention(kind).mean(1))
+        return rollout(self.attention(kind).mean(1))
 
     def logit_lens(self, positions: Index = None, *, top_k: int = 5) -> Lens:
         """What would be predicted if the model ended before each layer.

@@ -1,20 +1,22 @@
 """Interventions: what a model's call takes as ``intervene``, as pytrees.
 
 An :class:`Edit` is an argument like any other, ``tj.forward(model, tokens, intervene=ablate_head(3, 5))``: which layer,
-head and position is traced, so that a sweep over them compiles once. Layers are counted from 0 and must exist: an edit
-of a layer that is not there changes nothing, since a layer does not know how many there are.
+head and position is traced, so that a sweep over them compiles once. ``tj.forward`` and ``tj.trace`` refuse an edit of
+what is not there; in a program of your own, whose indices are traced, it changes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.inspection.parts import Index, resolve, site, trace_of
+from transformer_jax.inspection.parts import Index, check_kind, kind_of, resolve, site, stack_of, trace_of
+from transformer_jax.models.functional import Model
 from transformer_jax.models.output import PairTrace, Trace
 from transformer_jax.nn.blocks import Intervene
 
@@ -28,20 +30,32 @@ class Edit:
       site: where, see :meth:`transformer_jax.Decoder.__call__`.
       change: a pure function of the value and of the arguments.
       layers: one layer or several.
-      arguments: the other arguments of ``change``.
+      arguments: the other arguments of ``change`` by name; those called ``heads``, ``positions``, ``queries`` and
+        ``keys`` are indices.
     """
 
     site: str = dataclasses.field(metadata={"static": True})
     change: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
     layers: jax.Array | np.ndarray
-    arguments: tuple
+    arguments: dict[str, jax.Array | np.ndarray | None]
 
     def __call__(self, site: str, layer: jax.Array | int, value: jax.Array) -> jax.Array:
         """The value, changed where this edit is meant."""
         if site != self.site:
             return value
         meant = (jnp.asarray(self.layers) == layer).any()
-        return jnp.where(meant, self.change(value, *self.arguments), value).astype(value.dtype)
+        return jnp.where(meant, self.change(value, **self.arguments), value).astype(value.dtype)
+
+    def check(self, model: Model, tokens: tuple[jax.Array, ...]) -> None:
+        """Raises ValueError for a layer, head or token that there is not, or a site that the model does not have."""
+        kind = kind_of(self.site)
+        check_kind(model, kind)
+        resolve("layers", self.layers, stack_of(model, kind).num_layers)
+        num_queries, num_keys = (tokens[0 if of_source else -1].shape[1]
+                                 for of_source in (kind == "encoder", kind != "self"))
+        for name, size in (("heads", model.config.num_heads), ("positions", num_queries), ("queries", num_queries),
+                           ("keys", num_keys)):
+            resolve(name, self.arguments.get(name), size)
 
 
 @jax.tree_util.register_dataclass
@@ -57,10 +71,17 @@ class Edits:
             value = edit(site, layer, value)
         return value
 
+    def check(self, model: Model, tokens: tuple[jax.Array, ...]) -> None:
+        """Raises ValueError where one of them does."""
+        for edit in self.edits:
+            if isinstance(edit, Edit | Edits):
+                edit.check(model, tokens)
+
 
 def together(*edits: Intervene) -> Edits:
     """Several interventions as one, applied in this order."""
-    return Edits(edits)
+    # A function is part of the program, and no argument of it.
+    return Edits(tuple(jax.tree_util.Partial(edit) if isinstance(edit, types.FunctionType) else edit for edit in edits))
 
 
 def ablate_head(layer: jax.Array | int, head: jax.Array | int, how: str = "zero", *,
@@ -111,7 +132,8 @@ def knock_out_edge(layer: jax.Array | int, head: Index, query: Index, key: Index
       key: likewise; every query is kept from every key.
       kind: ``"self"``, or in an encoder-decoder ``"encoder"`` or ``"cross"``.
     """
-    return Edit(site(kind, "attention_bias"), _forbid, _layers(layer), (_index(head), _index(query), _index(key)))
+    return Edit(site(kind, "attention_bias"), _forbid, _layers(layer),
+                {"heads": _index(head), "queries": _index(query), "keys": _index(key)})
 
 
 def patch(site: str, layer: jax.Array | int, value: jax.Array, *, positions: Index = None,
@@ -128,11 +150,12 @@ def patch(site: str, layer: jax.Array | int, value: jax.Array, *, positions: Ind
       heads: likewise, of ``"head_output"``.
 
     Raises:
-      ValueError: for heads at a site that has none.
+      ValueError: for a site that there is not, or heads at one that has none.
     """
+    kind_of(site)
     if heads is not None and not site.endswith("head_output"):
         raise ValueError(f"heads={heads} are of the site 'head_output', not of {site!r}")
-    return Edit(site, _replace, _layers(layer), (value, _index(positions), _index(heads)))
+    return Edit(site, _replace, _layers(layer), {"new": value, "positions": _index(positions), "heads": _index(heads)})
 
 
 def steer(layer: jax.Array | int, direction_D: jax.Array, scale: jax.Array | float = 1.0, *,
@@ -147,8 +170,13 @@ def steer(layer: jax.Array | int, direction_D: jax.Array, scale: jax.Array | flo
       scale: its factor.
       positions: one token or several, ``None`` for all; negative ones count from the end.
       site: where, if not at ``"residual"``.
+
+    Raises:
+      ValueError: for a site that there is not.
     """
-    return Edit(site, _add, _layers(layer), (direction_D, scale, _index(positions)))
+    kind_of(site)
+    return Edit(site, _add, _layers(layer), {"direction_D": direction_D, "scale": scale,
+                                             "positions": _index(positions)})
 
 
 def _index(wanted: Index) -> jax.Array | np.ndarray | None:
@@ -170,14 +198,14 @@ def _replace(value: jax.Array, new: jax.Array, positions: Index, heads: Index) -
     return jnp.where(chosen, new, value)
 
 
-def _add(value_BTD: jax.Array, direction_D: jax.Array, scale: jax.Array, positions: Index) -> jax.Array:
-    return value_BTD + _chosen("positions", positions, value_BTD.shape[1])[:, None] * scale * direction_D
+def _add(value: jax.Array, direction_D: jax.Array, scale: jax.Array, positions: Index) -> jax.Array:
+    return value + _chosen("positions", positions, value.shape[1])[:, None] * scale * direction_D
 
 
-def _forbid(bias_BNTS: jax.Array, heads: Index, queries: Index, keys: Index) -> jax.Array:
-    N, T, S = bias_BNTS.shape[1:]
+def _forbid(value: jax.Array, heads: Index, queries: Index, keys: Index) -> jax.Array:
+    N, T, S = value.shape[1:]  # the bias
     return jnp.where(_chosen("heads", heads, N)[:, None, None] & _chosen("queries", queries, T)[:, None]
-                     & _chosen("keys", keys, S), -jnp.inf, bias_BNTS)
+                     & _chosen("keys", keys, S), -jnp.inf, value)
 
 
 def _chosen(name: str, wanted: Index, size: int) -> jax.Array:

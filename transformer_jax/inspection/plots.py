@@ -1,7 +1,7 @@
 """Figures of attention and of what is measured on it, for papers and notebooks: matplotlib, without pyplot.
 
 Every function takes NumPy arrays and strings and returns a :class:`matplotlib.figure.Figure`, which holds no global
-state and needs no display; :func:`save` writes it. Colors tell more from less by lightness alone.
+state and needs no display; :func:`save` writes it. Lightness tells more from less; red and blue tell only the sign.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import types
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -43,24 +46,30 @@ def forward(model: Model, *tokens: jax.Array, **options: jax.Array) -> jax.Array
     Args:
       model: the model.
       *tokens: those of the model's call: ``tokens_BT``, or ``source_BS, target_BT``.
-      **options: arrays that the model's call takes, such as ``segment_ids_BT``.
+      **options: arrays that the model's call takes, such as ``segment_ids_BT``; and ``intervene``, a function, or an
+        edit of :mod:`transformer_jax.inspection.interventions`, whose layer, head and position are traced.
 
     Raises:
-      ValueError: for a token id outside the vocabulary (JAX would clamp it silently).
+      ValueError: for a token id outside the vocabulary (JAX would clamp it silently), or an edit of what the model
+        does not have.
     """
-    _check(model, tokens)
-    return _logits(model, tokens, options)
+    return _logits(model, tokens, _checked(model, tokens, options))
 
 
 def trace(model: Model, *tokens: jax.Array, **options: jax.Array) -> Trace | PairTrace:
     """The :class:`Trace` of a forward pass, by one jitted call; arguments as in :func:`forward`."""
-    _check(model, tokens)
-    return _trace(model, tokens, options)
+    return _trace(model, tokens, _checked(model, tokens, options))
 
 
-def _check(model: Model, tokens: tuple[jax.Array, ...]) -> None:
+def _checked(model: Model, tokens: tuple[jax.Array, ...], options: dict[str, Any]) -> dict[str, Any]:
     for ids in tokens:
         check_tokens(ids, model.config.vocab_size)
+    intervene = options.get("intervene")
+    if isinstance(intervene, types.FunctionType):  # part of the program, and no argument of it
+        return options | {"intervene": jax.tree_util.Partial(intervene)}
+    if hasattr(intervene, "check"):
+        intervene.check(model, tokens)
+    return options
 
 
 def check_tokens(tokens: jax.Array | np.ndarray, vocab_size: int) -> None:
