@@ -12,7 +12,7 @@ import numpy as np
 
 import transformer_jax as tj
 from experiments import cli, masked_language_model, runs, translation
-from experiments.huggingface_peers import marian_beam_search, marian_weights, roberta_training
+from experiments.huggingface_peers import marian_beam_search, marian_weights, roberta_training, roberta_weights
 from experiments.timing import OtherProcess, take_turns
 from transformer_jax.config import OptimConfig
 from transformer_jax.data import LineRows, Masking, Tokenizer, make_batches, masked_evaluation_batches
@@ -26,11 +26,11 @@ _SIZES = ("max_len", "num_layers", "num_heads", "model_dim", "unroll")
 _ROBERTA_ADAMW = OptimConfig(peak_lr=1e-3, schedule="linear", end_lr=0.0, warmup_steps=50, beta2=0.98,
                              weight_decay=0.01)
 _BEAM = dict(beam_size=5, length_penalty=1.0, max_new_tokens=48)
-_BATCH_SIZE, _NUM_BATCHES = 16, 8
+_BATCH_SIZE, _NUM_BATCHES = 16, 32
 
 
 def mlm(book: str, steps: int) -> list[dict]:
-    """RoBERTa at the size of ``book_mlm``, ours and theirs, on the same batches and masks, ten steps each in turn."""
+    """RoBERTa at the size of ``book_mlm``, ours and theirs, from the same weights, ten steps in turn."""
     config = cli.named("book_mlm")
     model = tj.presets.get("roberta-base").replace(
         vocab_size=None, **{name: getattr(config.model, name) for name in _SIZES}, init_std=config.model.init_std)
@@ -50,7 +50,8 @@ def mlm(book: str, steps: int) -> list[dict]:
     optimizer, schedule = make_optimizer(config.optim, steps), make_schedule(config.optim, steps)
     train_step = make_train_step(masked_token_loss(config.loss), optimizer)
     state = init_state(lambda key: tj.Encoder(config.model, key=key), optimizer, jax.random.key(config.seed))
-    theirs = OtherProcess(roberta_training, config, [float(schedule(step)) for step in range(steps)])
+    theirs = OtherProcess(roberta_training, config, [float(schedule(step)) for step in range(steps)],
+                          roberta_weights(state.params))
     seconds: dict[str, list[float]] = {"transformer_jax": [], "Hugging Face": []}
     for start in range(0, steps, _TURN):
         turn = batches[start:start + _TURN]
@@ -73,26 +74,44 @@ def mlm(book: str, steps: int) -> list[dict]:
 
 
 def translate(workdir: str, rounds: int) -> list[dict]:
-    """Beam search over the same weights, batches of 16 sentences that the model's run held out."""
+    """Beam search over the same weights in batches of 16 sentences that the model's run held out.
+
+    Ours as ``experiments.translate`` does it, sorted by length and several batches at once, and one of the sorted
+    batches at a time; theirs on the sorted batches, and on batches in the order of the file.
+    """
     bundle = tj.load(workdir)
     tokenizer = bundle.tokenizer
     _, pairs = translation.read(bundle.experiment.data)
-    sources = [[*tokenizer.encode(source), tokenizer.eos_id] for source, _ in pairs][:_BATCH_SIZE * _NUM_BATCHES]
-    batches = [sources[start:start + _BATCH_SIZE] for start in range(0, len(sources), _BATCH_SIZE)]
+    texts = [source for source, _ in itertools.islice(pairs, _BATCH_SIZE * _NUM_BATCHES)]
+    by_length = sorted(texts, key=lambda text: len(tokenizer.encode(text)), reverse=True)
     ids = {"pad": tokenizer.pad_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
     theirs = OtherProcess(marian_beam_search, bundle.config, marian_weights(bundle.model), ids, *_BEAM.values())
     found: dict[str, list] = {}
 
+    def batches(texts: list[str]) -> list[list[list[int]]]:
+        sources = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+        return [sources[start:start + _BATCH_SIZE] for start in range(0, len(sources), _BATCH_SIZE)]
+
     def ours():
-        found["transformer_jax"] = [
-            tokens for batch in batches for tokens in tj.beam_search(
-                bundle.model, batch, penalty="length", start_id=ids["bos"], end_ids=[ids["eos"]], **_BEAM).tokens]
+        found["transformer_jax"] = [hypotheses[0].tokens for hypotheses in translation.translate(
+            bundle, by_length, beam_size=_BEAM["beam_size"], length_penalty=_BEAM["length_penalty"],
+            batch_size=_BATCH_SIZE)]
+
+    def ours_one_at_a_time():
+        for batch in batches(by_length):
+            tj.beam_search(bundle.model, batch, penalty="length", start_id=ids["bos"], end_ids=[ids["eos"]], **_BEAM)
 
     def huggingface():
-        found["Hugging Face"] = [tokens for batch in batches for tokens in theirs(batch)]
+        found["Hugging Face"] = [tokens for batch in batches(by_length) for tokens in theirs(batch)]
 
-    medians = take_turns({"transformer_jax": ours, "Hugging Face": huggingface}, rounds)
+    def huggingface_in_order():
+        for batch in batches(texts):
+            theirs(batch)
+
+    medians = take_turns({"transformer_jax": ours, "one batch at a time": ours_one_at_a_time,
+                          "Hugging Face": huggingface, "Hugging Face in the file's order": huggingface_in_order},
+                         rounds)
     theirs.close()
     same = np.mean([a == b for a, b in zip(*found.values(), strict=True)])
-    return [{"sentences": len(sources), **{f"{side} sentences/s": len(sources) / s for side, s in medians.items()},
+    return [{"sentences": len(texts), **{f"{side} sentences/s": len(texts) / s for side, s in medians.items()},
              "ratio": medians["Hugging Face"] / medians["transformer_jax"], "the same translation": float(same)}]

@@ -18,8 +18,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from transformer_jax.config import ExperimentConfig, ModelConfig, check_field_names, from_dict
-from transformer_jax.runtime import keep_freed_memory
+from transformer_jax.config import ExperimentConfig, ModelConfig
+from transformer_jax.settings import check_field_names, from_dict
 from transformer_jax.training.errors import Interrupted, NotFiniteError
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -99,6 +99,13 @@ def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
             for name, value in config.items(preserve_field_references=False)}
 
 
+def required(flag: flags.FlagHolder) -> Any:
+    """The value of a flag that must be given."""
+    if flag.value is None:
+        raise ValueError(f"--{flag.name} is missing; --help says what it is")
+    return flag.value
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a program; what a user got wrong ends it with one line and exit status 2."""
     def wrapped(arguments: list[str]) -> None:
@@ -106,7 +113,6 @@ def run(main: Callable[[], None]) -> None:
         if len(arguments) > 1:
             _fail(f"unexpected argument {arguments[1]!r}; flags are written --name=value")
         try:
-            keep_freed_memory()
             _use_compilation_cache()
             main()
         except Interrupted as stopped:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import pathlib
 
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 import transformer_jax as tj
 from experiments import cli, translation
+from transformer_jax.inspection import plots
 from transformer_jax.training.bundle import Bundle
 
 _CONFIG = cli.define_config("dates")
@@ -38,22 +37,12 @@ def draw_cross_attention(bundle: Bundle, text: str, path: pathlib.Path) -> str:
     Returns:
       The translation.
     """
-    from matplotlib.figure import Figure
-
-    tokenizer = bundle.tokenizer
-    tokens = tj.beam_search(bundle.model, text, tokenizer=tokenizer, beam_size=1).tokens[0]
-    source = [*tokenizer.encode(text), tokenizer.eos_id]
-    # The query that predicts a token stands at the token before it.
-    trace = tj.trace(bundle.model, jnp.array([source]), jnp.array([[tokenizer.bos_id, *tokens[:-1]]]))
-    map_TS = np.asarray(trace.cross.attention(layers=-1)[0].mean(0))
-    figure = Figure(figsize=(0.45 * len(source) + 1.5, 0.35 * len(tokens) + 1.5), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(map_TS, cmap="Blues", vmin=0, aspect="auto")
-    axes.set_xticks(range(len(source)), tokenizer.pieces(source), rotation=60, ha="right")
-    axes.set_yticks(range(len(tokens)), tokenizer.pieces(tokens))
-    axes.set(xlabel="source", ylabel="target", title="cross attention, last layer, mean of heads")
-    figure.savefig(path, dpi=120)
-    return tokenizer.decode(tokens)
+    seen = tj.inspect_text(bundle, text)
+    queries, keys = seen.labels("cross")
+    figure = plots.alignment(seen.attention("cross", layers=-1), keys, queries,
+                             title="cross attention, last layer, mean of heads")
+    plots.save(figure, path)
+    return bundle.tokenizer.decode(seen.ids[1:].tolist())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Continues a prompt with a trained model.
 
 python -m experiments.generate --workdir=DIR --prompt="ROMEO:" [--max_new_tokens=300 --temperature=0.8 --top_k=40 ...]
+python -m experiments.generate --workdir=DIR --step=best --chat --prompt="What is the capital of Brazil?"
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from experiments import cli
 _WORKDIR = flags.DEFINE_string("workdir", None, "A directory that experiments.train wrote.")
 _STEP = flags.DEFINE_string("step", None, "A step kept there, or 'best'; by default the last.")
 _PROMPT = flags.DEFINE_string("prompt", "", "The text to continue; empty: the beginning of a text.")
+_CHAT = flags.DEFINE_boolean("chat", False, "Answer the prompt, as a model from experiments.sft does.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "Most tokens to add.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Draw among the k most probable tokens; 0: all.")
@@ -38,20 +40,22 @@ def main() -> None:
     bundle = tj.load(_WORKDIR.value, step=_STEP.value)
     if bundle.config.family != "decoder" or bundle.tokenizer is None:
         raise ValueError(f"{_WORKDIR.value} holds no language model with its tokenizer")
+    prompt = tj.data.encode_prompt(_PROMPT.value, bundle.tokenizer) if _CHAT.value else _PROMPT.value
+    shown = f"{_PROMPT.value}\n" if _CHAT.value else _PROMPT.value
     arguments = dict(tokenizer=bundle.tokenizer, key=jax.random.key(_SEED.value), sampling=sampling,
                      max_new_tokens=_MAX_NEW_TOKENS.value, stop=_STOP.value, slide=True)
     if _STREAM.value:
-        sys.stdout.write(_PROMPT.value)
-        for piece in tj.stream(bundle.model, _PROMPT.value, **arguments):
+        sys.stdout.write(shown)
+        for piece in tj.stream(bundle.model, prompt, **arguments):
             sys.stdout.write(piece)
             sys.stdout.flush()
         print()
         return
-    result = tj.generate(bundle.model, [_PROMPT.value], num_samples=_NUM_SAMPLES.value, **arguments)
+    result = tj.generate(bundle.model, [prompt], num_samples=_NUM_SAMPLES.value, **arguments)
     for index, text in enumerate(result.texts):
         if index:
             print("-" * 40)
-        print(_PROMPT.value + text)
+        print(shown + text)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from transformer_jax.config import ExperimentConfig, ModelConfig
 
 
-def roberta_training(pipe, config: ExperimentConfig, learning_rates: list[float]) -> None:
+def roberta_training(pipe, config: ExperimentConfig, learning_rates: list[float],
+                     weights: dict[str, np.ndarray]) -> None:
     """Answers ``("train", batches)`` with the last loss and ``("evaluate", batches)`` with the mean loss.
 
-    A plain PyTorch loop around ``RobertaForMaskedLM``: AdamW, clipping, the same batches and masks.
+    A plain PyTorch loop around ``RobertaForMaskedLM``: the weights to begin with, AdamW, clipping, the same batches and
+    masks.
     """
     import torch
     from torch.nn import functional
@@ -28,7 +31,8 @@ def roberta_training(pipe, config: ExperimentConfig, learning_rates: list[float]
         num_attention_heads=shape.num_heads, intermediate_size=shape.mlp_dim, hidden_act="gelu",
         hidden_dropout_prob=shape.dropout, attention_probs_dropout_prob=shape.dropout,
         max_position_embeddings=shape.max_len + 1, type_vocab_size=shape.num_token_types, pad_token_id=0,
-        layer_norm_eps=shape.norm_epsilon, initializer_range=shape.init_std))
+        layer_norm_eps=shape.norm_epsilon))
+    _load(model, weights, tied=("lm_head.decoder.weight", "lm_head.decoder.bias"))
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": optim.weight_decay},
@@ -94,7 +98,6 @@ def marian_beam_search(pipe, config: ModelConfig, weights: dict[str, np.ndarray]
 
 def marian(config: ModelConfig, weights: dict[str, np.ndarray], ids: dict[str, int]) -> Any:
     """A ``MarianMTModel`` of the config's shape with the weights from :func:`marian_weights`."""
-    import torch
     from transformers import MarianConfig, MarianMTModel
 
     layers = dict(attention_heads=config.num_heads, ffn_dim=config.mlp_dim)
@@ -105,11 +108,50 @@ def marian(config: ModelConfig, weights: dict[str, np.ndarray], ids: dict[str, i
         max_position_embeddings=config.max_len, pad_token_id=ids["pad"], eos_token_id=ids["eos"],
         decoder_start_token_id=ids["bos"], forced_eos_token_id=None)).eval()
     model.generation_config.bad_words_ids = None
+    _load(model, weights, tied=("lm_head.weight", "final_logits_bias"))
+    return model
+
+
+def _load(model: Any, weights: dict[str, np.ndarray], tied: tuple[str, ...]) -> None:
+    """Puts weights into a model; those that are tied to others need not be given."""
+    import torch
+
     missing, unexpected = model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()},
                                                 strict=False)
-    if unexpected or [name for name in missing if name not in ("lm_head.weight", "final_logits_bias")]:
+    if unexpected or set(missing) - set(tied):
         raise ValueError(f"weights that do not fit: missing {missing}, unexpected {unexpected}")
-    return model
+
+
+def roberta_weights(model: Any) -> dict[str, np.ndarray]:
+    """The weights of an ``Encoder`` in RoBERTa's shape under the names of ``RobertaForMaskedLM``."""
+    tables = model.embeddings
+    # RoBERTa counts positions from the row after that of padding.
+    positions = np.pad(np.asarray(tables.position[...]), ((1, 0), (0, 0)))
+    weights = {"roberta.embeddings.word_embeddings.weight": np.array(tables.token[...]),
+               "roberta.embeddings.position_embeddings.weight": positions,
+               "roberta.embeddings.token_type_embeddings.weight": np.array(tables.token_type[...]),
+               "lm_head.bias": np.array(model.head.bias[...])}
+    weights |= _linear("lm_head.dense", model.head.transform) | _norm("lm_head.layer_norm", model.head.norm)
+    weights |= _norm("roberta.embeddings.LayerNorm", tables.norm)
+    for layer in range(model.stack.num_layers):
+        block = jax.tree.map(lambda x, layer=layer: x[layer], model.stack.blocks)
+        prefix = f"roberta.encoder.layer.{layer}"
+        for name in ("query", "key", "value"):
+            weights |= _linear(f"{prefix}.attention.self.{name}", getattr(block.attention, name))
+        weights |= _linear(f"{prefix}.attention.output.dense", block.attention.output)
+        weights |= _norm(f"{prefix}.attention.output.LayerNorm", block.attention_norm)
+        weights |= _linear(f"{prefix}.intermediate.dense", block.mlp.up)
+        weights |= _linear(f"{prefix}.output.dense", block.mlp.down)
+        weights |= _norm(f"{prefix}.output.LayerNorm", block.mlp_norm)
+    return weights
+
+
+def _linear(name: str, linear: Any) -> dict[str, np.ndarray]:
+    return {f"{name}.weight": np.asarray(linear.kernel[...]).T.copy(), f"{name}.bias": np.array(linear.bias[...])}
+
+
+def _norm(name: str, norm: Any) -> dict[str, np.ndarray]:
+    return {f"{name}.weight": np.array(norm.scale[...]), f"{name}.bias": np.array(norm.bias[...])}
 
 
 def marian_weights(model: Any) -> dict[str, np.ndarray]:
@@ -119,27 +161,28 @@ def marian_weights(model: Any) -> dict[str, np.ndarray]:
     from transformer_jax.ops.positions import sinusoidal
 
     config = model.config
-    shared = np.asarray(model.embeddings.token[...])
-    positions = np.asarray(sinusoidal(jnp.arange(config.max_len), config.model_dim))
+    if (config.norm_position, config.positions, config.use_qk_norm) != ("post", "sinusoidal", False):
+        raise ValueError("Marian has the form of the paper: compare with a model trained with --config.model."
+                         "norm_position=post --config.model.positions=sinusoidal --config.model.use_qk_norm=false")
+    shared = np.array(model.embeddings.token[...])
+    positions = np.array(sinusoidal(jnp.arange(config.max_len), config.model_dim))
     weights = {f"model.{name}": shared for name in ("shared.weight", "encoder.embed_tokens.weight",
                                                     "decoder.embed_tokens.weight")}
     for side, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         weights[f"model.{side}.embed_positions.weight"] = positions
         for layer in range(stack.num_layers):
-            prefix, blocks = f"model.{side}.layers.{layer}", stack.blocks
-            linears = {"fc1": blocks.mlp.up, "fc2": blocks.mlp.down}
-            norms = {"self_attn_layer_norm": blocks.attention_norm, "final_layer_norm": blocks.mlp_norm}
-            attentions = {"self_attn": blocks.attention}
-            if blocks.cross_attention is not None:
-                attentions["encoder_attn"] = blocks.cross_attention
-                norms["encoder_attn_layer_norm"] = blocks.cross_norm
+            block = jax.tree.map(lambda x, layer=layer: x[layer], stack.blocks)
+            linears = {"fc1": block.mlp.up, "fc2": block.mlp.down}
+            norms = {"self_attn_layer_norm": block.attention_norm, "final_layer_norm": block.mlp_norm}
+            attentions = {"self_attn": block.attention}
+            if block.cross_attention is not None:
+                attentions["encoder_attn"] = block.cross_attention
+                norms["encoder_attn_layer_norm"] = block.cross_norm
             for name, attention in attentions.items():
                 linears |= {f"{name}.q_proj": attention.query, f"{name}.k_proj": attention.key,
                             f"{name}.v_proj": attention.value, f"{name}.out_proj": attention.output}
             for name, linear in linears.items():
-                weights[f"{prefix}.{name}.weight"] = np.asarray(linear.kernel[...][layer]).T.copy()
-                weights[f"{prefix}.{name}.bias"] = np.asarray(linear.bias[...][layer])
+                weights |= _linear(f"model.{side}.layers.{layer}.{name}", linear)
             for name, norm in norms.items():
-                weights[f"{prefix}.{name}.weight"] = np.asarray(norm.scale[...][layer])
-                weights[f"{prefix}.{name}.bias"] = np.asarray(norm.bias[...][layer])
+                weights |= _norm(f"model.{side}.layers.{layer}.{name}", norm)
     return weights

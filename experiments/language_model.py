@@ -84,7 +84,7 @@ def _task(documents: Iterable[str], held_out: Iterable[str] | None, config: Expe
     return runs.Task(
         train=train, contents=[pathlib.Path(windows.tokens.filename).name for windows in (train, validation)],
         summary=f"{len(train.tokens):,} tokens to train on, {len(validation.tokens):,} held out",
-        loss_fn=next_token_loss(config.loss), sample=sample,
+        loss_fn=next_token_loss(config.loss), sample=sample, held_out=validation,
         evaluate=runs.mean_loss(next_token_loss(), lambda: evaluation_batches(validation, config.eval.batch_size),
                                 config.eval.max_batches))
 

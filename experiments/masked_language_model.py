@@ -24,7 +24,8 @@ from transformer_jax.data import (
     text_lines,
 )
 from transformer_jax.data.sentencepiece_training import MASK
-from transformer_jax.decoding.fill_mask import encode_masked, fill_mask
+from transformer_jax.decoding.batch import encode_masked
+from transformer_jax.decoding.fill_mask import check_masked, fill_mask
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.ops.losses import cross_entropy
 from transformer_jax.training.bundle import Bundle
@@ -156,13 +157,16 @@ def _task(lines: list[str], held_out: list[str], config: ExperimentConfig, token
     return runs.Task(
         train=train, contents=[train.digest, validation.digest],
         summary=f"{len(lines):,} lines in {len(train):,} rows to train on, {len(held_out):,} lines held out",
-        loss_fn=masked_token_loss(config.loss), sample=sample, transform=masking,
+        loss_fn=masked_token_loss(config.loss), sample=sample, transform=masking, held_out=validation,
         evaluate=runs.mean_loss(masked_token_loss(),
                                 lambda: masked_evaluation_batches(validation, masking, config.eval.batch_size),
                                 config.eval.max_batches))
 
 
 def _check_prompt(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
-    if config.sample.every and (length := len(encode_masked(config.sample.prompt, tokenizer))) > config.model.max_len:
+    if not config.sample.every:
+        return
+    check_masked(config.sample.prompt)
+    if (length := len(encode_masked(config.sample.prompt, tokenizer))) > config.model.max_len:
         raise ValueError(f"sample.prompt has {length} tokens, which is more than the context of "
                          f"model.max_len={config.model.max_len}; shorten it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import itertools
 import pathlib
@@ -29,6 +30,7 @@ from transformer_jax.training.objectives import translation_loss
 from transformer_jax.training.state import TrainState
 
 _SHOWN = 3
+_SEARCHES_AT_ONCE = 4  # a step is a few small products after each other: one search leaves half of two cores idle
 _DATES = {"num_train": 60_000, "num_held_out": 2_000, "seed": 0}
 
 
@@ -72,21 +74,29 @@ def read(config: DataConfig) -> tuple[Pairs, Pairs]:
 
 def translate(bundle: Bundle, sources: list[str], *, beam_size: int, length_penalty: float, n_best: int = 1,
               batch_size: int = 32) -> list[list[Hypothesis]]:
-    """The best translations of every source, by beam search over batches of sources of similar length."""
+    """The best translations of every source, by beam search over batches of sources of similar length.
+
+    What is blank has a blank translation, whatever the model would make of it.
+    """
     lengths = [len(bundle.tokenizer.encode(source)) for source in sources]
     longest = max(lengths, default=0)
     if longest >= bundle.config.max_len:
         raise ValueError(f"line {lengths.index(longest) + 1} has {longest} tokens; the model reads "
                          f"{bundle.config.max_len - 1} at most: shorten or split it")
-    order = sorted(range(len(sources)), key=lengths.__getitem__)
-    found: list[list[Hypothesis]] = [[] for _ in sources]
-    with tqdm(total=len(sources), unit="sentence", disable=len(sources) <= batch_size) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start:start + batch_size]
-            # Always the same number of rows: another one would compile anew.
-            texts = [sources[row] for row in rows] + [""] * (min(batch_size, len(sources)) - len(rows))
-            n_bests = beam_search(bundle.model, texts, tokenizer=bundle.tokenizer, beam_size=beam_size, n_best=n_best,
-                                  length_penalty=length_penalty, penalty="length").n_best
+    order = sorted((row for row, source in enumerate(sources) if source.strip()), key=lengths.__getitem__, reverse=True)
+    blank = Hypothesis(text="", tokens=[], score=0.0, logprob=0.0, finish_reason="eos")
+    found = [[blank] * n_best for _ in sources]
+    batches = [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def search(rows: list[int]) -> list[list[Hypothesis]]:
+        # Always the same number of rows: another one would compile anew.
+        texts = [sources[row] for row in rows] + [""] * (len(batches[0]) - len(rows))
+        return beam_search(bundle.model, texts, tokenizer=bundle.tokenizer, beam_size=beam_size, n_best=n_best,
+                           length_penalty=length_penalty, penalty="length").n_best
+
+    with (concurrent.futures.ThreadPoolExecutor(_SEARCHES_AT_ONCE) as threads,
+          tqdm(total=len(order), unit="sentence", disable=len(order) <= batch_size) as bar):
+        for rows, n_bests in zip(batches, threads.map(search, batches), strict=True):
             for row, hypotheses in zip(rows, n_bests, strict=False):
                 found[row] = hypotheses
             bar.update(len(rows))
@@ -117,10 +127,15 @@ def evaluate(bundle: Bundle, data: str | None, *, batch_size: int, beam_size: in
     sources, targets = map(list, zip(*pairs, strict=True))
     if language is not None:
         scores(targets[:1], targets[:1], language=language)  # what is wrong or missing is found out before the search
+    # What is too long to be read counts as left untranslated: no sentence is left out of a score.
+    readable = [source if len(bundle.tokenizer.encode(source)) < bundle.config.max_len else "" for source in sources]
+    too_long = sum(bool(source) and not kept for source, kept in zip(sources, readable, strict=True))
     found = [hypotheses[0].text.strip() for hypotheses in translate(
-        bundle, sources, beam_size=beam_size, length_penalty=length_penalty, batch_size=batch_size)]
+        bundle, readable, beam_size=beam_size, length_penalty=length_penalty, batch_size=batch_size)]
     exact = sum(text == target for text, target in zip(found, targets, strict=True))
     print(f"step {bundle.step}, {len(sources):,} sentences, beam of {beam_size}, length penalty {length_penalty}")
+    if too_long:
+        print(f"{too_long} longer than the {bundle.config.max_len - 1} tokens that the model reads: left untranslated")
     print(f"exactly the reference: {exact / len(sources):.2%}")
     if language is None:
         return
@@ -146,6 +161,6 @@ def _task(pairs: Pairs, held_out: Pairs, config: ExperimentConfig, tokenizer: To
     return runs.Task(
         train=train, contents=[train.digest, validation.digest],
         summary=f"{train.summary()} to train on; {validation.summary()} held out",
-        loss_fn=translation_loss(config.loss), sample=sample,
+        loss_fn=translation_loss(config.loss), sample=sample, held_out=validation,
         evaluate=runs.mean_loss(translation_loss(), lambda: pair_evaluation_batches(validation, config.eval.batch_size),
                                 config.eval.max_batches))

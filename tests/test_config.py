@@ -14,14 +14,13 @@ from transformer_jax.config import (
     ExperimentConfig,
     LossConfig,
     MeshConfig,
+    MetricsConfig,
     ModelConfig,
     OptimConfig,
     SampleConfig,
     TokenizerConfig,
-    differences,
-    from_dict,
-    to_dict,
 )
+from transformer_jax.settings import differences, from_dict, to_dict
 
 
 def test_derived_fields():
@@ -119,6 +118,7 @@ def test_replace_validates():
     (EvalConfig, dict(max_batches=0), ["max_batches=0"]),
     (SampleConfig, dict(every=-5), ["sample.every=-5"]),
     (SampleConfig, dict(max_new_tokens=0), ["max_new_tokens=0"]),
+    (MetricsConfig, dict(attention_every=-1), ["metrics.attention_every=-1"]),
     (MeshConfig, dict(fsdp=0), ["fsdp=0"]),
     (MeshConfig, dict(tensor=0), ["tensor=0"]),
     (MeshConfig, dict(data=0), ["data=0"]),

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-_CONFIG = {"config", "presets"}
+_CONFIG = {"settings", "config", "presets"}
 _FOUNDATION = {*_CONFIG, "sharding", "ops"}
 _MODELS = {*_FOUNDATION, "nn", "models"}
 _USES = {*_MODELS, "data", "decoding", "inspection", "training"}
@@ -16,14 +16,15 @@ _ALL = {*_USES, "alignment", "interop"}
 # Part of the package -> the other parts that it may import. Parts on one level do not import each other, but that
 # inspection reads texts, and has translations made, as decoding does.
 MAY_IMPORT = {
-    "config": set(),
+    "settings": set(),
+    "config": {"settings"},
     "presets": {"config"},
     "runtime": set(),
     "sharding": _CONFIG,
     "ops": _CONFIG,
     "nn": _FOUNDATION,
     "models": {*_FOUNDATION, "nn"},
-    "data": {"config", "ops"},
+    "data": {"settings", "config", "ops"},
     "decoding": {*_MODELS, "data"},
     "inspection": {*_MODELS, "data", "decoding"},
     "training": {*_MODELS, "data"},
@@ -31,7 +32,8 @@ MAY_IMPORT = {
     "interop": _USES,
     "experiments": {*_ALL, "runtime", "transformer_jax"},
 }
-FORBIDDEN_PACKAGES = {"config": ("jax", "flax"), "ops": ("flax",), "data": ("flax", "optax", "torch", "tensorflow")}
+FORBIDDEN_PACKAGES = {"settings": ("jax", "flax"), "config": ("jax", "flax"), "ops": ("flax",),
+                      "data": ("flax", "optax", "torch", "tensorflow")}
 
 
 def part_of(module: str) -> str | None:

@@ -8,17 +8,22 @@ _HOMES = {
     "AttentionMask": "ops.masks",
     "BeamSearch": "decoding.beam",
     "Bundle": "training.bundle",
+    "Comparison": "data.preferences",
     "Decoder": "models.decoder",
     "Encoder": "models.encoder",
     "EncoderDecoder": "models.encoder_decoder",
     "ExperimentConfig": "config",
     "Inspection": "inspection.inspection",
     "KVCache": "nn.cache",
+    "LoraConfig": "config",
+    "Message": "data.conversations",
     "ModelConfig": "config",
     "Output": "models.output",
+    "RewardModel": "models.heads",
     "Sampling": "decoding.logits",
     "Tokenizer": "data.tokenizer",
     "Trace": "models.output",
+    "adapted_loss": "nn.lora",
     "beam_search": "decoding.beam",
     "count_parameters": "models.functional",
     "embed": "decoding.embed",
@@ -27,13 +32,18 @@ _HOMES = {
     "generate": "decoding.sample",
     "inspect_text": "inspection.reading",
     "load": "training.bundle",
+    "load_adapters": "training.adapters",
+    "make_adapters": "nn.lora",
+    "merge_adapters": "nn.lora",
     "save": "training.bundle",
+    "save_adapters": "training.adapters",
     "score": "decoding.score",
     "similarity": "decoding.embed",
     "stream": "decoding.sample",
     "trace": "models.functional",
 }
-_MODULES = ("config", "data", "decoding", "inspection", "models", "nn", "ops", "presets", "sharding", "training")
+_MODULES = ("alignment", "config", "data", "decoding", "inspection", "models", "nn", "ops", "presets", "sharding",
+            "training")
 
 __all__ = sorted([*_HOMES, *_MODULES])
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Mapping
+import re
 from typing import Any, Self
 
+from transformer_jax.settings import check_choice, check_field_names, check_positive, require
+
 _CHOICES = {
-    "family": ("decoder", "encoder", "encoder_decoder"),
+    "family": ("decoder", "encoder", "encoder_decoder", "reward"),
     "positions": ("sinusoidal", "learned", "rope", "alibi", "none"),
     "norm": ("layernorm", "rmsnorm"),
     "norm_position": ("pre", "post"),
@@ -19,26 +18,6 @@ _CHOICES = {
     "param_dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "full"),
 }
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_choice(config: Any, field: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, field)
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{field}={value!r} is not one of {', '.join(choices)}{hint}")
-
-
-def _check_positive(config: Any, *fields: str) -> None:
-    for field in fields:
-        value = getattr(config, field)
-        integer = isinstance(value, int) and not isinstance(value, bool)
-        _require(integer and value > 0, f"{field}={value!r} must be a positive integer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +29,8 @@ class ModelConfig:
     ``num_encoder_layers`` and ``num_decoder_layers`` (``num_layers``).
 
     Attributes:
-      family: ``decoder`` (GPT), ``encoder`` (BERT) or ``encoder_decoder`` (translation).
+      family: ``decoder`` (GPT), ``encoder`` (BERT), ``encoder_decoder`` (translation) or ``reward`` (a decoder that
+        ends in one number).
       vocab_size: number of token ids; ``None`` only until a tokenizer is known.
       max_len: longest sequence, in tokens.
       positions: ``sinusoidal`` and ``learned`` are added to the embeddings, ``rope`` rotates queries and keys
@@ -62,6 +42,8 @@ class ModelConfig:
       scale_embeddings: token embeddings start at a standard deviation of 1 / sqrt(model_dim) and are multiplied by
         sqrt(model_dim) (Vaswani et al., 2017, section 3.4).
       use_embedding_norm: a norm after the embeddings, as in BERT.
+      use_value_head: a head on the final hidden states that says what reward is to come, for reinforcement learning by
+        PPO.
       use_qk_norm: RMSNorm on every query and key head before rotation (Dehghani et al., 2023).
       sliding_window: attend to this many last positions only, the current one included.
       dropout: of embeddings and of what each sub-layer adds; of attention weights too unless
@@ -94,6 +76,7 @@ class ModelConfig:
     use_bias: bool = True
     use_embedding_norm: bool = False
     use_qk_norm: bool = False
+    use_value_head: bool = False
     scale_embeddings: bool = False
     tie_embeddings: bool = True
     rope_base: float = 10_000.0
@@ -107,37 +90,39 @@ class ModelConfig:
     unroll: int = 1
 
     def __post_init__(self):
-        _check_positive(self, "max_len", "num_layers", "num_heads", "model_dim", "unroll")
+        check_positive(self, "max_len", "num_layers", "num_heads", "model_dim", "unroll")
         for field, choices in _CHOICES.items():
-            _check_choice(self, field, choices)
+            check_choice(self, field, choices)
         derived = self.derived()
         for field, value in derived.items():
             if getattr(self, field) is None:
                 if field == "head_dim":
-                    _require(self.model_dim % self.num_heads == 0,
+                    require(self.model_dim % self.num_heads == 0,
                              f"model_dim={self.model_dim} is not divisible by num_heads={self.num_heads}; "
                              "change one of them or set head_dim")
                 object.__setattr__(self, field, value)
-        _check_positive(self, *derived)
+        check_positive(self, *derived)
         if self.vocab_size is not None:
-            _check_positive(self, "vocab_size")
+            check_positive(self, "vocab_size")
         if self.sliding_window is not None:
-            _check_positive(self, "sliding_window")
-        _require(self.num_heads % self.num_kv_heads == 0,
+            check_positive(self, "sliding_window")
+        require(self.num_heads % self.num_kv_heads == 0,
                  f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
-        _require(self.positions != "rope" or self.head_dim % 2 == 0,
+        require(self.positions != "rope" or self.head_dim % 2 == 0,
                  f"positions='rope' rotates pairs: head_dim={self.head_dim} must be even")
-        _require(self.positions != "sinusoidal" or self.model_dim % 2 == 0,
+        require(self.positions != "sinusoidal" or self.model_dim % 2 == 0,
                  f"positions='sinusoidal' needs an even model_dim, not {self.model_dim}")
         for field in ("dropout", "attention_dropout"):
             value = getattr(self, field)
-            _require(value is None or 0.0 <= value < 1.0, f"{field}={value} must be in [0, 1)")
+            require(value is None or 0.0 <= value < 1.0, f"{field}={value} must be in [0, 1)")
         for field in ("norm_epsilon", "init_std", "rope_base"):
             value = getattr(self, field)
-            _require(value is None or value > 0, f"{field}={value} must be positive")
-        _require(self.num_token_types >= 0, f"num_token_types={self.num_token_types} must not be negative")
+            require(value is None or value > 0, f"{field}={value} must be positive")
+        require(self.family == "decoder" or not self.use_value_head,
+                f"use_value_head is for family='decoder', not {self.family!r}")
+        require(self.num_token_types >= 0, f"num_token_types={self.num_token_types} must not be negative")
         for field in ("num_encoder_layers", "num_decoder_layers"):
-            _require(self.family == "encoder_decoder" or getattr(self, field) is None,
+            require(self.family == "encoder_decoder" or getattr(self, field) is None,
                      f"{field} belongs to family='encoder_decoder'; family={self.family!r} has num_layers")
 
     def derived(self) -> dict[str, int]:
@@ -167,19 +152,21 @@ class TokenizerConfig:
       path: a trained SentencePiece model to use instead of training one.
       min_frequency: drop learned ``bpe`` pieces that occur less often in the text; above 1 ``vocab_size`` is an upper
         limit.
+      chat: add the role tokens that conversations need, ``<|system|>``, ``<|user|>`` and ``<|assistant|>``.
     """
 
     kind: str = "char"
     vocab_size: int | None = None
     path: str | None = None
     min_frequency: int = 1
+    chat: bool = False
 
     def __post_init__(self):
-        _check_choice(self, "kind", ("char", "word", "bpe", "unigram"))
-        _check_positive(self, "min_frequency")
-        _require(self.min_frequency == 1 or self.kind == "bpe",
+        check_choice(self, "kind", ("char", "word", "bpe", "unigram"))
+        check_positive(self, "min_frequency")
+        require(self.min_frequency == 1 or self.kind == "bpe",
                  f"data.tokenizer.min_frequency={self.min_frequency} is for kind 'bpe', not {self.kind!r}")
-        _require(self.vocab_size is not None or self.path is not None or self.kind == "char",
+        require(self.vocab_size is not None or self.path is not None or self.kind == "char",
                  f"data.tokenizer.kind={self.kind!r} needs data.tokenizer.vocab_size")
 
 
@@ -213,10 +200,10 @@ class DataConfig:
     tokenizer: TokenizerConfig = TokenizerConfig()
 
     def __post_init__(self):
-        _require(0.0 < self.validation_fraction < 1.0,
+        require(0.0 < self.validation_fraction < 1.0,
                  f"data.validation_fraction={self.validation_fraction} must be in (0, 1)")
-        _require(0.0 < self.mask_probability < 1.0, f"data.mask_probability={self.mask_probability} must be in (0, 1)")
-        _require(self.generated in (None, "dates"), f"data.generated={self.generated!r} is not 'dates'")
+        require(0.0 < self.mask_probability < 1.0, f"data.mask_probability={self.mask_probability} must be in (0, 1)")
+        require(self.generated in (None, "dates"), f"data.generated={self.generated!r} is not 'dates'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,15 +236,15 @@ class OptimConfig:
     accumulation: int = 1
 
     def __post_init__(self):
-        _check_choice(self, "name", ("adamw", "adafactor", "lion", "sgd", "muon"))
-        _check_choice(self, "schedule", ("constant", "linear", "cosine", "noam", "wsd"))
-        _check_positive(self, "accumulation")
-        _require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive")
-        _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must not be negative")
-        _require(self.schedule != "noam" or self.warmup_steps > 0, "optim.schedule='noam' needs optim.warmup_steps > 0")
-        _require(0 <= self.end_lr <= 1, f"optim.end_lr={self.end_lr} is a fraction of peak_lr, in [0, 1]")
-        _require(0 < self.decay_fraction <= 1, f"optim.decay_fraction={self.decay_fraction} must be in (0, 1]")
-        _require(self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be positive")
+        check_choice(self, "name", ("adamw", "adafactor", "lion", "sgd", "muon"))
+        check_choice(self, "schedule", ("constant", "linear", "cosine", "noam", "wsd"))
+        check_positive(self, "accumulation")
+        require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must not be negative")
+        require(self.schedule != "noam" or self.warmup_steps > 0, "optim.schedule='noam' needs optim.warmup_steps > 0")
+        require(0 <= self.end_lr <= 1, f"optim.end_lr={self.end_lr} is a fraction of peak_lr, in [0, 1]")
+        require(0 < self.decay_fraction <= 1, f"optim.decay_fraction={self.decay_fraction} must be in (0, 1]")
+        require(self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,18 +254,44 @@ class LossConfig:
     Attributes:
       label_smoothing: mass spread evenly over the vocabulary (Szegedy et al., 2016).
       z_loss: weight of log(Z)^2 (de Brebisson and Vincent, 2016).
-      r_drop: weight of the divergence between two passes with different dropout, in translation (Wu et al., 2021); a
-        step then costs twice as much.
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
-    r_drop: float = 0.0
 
     def __post_init__(self):
-        _require(0 <= self.label_smoothing < 1, f"loss.label_smoothing={self.label_smoothing} must be in [0, 1)")
-        _require(self.z_loss >= 0, f"loss.z_loss={self.z_loss} must not be negative")
-        _require(self.r_drop >= 0, f"loss.r_drop={self.r_drop} must not be negative")
+        require(0 <= self.label_smoothing < 1, f"loss.label_smoothing={self.label_smoothing} must be in [0, 1)")
+        require(self.z_loss >= 0, f"loss.z_loss={self.z_loss} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters in place of full fine-tuning (Hu et al., 2021): kernels become W + alpha / rank * A B.
+
+    Attributes:
+      rank: columns of A and rows of B; 0: no adapters, every weight is trained.
+      alpha: scale of what is added, times ``rank``.
+      dropout: of the inputs of A beside a linear map, token by token.
+      weights: regular expression, searched in the paths of linear maps and embedding tables, such as
+        ``"attention.(query|value)|embeddings.token"``: those that get an adapter.
+      whole: the same, searched in the paths of all weights: those that are trained themselves, as a new head is.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    weights: str = "attention|mlp"
+    whole: str | None = None
+
+    def __post_init__(self):
+        require(self.rank >= 0, f"lora.rank={self.rank} must not be negative")
+        require(self.alpha > 0, f"lora.alpha={self.alpha} must be positive")
+        require(0.0 <= self.dropout < 1.0, f"lora.dropout={self.dropout} must be in [0, 1)")
+        for field in ("weights", "whole"):
+            try:
+                re.compile(getattr(self, field) or "")
+            except re.error as error:
+                raise ValueError(f"lora.{field}={getattr(self, field)!r} is no regular expression: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +302,7 @@ class CheckpointConfig:
     keep: int = 2
 
     def __post_init__(self):
-        _check_positive(self, "every", "keep")
+        check_positive(self, "every", "keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,9 +314,9 @@ class EvalConfig:
     max_batches: int | None = None
 
     def __post_init__(self):
-        _check_positive(self, "every", "batch_size")
+        check_positive(self, "every", "batch_size")
         if self.max_batches is not None:
-            _check_positive(self, "max_batches")
+            check_positive(self, "max_batches")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,8 +331,8 @@ class SampleConfig:
     top_k: int = 0
 
     def __post_init__(self):
-        _require(self.every >= 0, f"sample.every={self.every} must not be negative")
-        _check_positive(self, "max_new_tokens")
+        require(self.every >= 0, f"sample.every={self.every} must not be negative")
+        check_positive(self, "max_new_tokens")
 
     def due(self, step: int) -> bool:
         """Whether a sample is due at this step."""
@@ -327,6 +340,16 @@ class SampleConfig:
             return False
         turn = step // self.every
         return not self.growing or turn & (turn - 1) == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricsConfig:
+    """What else a run writes down: every so many steps what each attention head does on a text held out (0: never)."""
+
+    attention_every: int = 0
+
+    def __post_init__(self):
+        require(self.attention_every >= 0, f"metrics.attention_every={self.attention_every} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,9 +361,74 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self):
-        _check_positive(self, "fsdp", "tensor")
+        check_positive(self, "fsdp", "tensor")
         if self.data is not None:
-            _check_positive(self, "data")
+            check_positive(self, "data")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceConfig:
+    """Direct preference optimisation; ``beta`` is the reward of a nat, and so the leash to the reference."""
+
+    beta: float = 0.1
+
+    def __post_init__(self):
+        require(self.beta > 0, f"dpo.beta={self.beta} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReinforcementConfig:
+    """Reinforcement learning of a policy that responds to prompts.
+
+    A rollout is responses to some prompts; each epoch goes through them once in minibatches of ``batch_size``.
+
+    Attributes:
+      algorithm: ``ppo`` (a value head tells what was to be expected) or ``grpo`` (the other responses to a prompt do).
+      reward: the workdir of a reward model, or ``module:function`` from texts to numbers.
+      num_prompts: of a rollout.
+      num_samples: responses to each prompt.
+      max_new_tokens: longest response.
+      epochs: how often a rollout is gone through.
+      clip: how far from 1 the ratio of the probabilities now and then still gains.
+      value_clip: likewise for values, in units of reward.
+      value_coefficient: weight of the value loss.
+      entropy_coefficient: weight of the entropy bonus.
+      discount: of the reward of the next token; gamma.
+      trace_decay: lambda of generalised advantage estimation.
+      kl_coefficient: reward lost by a nat of distance from the model that training began with.
+      kl_target: change ``kl_coefficient`` so that the distance comes to so many nats a response; ``None``: keep it.
+      max_step_kl: leave a rollout for the next when the policy is so many nats a token away from that which drew it;
+        ``None``: never.
+    """
+
+    algorithm: str = "ppo"
+    reward: str | None = None
+    num_prompts: int = 64
+    num_samples: int = 1
+    max_new_tokens: int = 48
+    epochs: int = 4
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_coefficient: float = 0.1
+    entropy_coefficient: float = 0.0
+    discount: float = 1.0
+    trace_decay: float = 0.95
+    kl_coefficient: float = 0.05
+    kl_target: float | None = None
+    max_step_kl: float | None = None
+
+    def __post_init__(self):
+        check_choice(self, "algorithm", ("ppo", "grpo"))
+        check_positive(self, "num_prompts", "num_samples", "max_new_tokens", "epochs")
+        require(self.algorithm == "ppo" or self.num_samples > 1,
+                "rl.algorithm='grpo' compares the responses to a prompt: rl.num_samples must be at least 2")
+        for field in ("clip", "value_clip", "kl_target", "max_step_kl"):
+            value = getattr(self, field)
+            require(value is None or value > 0, f"rl.{field}={value} must be positive")
+        for field in ("value_coefficient", "entropy_coefficient", "kl_coefficient"):
+            require(getattr(self, field) >= 0, f"rl.{field}={getattr(self, field)} must not be negative")
+        for field in ("discount", "trace_decay"):
+            require(0 <= getattr(self, field) <= 1, f"rl.{field}={getattr(self, field)} must be in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,67 +442,22 @@ class ExperimentConfig:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
+    lora: LoraConfig = LoraConfig()
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     sample: SampleConfig = SampleConfig()
+    metrics: MetricsConfig = MetricsConfig()
     mesh: MeshConfig = MeshConfig()
+    dpo: PreferenceConfig = PreferenceConfig()
+    rl: ReinforcementConfig = ReinforcementConfig()
 
     def __post_init__(self):
-        _check_positive(self, "steps", "batch_size", "log_every")
-        _require(self.batch_size % self.optim.accumulation == 0,
+        check_positive(self, "steps", "batch_size", "log_every")
+        require(self.batch_size % self.optim.accumulation == 0,
                  f"batch_size={self.batch_size} does not split into optim.accumulation={self.optim.accumulation} parts")
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with the given top-level fields changed."""
         check_field_names(type(self), changes)
         return dataclasses.replace(self, **changes)
-
-
-def check_field_names(cls: type, names: typing.Iterable[str]) -> None:
-    """Raises ValueError, with the nearest known name, for a name that is no field of the dataclass."""
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise ValueError(f"{cls.__name__} has no field {name!r}; {hint}")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as nested dicts of JSON values."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
-    """The inverse of :func:`to_dict`; unknown names and wrong types raise ValueError."""
-    check_field_names(cls, values)
-    hints = typing.get_type_hints(cls)
-    return cls(**{name: _coerce(f"{cls.__name__}.{name}", hints[name], value) for name, value in values.items()})
-
-
-def _coerce(name: str, hint: Any, value: Any) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    for option in options:
-        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
-            return from_dict(option, value)
-        if option is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, option) and (option is bool or not isinstance(value, bool)):
-            return value
-    expected = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise ValueError(f"{name}={value!r}: expected {expected}, got {type(value).__name__}")
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """The fields in which two configs differ, as ``name: old -> new``."""
-    found = []
-    for field in dataclasses.fields(old):
-        a, b = getattr(old, field.name), getattr(new, field.name)
-        if dataclasses.is_dataclass(a):
-            found += differences(a, b, f"{prefix}{field.name}.")
-        elif a != b:
-            found.append(f"{prefix}{field.name}: {a!r} -> {b!r}")
-    return found

@@ -1,4 +1,4 @@
-"""Settings of the process itself that programs make before they compute."""
+"""Settings of the process itself that programs make before they train."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def keep_freed_memory() -> bool:
     """Lets the process keep the memory it frees, for the next step to use again (Linux with glibc).
 
     XLA:CPU allocates the buffers of every step anew. By default glibc hands such large blocks back to the kernel, which
-    clears every page of them again at the next step: a quarter of the time of a training step. Call it before the
+    clears every page of them again at the next step: a quarter of the time of a training step. Threads that allocate at
+    once then wait for each other, so it is not for programs that search with several threads. Call it before the
     first large computation. The environment variable ``TRANSFORMER_JAX_KEEP_MEMORY=0`` switches it off.
 
     Returns:

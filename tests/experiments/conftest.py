@@ -13,8 +13,10 @@ import pytest
 from absl import app, flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from transformer_jax.config import ExperimentConfig, from_dict
+import transformer_jax as tj
+from transformer_jax.config import ExperimentConfig
 from transformer_jax.models.functional import make_model
+from transformer_jax.settings import from_dict
 from transformer_jax.training.checkpoint import Checkpoints, tree_digest
 from transformer_jax.training.metrics import MetricsWriter
 from transformer_jax.training.optimizer import make_optimizer
@@ -77,6 +79,23 @@ def stop_at(monkeypatch):
         monkeypatch.setattr(MetricsWriter, "write", write_and_stop)
 
     return arm
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder, and how the programs that wrote into it ended."""
+    return tmp_path_factory.mktemp("runs"), {}
+
+
+@pytest.fixture(scope="session")
+def gpt(tmp_path_factory):
+    """A saved decoder, not trained."""
+    workdir = tmp_path_factory.mktemp("gpt")
+    tokenizer = tj.Tokenizer.train(["the king"], kind="char")
+    config = tj.ModelConfig(vocab_size=tokenizer.vocab_size, max_len=8, num_layers=1, num_heads=1, model_dim=8)
+    model = jax.jit(lambda key: tj.Decoder(config, key=key))(jax.random.key(0))
+    tj.save(workdir, tj.Bundle(model=model, tokenizer=tokenizer, config=config))
+    return workdir
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import json
 import random
 import re
 
-import jax
 import numpy as np
 import pytest
 
@@ -43,12 +42,6 @@ def book(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A folder, and how the programs that wrote into it ended."""
-    return tmp_path_factory.mktemp("runs"), {}
-
-
 @pytest.fixture
 def whole(program, book, runs):
     """The workdir of an uninterrupted run, trained when first asked for."""
@@ -57,17 +50,6 @@ def whole(program, book, runs):
         ended["whole"] = program("train", *TRAIN, f"--config.data.path={book}", f"--workdir={folder}/whole")
     assert ended["whole"].status == 0, ended["whole"]
     return folder / "whole"
-
-
-@pytest.fixture(scope="module")
-def gpt(tmp_path_factory):
-    """A saved decoder, not trained."""
-    workdir = tmp_path_factory.mktemp("gpt")
-    tokenizer = tj.Tokenizer.train(["the king"], kind="char")
-    config = tj.ModelConfig(vocab_size=tokenizer.vocab_size, max_len=8, num_layers=1, num_heads=1, model_dim=8)
-    model = jax.jit(lambda key: tj.Decoder(config, key=key))(jax.random.key(0))
-    tj.save(workdir, tj.Bundle(model=model, tokenizer=tokenizer, config=config))
-    return workdir
 
 
 # From end to end

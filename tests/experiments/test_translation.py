@@ -58,12 +58,6 @@ def two(folder, name):
     return f"{folder}/{name}.en.gz,{folder}/{name}.de"
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A folder, and how the programs that wrote into it ended."""
-    return tmp_path_factory.mktemp("runs"), {}
-
-
 @pytest.fixture
 def whole(program, corpus, runs):
     """The workdir of an uninterrupted run on TSV files, trained when first asked for."""
@@ -74,17 +68,6 @@ def whole(program, corpus, runs):
                                  "--config.sample.every=20", f"--workdir={folder}/whole")
     assert ended["whole"].status == 0, ended["whole"]
     return folder / "whole"
-
-
-@pytest.fixture(scope="module")
-def gpt(tmp_path_factory):
-    """A saved decoder, not trained."""
-    workdir = tmp_path_factory.mktemp("gpt")
-    tokenizer = tj.Tokenizer.train(["the king"], kind="char")
-    config = tj.ModelConfig(vocab_size=tokenizer.vocab_size, max_len=8, num_layers=1, num_heads=1, model_dim=8)
-    model = jax.jit(lambda key: tj.Decoder(config, key=key))(jax.random.key(0))
-    tj.save(workdir, tj.Bundle(model=model, tokenizer=tokenizer, config=config))
-    return workdir
 
 
 def losses(workdir):
@@ -178,7 +161,7 @@ def test_line_n_of_the_output_is_the_translation_of_line_n(program, whole, tmp_p
     ended = program(*arguments, f"--output={tmp_path}/out")
     assert ended.status == 0 and ended.out == "", ended
     bundle = tj.load(whole)
-    expected = [searched(bundle, text)[0].text for text in (*TEXTS, "", "<|endoftext|>")]
+    expected = [searched(bundle, text)[0].text if text else "" for text in (*TEXTS, "", "<|endoftext|>")]
     assert (tmp_path / "out").read_text(encoding="utf-8") == "".join(f"{text}\n" for text in expected)
     assert program(*arguments).out == (tmp_path / "out").read_text(encoding="utf-8")
 
@@ -219,6 +202,19 @@ def test_evaluate(program, whole, corpus, tmp_path):
     assert expected["chrf"] > 20
     for data in (two(corpus, "val"), f"{corpus}/val.tsv"):  # whose columns are those of the training
         assert program(*arguments, f"--data={data}").out.splitlines() == head
+
+
+def test_a_sentence_too_long_to_be_read_counts_as_untranslated(program, whole, tmp_path):
+    arguments = ("evaluate", f"--workdir={whole}", "--batch_size=2", f"--data={tmp_path}/en,{tmp_path}/de",
+                 "--target_language=de")
+    (tmp_path / "en").write_text("no cat\n" + "the " * 30 + "cat\nthe lamp\n")
+    (tmp_path / "de").write_text("keine Katze\n" + "die " * 30 + "Katze\ndie Lampe\n")
+    out = program(*arguments).out.splitlines()
+    assert out[1] == "1 longer than the 15 tokens that the model reads: left untranslated"
+    bundle = tj.load(whole)
+    found = [searched(bundle, text)[0].text.strip() if text else "" for text in ("no cat", "", "the lamp")]
+    expected = scores(found, (tmp_path / "de").read_text().splitlines(), language="de")
+    assert out[3].startswith(f"bleu {expected['bleu']:.2f}  ")
 
 
 def test_average_is_the_mean_of_the_last_checkpoints(program, whole):

@@ -1,10 +1,13 @@
 """Every answer of docs/inspection.md, run in order; what its comments say about shapes is checked."""
 
+import contextlib
 import pathlib
 import re
 
 import numpy as np
 import pytest
+
+from transformer_jax.training.metrics import MetricsWriter
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "inspection.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -12,13 +15,21 @@ SHAPES = re.compile(r"^(\w+) = .*# (\([\d, ]*\))$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def values():
-    """The names of the page's blocks, each as the block that made it left it."""
+def values(tmp_path_factory):
+    """The names of the page's blocks, each as the block that made it left it, and the folder that they wrote to."""
+    folder = tmp_path_factory.mktemp("docs")
+    run = folder / "runs" / "shakespeare"
+    run.mkdir(parents=True)
+    metrics = MetricsWriter(run)
+    for step in (100, 200):
+        metrics.write_heads(step, {"self_attention/induction": np.full((3, 4), 1 / step)})
+    metrics.close()
     names, shapes = {}, []
-    for block in BLOCKS:
-        exec(compile(block, str(PAGE), "exec"), names)
-        shapes += [(name, shape, np.shape(names[name])) for name, shape in SHAPES.findall(block)]
-    return names | {"shapes": shapes}
+    with contextlib.chdir(folder):
+        for block in BLOCKS:
+            exec(compile(block, str(PAGE), "exec"), names)
+            shapes += [(name, shape, np.shape(names[name])) for name, shape in SHAPES.findall(block)]
+    return names | {"shapes": shapes, "folder": folder}
 
 
 def test_every_answer_is_short():
@@ -41,6 +52,9 @@ def test_what_the_page_says(values):
     assert set(values["scores"]) == {"entropy", "distance", "sink", "previous_token", "diagonal", "duplicate_token",
                                      "induction"}
     assert set(values["values"]) == {*values["scores"], "loss"}
+    assert list(values["words"]) == ["When", " Mary", " went", "(next)"]
+    assert (values["folder"] / "maps.html").stat().st_size > 10_000 and (values["folder"] / "maps.png").exists()
+    assert values["figure"].axes[0].get_ylabel() == "induction"
     assert values["known"][-1, 0, 0] <= 0 and values["guesses"][-1][0] in values["tokenizer"].pieces(
         range(values["tokenizer"].vocab_size))
     assert all(np.isfinite(values[name]).all() for name in ("blind", "steered", "result", "effect", "direct", "table"))

@@ -70,7 +70,7 @@ def test_the_three_kinds_of_an_encoder_decoder():
     assert seen.tokens == ["<s>", *"o gato"] and seen.source_tokens == [*"the cat", "</s>"]
     wanted = {"self": (seen.trace.decoder, (L, N, 7, 7), (seen.tokens, seen.tokens)),
               "encoder": (seen.trace.encoder, (2, N, 8, 8), (seen.source_tokens, seen.source_tokens)),
-              "cross": (seen.trace.cross, (L, N, 7, 8), (seen.tokens, seen.source_tokens))}
+              "cross": (seen.trace.cross, (L, N, 7, 8), ([*"o gato", "(next)"], seen.source_tokens))}
     assert seen.kinds == tuple(wanted)
     for kind, (trace, shape, labels) in wanted.items():
         maps = seen.attention(kind)
@@ -153,6 +153,8 @@ def test_the_pairs_of_a_packed_row():
     packed = tj.inspect_text(model, np.concatenate([source, other_source]), tokenizer(),
                              target=np.concatenate([other_target, target, [0]]), segment_ids=np.repeat([1, 2], [5, 3]),
                              target_segment_ids=np.repeat([2, 1, 0], [6, 4, 1]))
+    named = tokenizer().pieces([*other_target[1:], *target[1:]])
+    assert packed.labels("cross")[0] == [*named[:5], "(next)", *named[5:], "(next)", "(next)"]
     for document, (one, two) in zip(packed.documents(), ((other_source, other_target), (source, target)), strict=True):
         alone = tj.inspect_text(model, one, tokenizer(), target=two[1:], start_id=int(two[0]))
         assert_same(document, alone)

@@ -1,6 +1,7 @@
 """Figures: what they draw, that every label can be read, that sizes stay bounded."""
 
 import itertools
+import json
 import pathlib
 import subprocess
 import sys
@@ -178,6 +179,32 @@ def test_over_training_draws_heads_and_the_means_of_layers():
     named = [line for line in lines if line.get_label().startswith("layer ")]
     assert [line.get_label() for line in named] == [f"layer {layer}" for layer in range(0, 20, 2)]
     np.testing.assert_allclose(named[1].get_ydata(), values[:, 2].mean(-1), rtol=1e-6)
+
+
+def test_attention_over_training_is_what_a_run_wrote(tmp_path):
+    path, values = tmp_path / "metrics.jsonl", np.random.default_rng(0).random((3, 2, 4))
+    lines = [{"step": 5, "loss": 1.5}]
+    for step, values_LN in zip((10, 20, 25), values, strict=True):
+        lines += [{"step": step, "self_attention/entropy": (2 * values_LN).tolist(),
+                   "self_attention/previous_token": values_LN.tolist()},
+                  {"step": step, "cross_attention/entropy": (3 * values_LN).tolist()}]
+    cut = '{"step": 30, "self_attention/entropy": [[0.1, 0.2]'
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + cut)
+    for arguments, expected, label, title in (
+            ((), 2 * values, "entropy (nats)", "self attention"),
+            (("previous_token",), values, "previous token", "self attention"),
+            (("entropy", "cross"), 3 * values, "entropy (nats)", "cross attention")):
+        axes = plots.attention_over_training(path, *arguments).axes[0]
+        means = {line.get_label(): line for line in axes.lines if line.get_label().startswith("layer")}
+        for layer in range(2):
+            np.testing.assert_allclose(means[f"layer {layer}"].get_xydata().T,
+                                       [[10, 20, 25], expected[:, layer].mean(-1)], rtol=1e-6)
+        assert (axes.get_ylabel(), axes.get_title()) == (label, title)
+    with pytest.raises(ValueError, match="has no 'encoder_attention/sink'; it has cross_attention/entropy, self_atten"):
+        plots.attention_over_training(path, "sink", "encoder")
+    path.write_text('{"step": 5, "loss": 1.5}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has no .* train with --config\.metrics\.attention_every=100"):
+        plots.attention_over_training(path)
 
 
 def test_saving(tmp_path):

@@ -13,12 +13,13 @@ import reference_families
 from reference_families import random_model
 
 import transformer_jax as tj
-from transformer_jax.config import ExperimentConfig, LossConfig, from_dict, to_dict
+from transformer_jax.config import ExperimentConfig, LossConfig
 from transformer_jax.decoding.sample import prepared
 from transformer_jax.models.inputs import positions_in_segments
 from transformer_jax.nn.attention import AttentionContext
 from transformer_jax.ops import AttentionMask
 from transformer_jax.ops.attention import attention_weights
+from transformer_jax.settings import from_dict, to_dict
 from transformer_jax.training.objectives import translation_loss
 
 BASE = tj.ModelConfig(

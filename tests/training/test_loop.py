@@ -15,12 +15,13 @@ from transformer_jax.config import (
     EvalConfig,
     ExperimentConfig,
     MeshConfig,
+    MetricsConfig,
     ModelConfig,
     OptimConfig,
     SampleConfig,
-    from_dict,
 )
 from transformer_jax.data import Windows, make_batches
+from transformer_jax.settings import from_dict
 from transformer_jax.sharding import make_mesh
 from transformer_jax.training.checkpoint import Checkpoints, tree_digest
 from transformer_jax.training.errors import Interrupted, NotFiniteError
@@ -84,13 +85,13 @@ class Batches:
         return next(self._batches)
 
 
-def run(workdir, config=CONFIG, mesh=None, loss_fn=loss_fn, evaluate=None, **interruption):
+def run(workdir, config=CONFIG, mesh=None, loss_fn=loss_fn, evaluate=None, watch=None, **interruption):
     """Trains; validation is the mean of the weights, which anything that changes them changes."""
     samples = []
     state = fit(config, workdir, make_params=make_params, loss_fn=loss_fn, batches=Batches(config, **interruption),
                 mesh=make_mesh(config.mesh, jax.devices()[:1]) if mesh is None else mesh, files={"name": b"content"},
                 evaluate=evaluate or (lambda params: float(jnp.abs(params["out"][...]).mean())),
-                sample=lambda params, step: samples.append(step))
+                sample=lambda params, step: samples.append(step), watch=watch)
     return state, samples
 
 
@@ -169,6 +170,29 @@ def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(whole, tmp_path,
     assert deterministic(tmp_path) == deterministic(workdir)
 
 
+def watch(params, step, metrics):
+    values_LN = np.asarray(params["out"][...]).reshape(2, -1)
+    metrics.write_heads(step, {"self_attention/entropy": values_LN})
+
+
+def test_watching_changes_nothing_and_resumes(whole, tmp_path):
+    workdir, state, _ = whole
+    config = CONFIG.replace(metrics=MetricsConfig(attention_every=7))
+    watched, _ = run(tmp_path / "whole", config, watch=watch)
+    assert tree_digest(watched) == tree_digest(state)
+    lines = deterministic(tmp_path / "whole")
+    seen = {line["step"]: line["self_attention/entropy"] for line in lines if "self_attention/entropy" in line}
+    assert list(seen) == [7, 14, 21, STEPS]
+    np.testing.assert_allclose(seen[STEPS], np.asarray(state.params["out"][...]).reshape(2, -1), atol=6e-7)
+    assert [line for line in lines if "self_attention/entropy" not in line] == deterministic(workdir)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "stopped", config, watch=watch, at=15, call=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    resumed, _ = run(tmp_path / "stopped", config, watch=watch)
+    assert tree_digest(resumed) == tree_digest(state)
+    assert deterministic(tmp_path / "stopped") == lines
+    run(tmp_path / "never", watch=lambda *_: pytest.fail("attention_every=0"))
+
+
 def test_stopping_twice_and_before_the_first_step(whole, tmp_path):
     _, state, _ = whole
     for seen, stop in ((0, 2), (2, 3)):
@@ -178,6 +202,14 @@ def test_stopping_twice_and_before_the_first_step(whole, tmp_path):
 
 
 def test_the_usual_signal_handlers_come_back(whole, tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    try:
+        _check_signal_handlers(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _check_signal_handlers(tmp_path):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted):
         run(tmp_path, at=0, call=lambda: os.kill(os.getpid(), signal.SIGINT))

@@ -1,5 +1,6 @@
 """JSONL, TensorBoard events and the loss curve, read back by other means; model FLOPs against their formula."""
 
+import io
 import json
 
 import jax
@@ -39,6 +40,27 @@ def test_jsonl_and_tensorboard_say_the_same(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.5, "learning_rate": 0.25},
                                                         {"step": 2, "validation_loss": 1.5}]
     assert scalars(tmp_path) == [(1, "loss", 2.5), (1, "learning_rate", 0.25), (2, "validation_loss", 1.5)]
+
+
+def test_heads_have_a_line_and_a_curve_each(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    values_LN = np.array([[0.25, 1 / 3, 2.0], [0.0, 1e-7, np.float32(0.1)]], np.float32)
+    picture = np.random.default_rng(0).integers(256, size=(6, 9, 3), dtype=np.uint8)
+    writer.write_heads(7, {"self_attention/entropy": values_LN, "self_attention/sink": values_LN[:, :1]})
+    writer.write_image(7, "self_attention/entropy", picture)
+    writer.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"step": 7, "self_attention/entropy": [[0.25, 0.333333, 2.0], [0.0, 0.0, 0.1]], '
+        '"self_attention/sink": [[0.25], [0.0]]}\n')
+    found = {(step, tag): value for step, tag, value in scalars(tmp_path) if tag.endswith(("0", "1", "2"))}
+    expected = {(7, f"self_attention/entropy/layer_{layer}_head_{head}"): values_LN[layer, head]
+                for layer, head in np.ndindex(2, 3)}
+    expected |= {(7, f"self_attention/sink/layer_{layer}_head_0"): values_LN[layer, 0] for layer in (0, 1)}
+    assert found == pytest.approx(expected, abs=6e-7)
+    (tag, image), = ((value.tag, value.image) for event in board(tmp_path) for value in event.summary.value
+                     if value.HasField("image"))
+    assert tag == "self_attention/entropy"
+    np.testing.assert_array_equal(Image.open(io.BytesIO(image.encoded_image_string)), picture)
 
 
 def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path):

@@ -147,6 +147,33 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(accumulation):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_further_sums_come_out_as_means(accumulation):
+    """Over the same weights as the loss, whatever the microbatches."""
+    def loss_fn(params, batch, key):
+        loss, weight = next_token_loss()(params, batch, key)
+        return loss, weight, {"double": 2.0 * loss, "place": (batch["weights"] * jnp.arange(T)).sum()}
+
+    batch = make_batch(weights="random")
+    step = make_train_step(loss_fn, OPTIMIZERS["none"], accumulation)
+    _, metrics = step(start("none"), batch)
+    assert float(metrics["double"]) == pytest.approx(2 * float(metrics["loss"]), rel=1e-6)
+    places = np.broadcast_to(np.arange(T), (B, T))
+    assert float(metrics["place"]) == pytest.approx(np.average(places, weights=batch["weights"]), rel=1e-5)
+    sums = make_eval_step(loss_fn)(start("none").params, batch)
+    assert float(sums[2]["double"]) == pytest.approx(2 * float(sums[0]), rel=1e-6)
+
+
+def test_weights_to_begin_with_are_copied():
+    """A donated state takes none of the arrays that it was made of."""
+    model = weights()
+    before = tree_digest(model)
+    state = init_state(jax.tree_util.Partial(lambda model, key: model, model), OPTIMIZERS["adamw"], jax.random.key(0))
+    assert tree_digest(state.params) == before
+    make_step("adamw")(state, make_batch(weights="ones"))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(model)) and tree_digest(model) == before
+
+
 def test_the_old_state_is_donated():
     state = start("adamw")
     new, _ = make_step("adamw")(state, make_batch(weights="ones"))
@@ -161,7 +188,7 @@ def test_one_trace_over_many_steps(accumulation):
     traces = TRACES["adamw", accumulation]
     for i in range(50):
         state, _ = step(state, make_batch(i, weights="random"))
-    assert TRACES["adamw", accumulation] == traces > 0 and step._cache_size() == 1
+    assert TRACES["adamw", accumulation] == traces > 0 and step.func._cache_size() == 1
 
 
 def test_dropout_depends_on_the_key_and_the_step_only():

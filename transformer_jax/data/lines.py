@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from transformer_jax.data.packing import pack
+from transformer_jax.data.packing import lay_out
 from transformer_jax.data.tokenizer import Tokenizer
 
 _LINE_END = re.compile("\r\n?|\n")
@@ -72,18 +72,13 @@ class LineRows:
                 blocks.append([tokenizer.bos_id, *ids[start : start + length - 2], tokenizer.eos_id])
         if not blocks:
             raise ValueError("there is no line of text to make rows of")
-        lengths = np.array([len(block) for block in blocks])
-        rows = pack(lengths[:, None], [length])
-        tokens = np.full((rows.max() + 1, length), tokenizer.pad_id, np.min_scalar_type(tokenizer.vocab_size - 1))
-        segment_ids = np.zeros(tokens.shape, np.min_scalar_type(length))
-        ends, segments = np.zeros((2, len(tokens)), int)
-        for block, row in zip(blocks, rows, strict=True):
-            place = slice(ends[row], ends[row] + len(block))
-            segments[row] += 1
-            tokens[row, place] = block
-            segment_ids[row, place] = segments[row]
-            ends[row] = place.stop
-        return cls(tokens, segment_ids, len(lines))
+        (tokens,), segment_ids = lay_out([np.array([block]) for block in blocks], length)
+        tokens = np.where(segment_ids, tokens, tokenizer.pad_id)
+        return cls(
+            tokens.astype(np.min_scalar_type(tokenizer.vocab_size - 1)),
+            segment_ids.astype(np.min_scalar_type(length)),
+            len(lines),
+        )
 
     @functools.cached_property
     def digest(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from transformer_jax.data.lines import LineRows
-from transformer_jax.data.sentencepiece_training import ISOLATED_PIECES, SPECIAL_TOKENS
+from transformer_jax.data.sentencepiece_training import ISOLATED_PIECES
 from transformer_jax.data.tokenizer import Tokenizer
 
 
@@ -54,7 +54,7 @@ class Masking:
                 token; line breaks, tabs and the other isolated characters are words of their own.
         """
         is_ordinary_V = np.ones(tokenizer.vocab_size, bool)
-        is_ordinary_V[[tokenizer.piece_to_id(name) for name in SPECIAL_TOKENS]] = False
+        is_ordinary_V[tokenizer.special_ids] = False
         texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
         isolated = set("\0" + ISOLATED_PIECES)
         opens_word_V = np.array([not whole_words or text[:1] in {" ", *isolated} for text in texts])

@@ -13,6 +13,7 @@ from transformer_jax.data.packing import pack
 from transformer_jax.data.pairs import Pairs
 from transformer_jax.data.token_file import is_intact, write_with_digest
 from transformer_jax.data.tokenizer import Tokenizer
+from transformer_jax.data.windows import BatchSource
 
 _LAYOUT = 1  # part of the cache key: raise it when the rows of the same pairs by the same tokenizer change
 _GATHERED_PAIRS = 1 << 16  # at a time, while tokens are put in the order of the rows: what bounds the memory for it
@@ -149,11 +150,11 @@ class PackedPairs:
         return tokens_BL.astype(np.int32), segments_BL.astype(np.int32)
 
 
-def pair_evaluation_batches(rows: PackedPairs, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def pair_evaluation_batches(rows: BatchSource, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Yields every row once, in order.
 
     Args:
-        rows: The split to evaluate.
+        rows: The split to evaluate: `PackedPairs`, or other rows whose padding is 0.
         batch_size: Rows of every batch; the last one is filled up with rows of padding, which are 0 throughout.
 
     Returns:
@@ -167,7 +168,7 @@ def pair_evaluation_batches(rows: PackedPairs, batch_size: int) -> Iterator[dict
     return _evaluation_batches(rows, batch_size)
 
 
-def _evaluation_batches(rows: PackedPairs, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def _evaluation_batches(rows: BatchSource, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     for start in range(0, len(rows), batch_size):
         indices_B = np.arange(start, min(start + batch_size, len(rows)))
         missing = batch_size - len(indices_B)

@@ -43,3 +43,27 @@ def pack(lengths_NK: np.ndarray, capacities_K: Sequence[int]) -> np.ndarray:
         room_RK[place] -= lengths_K
         rows_N[index] = numbers_R[place]
     return rows_N
+
+
+def lay_out(examples: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lays examples end to end in rows, as `pack` assigns them.
+
+    Args:
+        examples: What each place of an example holds, C integers a place, each [C, n] with n at most `length`.
+        length: T, places of a row.
+
+    Returns:
+        The rows, int32 [C, R, T], and segment ids, int32 [R, T]: 1, 2, ... for the examples of a row. Where no example
+        lies, all is 0.
+    """
+    rows_N = pack(np.array([example.shape[1:] for example in examples]), [length])
+    values_CRT = np.zeros((len(examples[0]), rows_N.max() + 1, length), np.int32)
+    segment_ids_RT = np.zeros(values_CRT.shape[1:], np.int32)
+    ends_R, counts_R = np.zeros((2, len(segment_ids_RT)), int)
+    for example, row in zip(examples, rows_N, strict=True):
+        place = slice(ends_R[row], ends_R[row] + example.shape[1])
+        counts_R[row] += 1
+        values_CRT[:, row, place] = example
+        segment_ids_RT[row, place] = counts_R[row]
+        ends_R[row] = place.stop
+    return values_CRT, segment_ids_RT

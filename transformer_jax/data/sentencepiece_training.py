@@ -7,17 +7,14 @@ from collections.abc import Iterable, Iterator
 
 KINDS = ("char", "word", "bpe", "unigram")
 PAD, BOS, EOS, UNK, MASK, END_OF_TEXT = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>", "<|endoftext|>")
+ROLES = ("system", "user", "assistant")
+ROLE_TOKENS = tuple(f"<|{role}|>" for role in ROLES)
 
 # SentencePiece writes a space as U+2581, reserves tab, NUL and U+2047 while training, and strips line ends.
 # These characters are therefore cut out of the text before it sees them: each is a token (or bytes) of its own.
 SPACE = "\u2581"
 ISOLATED_PIECES = "\t\n\r\u2047"
 ISOLATED = re.compile(f"[\0{SPACE}{ISOLATED_PIECES}]")
-ISOLATED_OR_SPECIAL = re.compile("|".join([ISOLATED.pattern, *map(re.escape, SPECIAL_TOKENS)]))
-# The trainer drops names of control tokens that it meets in its text; cut in two, they are text like any other.
-_INSIDE_CONTROL_NAME = re.compile(
-    "(?<=<)(?=0x[0-9A-F]{2}>|" + "|".join(re.escape(name[1:]) for name in SPECIAL_TOKENS) + ")"
-)
 _WORD = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")  # what no piece goes beyond
 _PIECE_TAG = 1 << 3 | 2  # field 1 of SentencePiece's ModelProto, with a length: one of the pieces, in order
 _MAX_CHARS = 4096  # per call into SentencePiece: its BPE slows down with length, its trainer refuses longer words
@@ -25,7 +22,7 @@ _TRAINING_THREADS = 4  # a constant and not the machine's number of cores: it is
 
 
 def train_model(
-    texts: Iterable[str], kind: str, vocab_size: int | None, byte_fallback: bool | None, min_frequency: int
+    texts: Iterable[str], kind: str, vocab_size: int | None, byte_fallback: bool | None, min_frequency: int, chat: bool
 ) -> bytes:
     """Trains a SentencePiece model; arguments and errors are those of `Tokenizer.train`."""
     import sentencepiece
@@ -40,10 +37,11 @@ def train_model(
         raise ValueError(f"min_frequency={min_frequency} is for a tokenizer of kind 'bpe', not {kind!r}")
     if byte_fallback is None:
         byte_fallback = kind != "char"
-    sentences, isolated = _training_sentences(texts)
+    special_tokens = SPECIAL_TOKENS + ROLE_TOKENS * chat
+    sentences, isolated = _training_sentences(texts, special_tokens)
     if not sentences:
         raise ValueError("there is no text to train a tokenizer on")
-    smallest = len(SPECIAL_TOKENS) + 256 * byte_fallback + len(isolated) + 1
+    smallest = len(special_tokens) + 256 * byte_fallback + len(isolated) + 1
     if vocab_size is not None and vocab_size < smallest:
         raise ValueError(_too_small(vocab_size, smallest))
     size = {"use_all_vocab": True} if vocab_size is None else {"vocab_size": vocab_size}
@@ -68,7 +66,7 @@ def train_model(
             bos_piece=BOS,
             eos_piece=EOS,
             unk_piece=UNK,
-            control_symbols=[MASK, END_OF_TEXT],
+            control_symbols=list(special_tokens[special_tokens.index(MASK) :]),
             user_defined_symbols=isolated,
             hard_vocab_limit=min_frequency == 1,
             num_threads=_TRAINING_THREADS,
@@ -84,6 +82,11 @@ def train_model(
     if vocab_size is not None and largest < vocab_size:
         raise ValueError(_too_large(vocab_size, largest))
     return model.getvalue()
+
+
+def isolated_or_special(special_tokens: Iterable[str]) -> re.Pattern:
+    """Returns the pattern of what is cut out of a text in which names of special tokens stand for these tokens."""
+    return re.compile("|".join([ISOLATED.pattern, *map(re.escape, special_tokens)]))
 
 
 def split_runs(text: str, pattern: re.Pattern) -> Iterator[str]:
@@ -114,15 +117,18 @@ def _cut(text: str, start: int, end: int) -> Iterator[str]:
         yield text[start:end]
 
 
-def _training_sentences(texts: Iterable[str]) -> tuple[list[str], list[str]]:
+def _training_sentences(texts: Iterable[str], special_tokens: Iterable[str]) -> tuple[list[str], list[str]]:
     """Returns the runs to train on and those isolated characters that occur and get a token."""
+    # The trainer drops names of control tokens that it meets in its text; cut in two, they are text like any other.
+    rest_of_name = "|".join(["0x[0-9A-F]{2}>", *(re.escape(name[1:]) for name in special_tokens)])
+    inside_control_name = re.compile(f"(?<=<)(?={rest_of_name})")
     sentences, isolated = [], set()
     for text in texts:
         for run in split_runs(text, ISOLATED):
             if ISOLATED.fullmatch(run):
                 isolated.add(run)
             else:
-                sentences += [part for part in _INSIDE_CONTROL_NAME.split(run) if part]
+                sentences += [part for part in inside_control_name.split(run) if part]
     return sentences, sorted(isolated.intersection(ISOLATED_PIECES))
 
 

@@ -87,7 +87,7 @@ class TextFiles:
                 found = f"the keys {sorted(record)}" if isinstance(record, dict) else type(record).__name__
                 raise ValueError(f"{where} has no text under the key {self.key!r}; found {found}")
             text = record[self.key]
-            _check_characters(text, where)
+            check_characters(text, where)
             yield text
 
     def _decode(self, file: Path, data: bytes, offset: int) -> str:
@@ -125,7 +125,8 @@ def _between_separators(data: mmap.mmap, start: int) -> Iterator[tuple[int, int]
     yield begin, len(data)
 
 
-def _check_characters(text: str, where: str) -> None:
+def check_characters(text: str, where: str) -> None:
+    """Raises ValueError for a NUL or half a surrogate pair, which JSON can spell, in a text."""
     if "\0" in text:
         raise ValueError(f"{where} has a NUL character at character {text.index(chr(0))} of its text")
     try:
@@ -158,7 +159,7 @@ def tfds_text(example: object, key: str, where: str) -> str:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{where} is not UTF-8: byte offset {error.start}: {error.reason}") from error
-    _check_characters(text, where)
+    check_characters(text, where)
     return text
 
 

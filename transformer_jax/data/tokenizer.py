@@ -10,10 +10,12 @@ import numpy as np
 
 from transformer_jax.data.sentencepiece_training import (
     ISOLATED,
-    ISOLATED_OR_SPECIAL,
     ISOLATED_PIECES,
+    ROLE_TOKENS,
+    ROLES,
     SPACE,
     SPECIAL_TOKENS,
+    isolated_or_special,
     split_runs,
     train_model,
 )
@@ -22,7 +24,7 @@ _BLOCK_CHARS = 1 << 20
 
 
 class Tokenizer:
-    """An immutable SentencePiece model with the special tokens of `SPECIAL_TOKENS`.
+    """An immutable SentencePiece model with the special tokens of `SPECIAL_TOKENS` and maybe those of `ROLE_TOKENS`.
 
     Text is never normalised. With byte fallback `decode(encode(text)) == text` for every Unicode string; without it
     characters outside the vocabulary (and U+2581, which SentencePiece uses for the space) become `<unk>`, neighbours
@@ -54,7 +56,10 @@ class Tokenizer:
         self.vocab_size: int = self._model.vocab_size()
         special_ids = [self._model.piece_to_id(name) for name in SPECIAL_TOKENS]
         self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.mask_id, self.end_of_text_id = special_ids
-        self._special = {name: [token] for name, token in zip(SPECIAL_TOKENS, special_ids, strict=True)}
+        has_roles = all(self._model.is_control(self._model.piece_to_id(name)) for name in ROLE_TOKENS)
+        names = SPECIAL_TOKENS + ROLE_TOKENS * has_roles
+        self._special = {name: [self._model.piece_to_id(name)] for name in names}
+        self._isolated_or_special = isolated_or_special(names)
         self._bytes = [self._token_bytes(token) for token in range(self.vocab_size)]
         self._has_bytes = self._model.is_byte(self._model.piece_to_id("<0x00>"))
         self._space_bytes = self._byte_ids(SPACE)
@@ -69,6 +74,7 @@ class Tokenizer:
         vocab_size: int | None = None,
         byte_fallback: bool | None = None,
         min_frequency: int = 1,
+        chat: bool = False,
     ) -> "Tokenizer":
         """Trains a tokenizer; the same texts in the same order give the same bytes.
 
@@ -81,12 +87,13 @@ class Tokenizer:
                 except for "char".
             min_frequency: For "bpe": a piece of several characters must occur at least so often in the texts. Above
                 1, `vocab_size` is an upper limit, and texts that support fewer tokens give fewer.
+            chat: Whether there are role tokens, `<|system|>`, `<|user|>` and `<|assistant|>`, which conversations need.
 
         Raises:
             ValueError: unknown kind, no text, a vocabulary too large or too small for the texts, or `min_frequency`
                 below 1 or with another kind.
         """
-        return cls(train_model(texts, kind, vocab_size, byte_fallback, min_frequency))
+        return cls(train_model(texts, kind, vocab_size, byte_fallback, min_frequency, chat))
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -120,7 +127,7 @@ class Tokenizer:
         Raises:
             ValueError: half a surrogate pair, which is no Unicode character (UnicodeEncodeError).
         """
-        pattern = ISOLATED_OR_SPECIAL if allow_special else ISOLATED
+        pattern = self._isolated_or_special if allow_special else ISOLATED
         fixed = self._isolated | self._special if allow_special else self._isolated
         return self._encode_runs(list(split_runs(text, pattern)), fixed)
 
@@ -166,7 +173,7 @@ class Tokenizer:
         """Returns a string to show for each token: a special token's name, `<0xE2>` for a byte, else its text."""
         shown = []
         for token in self._checked(ids):
-            named = self._model.is_byte(token) or self.id_to_piece(token) in SPECIAL_TOKENS
+            named = self._model.is_byte(token) or self.id_to_piece(token) in self._special
             shown.append(self.id_to_piece(token) if named else self._bytes[token].decode())
         return shown
 
@@ -180,6 +187,26 @@ class Tokenizer:
         if self._model.id_to_piece(token) != piece:
             raise ValueError(f"the vocabulary has no piece {piece!r}")
         return token
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids of all special tokens, role tokens included."""
+        return list(itertools.chain.from_iterable(self._special.values()))
+
+    @property
+    def role_ids(self) -> dict[str, int]:
+        """The token of every role: "system", "user" and "assistant".
+
+        Raises:
+            ValueError: this tokenizer has no role tokens.
+        """
+        if ROLE_TOKENS[0] not in self._special:
+            raise ValueError(
+                f"this tokenizer has no role tokens ({', '.join(ROLE_TOKENS)}), which conversations need; train the "
+                "tokenizer, and the base model with it, with --config.data.tokenizer.chat=true (Tokenizer.train(..., "
+                "chat=True))"
+            )
+        return {role: self._special[name][0] for role, name in zip(ROLES, ROLE_TOKENS, strict=True)}
 
     @property
     def byte_lengths(self) -> np.ndarray:

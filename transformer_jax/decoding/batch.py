@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from transformer_jax.data.sentencepiece_training import MASK
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.models.functional import Model, check_tokens
 
@@ -34,11 +35,21 @@ def pad_right(rows: Sequence[Sequence[int]], max_len: int) -> tuple[np.ndarray, 
     longest = max(map(len, rows))
     if longest > max_len:
         raise ValueError(f"a text of {longest} tokens is longer than the model's context of {max_len}; shorten it")
-    tokens_BT = np.zeros((len(rows), min(bucket(longest), max_len)), np.int32)
+    return _pad(rows, min(bucket(longest), max_len), lambda ids, width: slice(0, len(ids)))
+
+
+def pad_left(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`pad_right` with the texts on the right, int32 ``[B, width]``: every row goes on at the same slot."""
+    return _pad(rows, width, lambda ids, width: slice(width - len(ids), width))
+
+
+def _pad(rows: Sequence[Sequence[int]], width: int,
+         place: Callable[[Sequence[int], int], slice]) -> tuple[np.ndarray, np.ndarray]:
+    tokens_BT = np.zeros((len(rows), width), np.int32)
     segment_ids_BT = np.zeros_like(tokens_BT)
     for row, ids in enumerate(rows):
-        tokens_BT[row, :len(ids)] = ids
-        segment_ids_BT[row, :len(ids)] = 1
+        tokens_BT[row, place(ids, width)] = ids
+        segment_ids_BT[row, place(ids, width)] = 1
     return tokens_BT, segment_ids_BT
 
 
@@ -50,6 +61,15 @@ def encode_prompts(prompts: Texts, tokenizer: Tokenizer | None, vocab_size: int)
 def encode_sources(sources: Texts, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
     """The token ids of every source, with ``</s>`` after a string; ValueError for what is no source."""
     return _encode(sources, tokenizer, vocab_size, lambda text: [*tokenizer.encode(text), tokenizer.eos_id])
+
+
+def encode_masked(text: str, tokenizer: Tokenizer) -> list[int]:
+    """``<s>`` text ``</s>``, in which ``<mask>`` is a token, of the space before it too; other names are text."""
+    *before, last = text.split(MASK)
+    ids = [tokenizer.bos_id]
+    for part in before:
+        ids += [*tokenizer.encode(part.removesuffix(" ")), tokenizer.mask_id]
+    return [*ids, *tokenizer.encode(last), tokenizer.eos_id]
 
 
 def _encode(texts: Texts, tokenizer: Tokenizer | None, vocab_size: int,

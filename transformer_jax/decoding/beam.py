@@ -16,6 +16,7 @@ from transformer_jax.decoding.batch import (
     encode_sources,
     ending_ids,
     first_token,
+    pad_left,
     pad_right,
 )
 from transformer_jax.decoding.beam_loop import Finished, Rules, search
@@ -135,18 +136,13 @@ def beam_search(model: Generator, sources: Texts, *, tokenizer: Tokenizer | None
         raise ValueError(f"max_new_tokens={max_new_tokens} must be from 1 to the {room} that the model's context of "
                          f"{config.max_len} leaves after {longest}")
     width = 1 if longest == 1 else bucket(longest)
-    tokens_BP = np.zeros((len(rows), width), np.int32)
-    segment_ids_BP = np.zeros_like(tokens_BP)
-    for row, prompt in enumerate(prompts):
-        tokens_BP[row, width - len(prompt):] = prompt
-        segment_ids_BP[row, width - len(prompt):] = 1
     ends = list(ending_ids(end_ids, tokenizer))
     check_tokens(np.asarray(ends, np.int64), config.vocab_size)
     ends_V = np.zeros(config.vocab_size, bool)
     ends_V[ends] = True
     rules = Rules(ends_V=ends_V, alpha=np.float32(length_penalty), limit=np.int32(max_new_tokens), penalty=penalty,
                    n_best=n_best)
-    found = search(prepared(model), tokens_BP, segment_ids_BP, encoded_sources, rules, beam_size)
+    found = search(prepared(model), *pad_left(prompts, width), encoded_sources, rules, beam_size)
     return BeamSearch([[_hypothesis(one, rank, ends_V, tokenizer) for rank in range(n_best)] for one in found])
 
 

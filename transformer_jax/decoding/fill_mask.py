@@ -14,7 +14,7 @@ import numpy as np
 
 from transformer_jax.data.sentencepiece_training import MASK, SPECIAL_TOKENS
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.decoding.batch import check_family, pad_right
+from transformer_jax.decoding.batch import check_family, encode_masked, pad_right
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.functional import check_tokens
 
@@ -62,6 +62,8 @@ def fill_mask(model: Encoder, texts: str | Sequence[str], *, tokenizer: Tokenize
         raise ValueError("there is no text to fill in")
     if not 1 <= top_k <= tokenizer.vocab_size:
         raise ValueError(f"top_k={top_k} must be from 1 to the {tokenizer.vocab_size} tokens of the vocabulary")
+    for text in texts:
+        check_masked(text)
     rows = [encode_masked(text, tokenizer) for text in texts]
     check_tokens(np.concatenate(rows), model.config.vocab_size)
     tokens_BT, segment_ids_BT = pad_right(rows, model.config.max_len)
@@ -84,21 +86,13 @@ def _most_probable(model: Encoder, tokens_BT: jax.Array, segment_ids_BT: jax.Arr
     return jax.lax.top_k(probabilities_BPV[..., :vocab_size], top_k)  # a model may have more rows than there are tokens
 
 
-def encode_masked(text: str, tokenizer: Tokenizer) -> list[int]:
-    """``<s>`` text ``</s>``, in which ``<mask>`` is a token and other special names are text; ValueError if none is."""
-    parts = text.split(MASK)
-    if len(parts) == 1:
+def check_masked(text: str) -> None:
+    """Raises ValueError for a text without ``<mask>``."""
+    if MASK not in text:
         unknown = next((name for name in _LOOKS_SPECIAL.findall(text) if name not in SPECIAL_TOKENS), None)
         near = unknown and difflib.get_close_matches(unknown, [MASK], n=1)
         hint = f": {unknown} is no token; did you mean {MASK}?" if near else f"; write {MASK} where a token is wanted"
         raise ValueError(f"the text {text!r} has no {MASK}{hint}")
-    ids = [tokenizer.bos_id]
-    for index, part in enumerate(parts):
-        if index:
-            ids.append(tokenizer.mask_id)
-        # A token holds the space before it, and so does the mask.
-        ids += tokenizer.encode(part.removesuffix(" ") if index < len(parts) - 1 else part)
-    return [*ids, tokenizer.eos_id]
 
 
 def _candidate(text: str, mask: int, token: int, probability: float, tokenizer: Tokenizer) -> Candidate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 
@@ -18,6 +19,7 @@ from transformer_jax.decoding.batch import (
     encode_sources,
     ending_ids,
     first_token,
+    pad_left,
     pad_right,
 )
 from transformer_jax.decoding.logits import Sampling, Settings
@@ -82,7 +84,7 @@ def generate(model: Generator, prompts: str | Sequence[str] | Sequence[Sequence[
     return session.result()
 
 
-def stream(model: Generator, prompt: str, *, tokenizer: Tokenizer, key: jax.Array | None = None,
+def stream(model: Generator, prompt: str | Sequence[int], *, tokenizer: Tokenizer, key: jax.Array | None = None,
            max_new_tokens: int = 100, sampling: Sampling = Sampling(), stop: str | Sequence[str] = (),
            slide: bool = False) -> Iterator[str]:
     """Continues one prompt, yielding text as it comes: whole characters, never part of a stop string.
@@ -188,12 +190,7 @@ class _Session:
         longest = max(map(len, self.contexts))
         padded = bucket(longest)
         self.next_slot, self.end_slot = padded, padded + min(self.max_new_tokens - self.num_new, max_len - longest)
-        tokens_BP = np.zeros((len(self.contexts), padded), np.int32)
-        segment_ids_BP = np.zeros_like(tokens_BP)
-        for row, context in enumerate(self.contexts):
-            tokens_BP[row, padded - len(context):] = context
-            segment_ids_BP[row, padded - len(context):] = 1
-        self.state = prefill(self.model, tokens_BP, segment_ids_BP, self.keys_B, jnp.int32(self.num_new),
+        self.state = prefill(self.model, *pad_left(self.contexts, padded), self.keys_B, jnp.int32(self.num_new),
                              self.settings, self.sources, capacity=bucket(self.end_slot))
         if any(self.reasons):
             self.state = dataclasses.replace(self.state, done_B=self.state.done_B | self._ended())
@@ -268,18 +265,21 @@ class _LastPrepared:
 
     def __init__(self):
         self.model: weakref.ref | None = None
+        self.lock = threading.RLock()  # a model may be collected, and forgotten, while another is prepared
 
     def get(self, model: Generator) -> Generator:
         leaves = jax.tree.leaves(model)
-        known = self.model is not None and self.model() is model
-        if not known or any(a is not b for a, b in zip(leaves, self.leaves, strict=True)):
-            self.model, self.leaves = weakref.ref(model, self._forget), leaves
-            self.prepared = _separate_layers(model)
-        return self.prepared
+        with self.lock:
+            known = self.model is not None and self.model() is model
+            if not known or any(a is not b for a, b in zip(leaves, self.leaves, strict=True)):
+                prepared = _separate_layers(model)
+                self.model, self.leaves, self.prepared = weakref.ref(model, self._forget), leaves, prepared
+            return self.prepared
 
     def _forget(self, reference: weakref.ref) -> None:
-        if self.model is reference:
-            self.model = self.leaves = self.prepared = None
+        with self.lock:
+            if self.model is reference:
+                self.model = self.leaves = self.prepared = None
 
 
 _last_prepared = _LastPrepared()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.decoding.batch import check_family
+from transformer_jax.decoding.batch import check_family, pad_right
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.functional import check_tokens
 
@@ -53,18 +53,10 @@ def score(model: Decoder, texts: str | Sequence[str], *, tokenizer: Tokenizer) -
     if not texts or "" in texts:
         raise ValueError("score needs at least one text, and no empty one")
     tokens = [tokenizer.encode(text) for text in texts]
-    longest = max(map(len, tokens))
-    if longest > model.config.max_len:
-        raise ValueError(f"a text of {longest} tokens is longer than the model's context of {model.config.max_len}")
-    width = min(max(16, 1 << (longest - 1).bit_length()), model.config.max_len)
-    inputs_BT = np.zeros((len(texts), width), np.int32)
-    targets_BT = np.zeros_like(inputs_BT)
-    segments_BT = np.zeros_like(inputs_BT)
-    for row, ids in enumerate(tokens):
-        check_tokens(np.asarray(ids), model.config.vocab_size)
-        inputs_BT[row, :len(ids)] = [tokenizer.end_of_text_id, *ids[:-1]]
-        targets_BT[row, :len(ids)] = ids
-        segments_BT[row, :len(ids)] = 1
+    check_tokens(np.concatenate(tokens), model.config.vocab_size)
+    targets_BT, segments_BT = pad_right(tokens, model.config.max_len)
+    inputs_BT = np.roll(targets_BT, 1, axis=1)
+    inputs_BT[:, 0] = tokenizer.end_of_text_id
     logprobs_BT = np.asarray(_token_logprobs(model, inputs_BT, targets_BT, segments_BT))
     logprobs = [row[:len(ids)].tolist() for row, ids in zip(logprobs_BT, tokens, strict=True)]
     return Score(totals=[sum(row) for row in logprobs], tokens=tokens, logprobs=logprobs)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import html as markup
+import pathlib
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.inspection import maps
+from transformer_jax.inspection import maps, showing, viewer
 from transformer_jax.inspection.attribution import Attribution, direct_logit_attribution
 from transformer_jax.inspection.lens import Lens, logit_lens, value_norms, value_weighted
 from transformer_jax.inspection.mixing import rollout
@@ -18,6 +20,9 @@ from transformer_jax.inspection.parts import Index, check_kind, resolve, trace_o
 from transformer_jax.models.functional import Model
 from transformer_jax.models.output import PairTrace, Trace
 from transformer_jax.ops.masks import AttentionMask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +63,18 @@ class Inspection:
         return ("self",) if isinstance(self.trace, Trace) else ("self", "encoder", "cross")
 
     def labels(self, kind: str = "self") -> tuple[list[str], list[str]]:
-        """The tokens that attend, and those that are attended to."""
+        """The tokens that attend, and those that are attended to.
+
+        Of ``"cross"``, each query is named by the token that it predicts, the last of a text by ``"(next)"``.
+        """
         check_kind(self.model, kind)
-        return (self.source_tokens if kind == "encoder" else self.tokens,
-                self.tokens if kind == "self" else self.source_tokens)
+        if kind != "cross":
+            tokens = self.source_tokens if kind == "encoder" else self.tokens
+            return tokens, tokens
+        segment_ids = np.zeros(len(self.ids)) if self.segment_ids is None else self.segment_ids
+        is_last = np.diff(segment_ids, append=-1) != 0
+        following = [*self.tokens[1:], ""]
+        return ["(next)" if last else token for token, last in zip(following, is_last, strict=True)], self.source_tokens
 
     def strings(self, ids: Any) -> Any:
         """Tokens to show, in lists nested as the array of ids is."""
@@ -146,6 +159,46 @@ class Inspection:
             target = self.logit_lens(position, top_k=1).ids[-1, 0]
         parts = direct_logit_attribution(self.model, self.trace, jnp.reshape(target, (1, 1)), positions=position)
         return jax.tree.map(lambda x: x[0, 0] if x.ndim == 2 else x[:, 0, 0], parts)
+
+    def plot(self, kind: str | None = None, layer: int | None = None, head: int | None = None) -> Figure:
+        """A figure of every head, of a layer's heads, or of one map; :func:`plots.save` writes it.
+
+        Args:
+          kind: of attention; by default ``"cross"`` where there is one, else ``"self"``.
+          layer: which layer, of all by default. Of ``"cross"`` attention the mean over its heads is drawn.
+          head: which of its heads.
+
+        Raises:
+          ValueError: for a kind that the model has not, an index out of range, a head without its layer, or more maps
+            than a figure shows.
+        """
+        return showing.plot(self, kind, layer, head)
+
+    def to_html(self, path: str | pathlib.Path | None = None, *, kind: str | None = None, layer: int = 0,
+                head: int = 0, title: str = "Attention") -> str | None:
+        """The page to explore every layer and head of every kind of attention: one file, for any browser.
+
+        Args:
+          path: where it goes; ``None``: it is returned.
+          kind: that it opens with, likewise layer and head; see :meth:`plot`.
+          layer: negative numbers count from the end.
+          head: likewise.
+          title: of the page.
+
+        Raises:
+          ValueError: as :meth:`plot`, and for a text too long for a page.
+        """
+        shown = showing.page_maps(self, kind)
+        if path is None:
+            return viewer.html(shown, title=title, layer=layer, head=head)
+        return viewer.save_html(path, shown, title=title, layer=layer, head=head)
+
+    def _repr_html_(self) -> str:
+        """The page in a frame, for Jupyter and Colab; what has no page is shown as text, with the reason."""
+        try:
+            return viewer.iframe_html(showing.page_maps(self, None))
+        except ValueError as reason:
+            return f"<pre>{markup.escape(repr(self))}\n{markup.escape(str(reason))}</pre>"
 
     def documents(self) -> list[Inspection]:
         """The documents of a packed row, each with its own tokens and its own part of the trace.

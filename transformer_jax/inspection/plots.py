@@ -6,6 +6,7 @@ state and needs no display; :func:`save` writes it. Lightness tells more from le
 
 from __future__ import annotations
 
+import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -188,6 +189,36 @@ def over_training(steps: Sequence[int], values_ELN: np.ndarray, name: str, *, ti
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=figures.FONT, frameon=False)
     return figures.titled(figure, axes, title)
+
+
+def metric(name: str, kind: str = "self") -> str:
+    """The name in a run's ``metrics.jsonl`` of a summary of one kind of attention: ``"self_attention/entropy"``."""
+    return f"{kind}_attention/{name}"
+
+
+def attention_over_training(path: str | pathlib.Path, name: str = "entropy", kind: str = "self", *,
+                            title: str = "") -> Figure:
+    """How a summary of each head changed in a run that was trained with ``--config.metrics.attention_every=...``.
+
+    Args:
+      path: of the run's ``metrics.jsonl``.
+      name: of the summary, see :func:`~transformer_jax.inspection.maps.summaries`.
+      kind: of attention.
+      title: of the figure; by default it says which attention.
+
+    Raises:
+      ValueError: for a run that did not measure it.
+    """
+    lines = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines() if line.endswith("}")]
+    measured = [(line["step"], line[metric(name, kind)]) for line in lines if metric(name, kind) in line]
+    if not measured:
+        known = sorted({known for line in lines for known in line if "_attention/" in known})
+        raise ValueError(f"{path} has no {metric(name, kind)!r}; " + (
+            f"it has {', '.join(known)}" if known else "train with --config.metrics.attention_every=100"))
+    steps, values_ELN = zip(*measured, strict=True)
+    units = {"entropy": " (nats)", "distance": " (tokens)"}
+    return over_training(steps, values_ELN, name.replace("_", " ") + units.get(name, ""),
+                         title=title or f"{kind} attention")
 
 
 def save(figure: Figure, path: str | pathlib.Path) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax.data.sentencepiece_training import MASK
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.decoding.batch import encode_prompts, encode_sources, ending_ids, first_token
+from transformer_jax.decoding.batch import encode_masked, encode_prompts, encode_sources, ending_ids, first_token
 from transformer_jax.decoding.logits import Sampling
 from transformer_jax.decoding.sample import generate
 from transformer_jax.inspection.inspection import Inspection
@@ -53,7 +52,7 @@ def inspect_text(bundle_or_model: Any, text: Text, tokenizer: Tokenizer | None =
         if target is not None:
             raise ValueError("an encoder reads one text: it has no target")
         if isinstance(text, str) and tokenizer is not None:
-            text = _with_masks(text, tokenizer)
+            text = encode_masked(text, tokenizer)
     encode = encode_sources if pair else encode_prompts
     ids = np.asarray(encode([text], tokenizer, vocab_size)[0], np.int32)
     segment_ids = _segments("segment_ids", segment_ids, ids)
@@ -78,15 +77,6 @@ def inspect_text(bundle_or_model: Any, text: Text, tokenizer: Tokenizer | None =
 
 def _encoded(text: Text, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
     return encode_prompts([text], tokenizer, vocab_size)[0] if len(text) else []
-
-
-def _with_masks(text: str, tokenizer: Tokenizer) -> list[int]:
-    """``<s>`` text ``</s>``; a ``<mask>`` takes the place of a token and of the space before it."""
-    ids = [tokenizer.bos_id]
-    *before, last = text.split(MASK)
-    for part in before:
-        ids += [*tokenizer.encode(part.removesuffix(" ")), tokenizer.mask_id]
-    return [*ids, *tokenizer.encode(last), tokenizer.eos_id]
 
 
 def _target(model: EncoderDecoder, source_ids: np.ndarray, target: Text | None, tokenizer: Tokenizer | None,

@@ -12,7 +12,7 @@ from transformer_jax.nn.attention import AttentionContext
 from transformer_jax.nn.blocks import Intervene
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.embeddings import Embeddings
-from transformer_jax.nn.layers import Norm
+from transformer_jax.nn.layers import Norm, ScalarHead
 from transformer_jax.nn.stack import Stack
 from transformer_jax.sharding import constrain
 
@@ -36,6 +36,7 @@ class Decoder(nnx.Module):
         self.embeddings = Embeddings(config, key=embedding_key)
         self.stack = Stack(config, key=stack_key, num_layers=config.num_layers)
         self.final_norm = Norm(config.model_dim, config) if config.norm_position == "pre" else None
+        self.value_head = ScalarHead(config, key=jax.random.fold_in(key, 2)) if config.use_value_head else None
 
     def __call__(self, tokens_BT: jax.Array, *, segment_ids_BT: jax.Array | None = None,
                  positions_BT: jax.Array | None = None, cache: KVCache | None = None, key: jax.Array | None = None,

@@ -12,11 +12,12 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.encoder_decoder import EncoderDecoder
+from transformer_jax.models.heads import RewardModel
 from transformer_jax.models.output import PairTrace, Trace
 
-Model = Decoder | Encoder | EncoderDecoder
+Model = Decoder | Encoder | EncoderDecoder | RewardModel
 
-_FAMILIES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
+_FAMILIES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder, "reward": RewardModel}
 
 
 def make_model(config: ModelConfig, *, key: jax.Array) -> Model:

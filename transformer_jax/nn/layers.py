@@ -1,4 +1,4 @@
-"""The smallest modules: a linear map, a norm, dropout."""
+"""The smallest modules: a linear map, one to a single number, a norm, dropout."""
 
 from __future__ import annotations
 
@@ -67,6 +67,20 @@ def for_single_tokens(linear: Linear) -> Linear:
     result.transposed = True
     result.kernel = parameter(linear.kernel[...].T, linear.kernel.axes[::-1])
     return result
+
+
+class ScalarHead(nnx.Module):
+    """A linear map from a hidden state to one number, such as a reward or a value."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        kernel = jax.random.normal(key, config.model_dim) / config.model_dim
+        self.kernel = parameter(kernel.astype(config.param_dtype), ("embed",))
+        self.bias = parameter(jnp.zeros((), config.param_dtype), ())
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """float32 ``[...]`` of ``[..., D]``."""
+        kernel_D, bias = self.kernel[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        return (hidden.astype(jnp.float32) * kernel_D).sum(-1) + bias
 
 
 class Norm(nnx.Module):

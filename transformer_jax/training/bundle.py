@@ -9,9 +9,12 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.config import ExperimentConfig, ModelConfig, from_dict, to_dict
+from transformer_jax.config import ExperimentConfig, ModelConfig
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.models.functional import Model, make_model
+from transformer_jax.nn.lora import merge_adapters
+from transformer_jax.settings import from_dict, to_dict
+from transformer_jax.training.adapters import BASE_FILE, restore_adapters
 from transformer_jax.training.checkpoint import CheckpointError, Checkpoints
 
 TOKENIZER_FILE = "tokenizer.model"
@@ -37,7 +40,7 @@ class Bundle:
 
 
 def load(directory: str | pathlib.Path, *, step: int | str | None = None, average: int = 1) -> Bundle:
-    """Loads the model of a workdir of ``experiments.train``, or of :func:`save`.
+    """Loads the model of a workdir of a run, or of :func:`save`; the adapters of a run with ``lora.rank`` are merged.
 
     Args:
       directory: the workdir.
@@ -62,20 +65,25 @@ def load(directory: str | pathlib.Path, *, step: int | str | None = None, averag
     found = checkpoints.restore({}, step=None if step in (None, "best") else _number(step))
     experiment = from_dict(ExperimentConfig, found.metadata["config"]) if "config" in found.metadata else None
     config = from_dict(ModelConfig, found.metadata["model"]) if experiment is None else experiment.model
+    base = load(directory / "base").model if BASE_FILE in found.files else None
     shapes = jax.eval_shape(lambda key: make_model(config, key=key), jax.random.key(0))
-    restored = checkpoints.restore({"params": shapes}, step=found.step)
-    model = restored.state["params"]
+
+    def restore(step: int) -> Model:
+        if base is not None:
+            return merge_adapters(base, restore_adapters(checkpoints, base, step=step))
+        return checkpoints.restore({"params": shapes}, step=step).state["params"]
+
+    model = restore(found.step)
     if average > 1:
         steps = [kept for kept in checkpoints.steps() if kept <= found.step][-average:]
         if len(steps) < average:
             raise CheckpointError(f"average={average}, but {checkpoints.directory} keeps {len(steps)} checkpoints up "
                                   f"to step {found.step}; train with checkpoint.keep={average}, or average fewer")
         for earlier in steps[:-1]:
-            model = jax.tree.map(jnp.add, model, checkpoints.restore({"params": shapes}, step=earlier).state["params"])
+            model = jax.tree.map(jnp.add, model, restore(earlier))
         model = jax.tree.map(lambda total: total / average, model)
-    tokenizer = Tokenizer.from_bytes(restored.files[TOKENIZER_FILE]) if TOKENIZER_FILE in restored.files else None
-    return Bundle(model=model, tokenizer=tokenizer, config=config, step=restored.step,
-                  experiment=experiment)
+    tokenizer = Tokenizer.from_bytes(found.files[TOKENIZER_FILE]) if TOKENIZER_FILE in found.files else None
+    return Bundle(model=model, tokenizer=tokenizer, config=config, step=found.step, experiment=experiment)
 
 
 def save(directory: str | pathlib.Path, bundle: Bundle) -> None:

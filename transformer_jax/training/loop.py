@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from transformer_jax.config import ExperimentConfig, to_dict
+from transformer_jax.config import ExperimentConfig
+from transformer_jax.settings import to_dict
 from transformer_jax.sharding import batch_sharding
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.errors import Interrupted, NotFiniteError
@@ -28,19 +29,24 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: Callable[[jax.Array], Any],
         loss_fn: LossFn, batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, files: dict[str, bytes],
-        evaluate: Callable[[Any], float], sample: Callable[[Any, int], None] | None = None) -> TrainState:
+        evaluate: Callable[[Any], float | dict[str, float]], sample: Callable[[Any, int], None] | None = None,
+        watch: Callable[[Any, int, MetricsWriter], None] | None = None,
+        follow: Callable[[Any, dict[str, jax.Array] | None], dict[str, float]] | None = None) -> TrainState:
     """Trains to ``config.steps``, from the last checkpoint in the workdir if there is one.
 
     Args:
       config: decides everything; it is stored in the checkpoints.
       workdir: holds ``checkpoints`` (the last few), ``best`` (lowest validation loss) and ``metrics.jsonl``.
       make_params: makes the weights from a key.
-      loss_fn: ``(params, batch, key) -> (sum of losses, sum of weights)``.
+      loss_fn: ``(params, batch, key) -> (sum of losses, sum of weights)``, see :func:`make_train_step`.
       batches: this process's rows of each batch, with ``get_state`` and ``set_state``.
       mesh: from :func:`transformer_jax.sharding.make_mesh`.
       files: stored with every checkpoint, such as the tokenizer.
-      evaluate: the validation loss of some weights.
+      evaluate: the validation loss of some weights, or a dict of what to log, ``validation_loss`` among it.
       sample: called with weights and step every ``config.sample.every`` steps.
+      watch: called with weights, step and where to write metrics every ``config.metrics.attention_every`` steps.
+      follow: for batches that depend on the weights, as in reinforcement learning: called with the weights before the
+        first batch and then after every step, with its metrics, before anything is saved; returns what to log.
 
     Returns:
       The final state.
@@ -68,15 +74,20 @@ def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: C
             state, saved = init_state(make_params, optimizer, jax.random.key(config.seed), mesh), None
         start = step = int(state.step)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        metrics = stack.enter_context(contextlib.closing(MetricsWriter(workdir, start)))
+        metrics = stack.enter_context(contextlib.closing(MetricsWriter(workdir, -1 if saved is None else start)))
         signals = stack.enter_context(_signals())
         bar = stack.enter_context(tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True,
                                        desc="training", smoothing=0.05))
+
+        def lead(current: dict[str, jax.Array] | None) -> None:
+            if follow is not None and step < config.steps and (scalars := follow(state.params, current)):
+                metrics.write(step, **scalars)
 
         def save(into: Checkpoints) -> None:
             metadata = {"config": to_dict(config), "data": batches.get_state(), "best_loss": best_loss}
             into.save(step, state, metadata=metadata, files=files)
 
+        lead(None)
         previous, since, tokens_since = None, time.perf_counter(), 0
         while step < config.steps and not signals:
             batch = next(batches)
@@ -94,16 +105,20 @@ def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: C
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in current.items()}
                 rate = tokens_since / (time.perf_counter() - since)
-                speed = {"tokens_per_second": rate,
-                         "model_flops_per_second": rate * flops_per_token(config.model, num_parameters)}
-                metrics.write(step, loss=values["loss"], grad_norm=values["grad_norm"], skipped=values["skipped"],
+                speed = {"tokens_per_second": rate}
+                if not config.lora.rank:  # else the params are not those that the model is run with
+                    speed["model_flops_per_second"] = rate * flops_per_token(config.model, num_parameters)
+                metrics.write(step, **{name: value for name, value in values.items() if name != "skipped_in_a_row"},
                               learning_rate=float(schedule(step - 1)), **(speed if tokens_since else {}))
                 bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s")
                 since, tokens_since = time.perf_counter(), 0
             if step % config.eval.every == 0 or step == config.steps:
-                loss = evaluate(state.params)
-                metrics.write(step, validation_loss=loss)
-                bar.write(f"step {step}: validation loss {loss:.4f}")
+                found = evaluate(state.params)
+                found = found if isinstance(found, dict) else {"validation_loss": found}
+                loss = found["validation_loss"]
+                metrics.write(step, **found)
+                bar.write(f"step {step}: " + ", ".join(f"{name.replace('_', ' ')} {value:.4f}"
+                                                       for name, value in found.items()))
                 if loss < best_loss:
                     best_loss = loss
                     save(best)
@@ -111,6 +126,11 @@ def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: C
             if sample is not None and config.sample.every and (config.sample.due(step) or step == config.steps):
                 sample(state.params, step)
                 since, tokens_since = time.perf_counter(), 0
+            every = config.metrics.attention_every
+            if watch is not None and every and (step % every == 0 or step == config.steps):
+                watch(state.params, step, metrics)
+                since, tokens_since = time.perf_counter(), 0
+            lead(current)
             if step % config.checkpoint.every == 0:
                 save(last)
                 saved = step

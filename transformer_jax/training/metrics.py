@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from transformer_jax.config import ModelConfig
 
 
 class MetricsWriter:
-    """Appends scalars to ``metrics.jsonl`` and TensorBoard event files in one directory.
+    """Appends numbers to ``metrics.jsonl`` and TensorBoard event files in one directory.
 
     Opened at a step, it drops what a run that was killed had written after that step.
     """
@@ -32,6 +35,20 @@ class MetricsWriter:
         self._file.flush()
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
+
+    def write_heads(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """One line of numbers of every head ``[L, N]`` at a step, to six places; TensorBoard has a curve for each."""
+        rounded = {name: np.round(np.asarray(values_LN, np.float64), 6) for name, values_LN in values.items()}
+        lists = {name: values_LN.tolist() for name, values_LN in rounded.items()}
+        self._file.write(json.dumps({"step": step, **lists}) + "\n")
+        self._file.flush()
+        for name, values_LN in rounded.items():
+            for (layer, head), value in np.ndenumerate(values_LN):
+                self._board.add_scalar(f"{name}/layer_{layer}_head_{head}", value, step)
+
+    def write_image(self, step: int, name: str, pixels_HWC: np.ndarray) -> None:
+        """A picture for TensorBoard, uint8 ``[height, width, 3]``."""
+        self._board.add_image(name, pixels_HWC, step, dataformats="HWC")
 
     def close(self) -> None:
         """Writes out what is buffered."""

@@ -33,33 +33,12 @@ def next_token_loss(config: LossConfig = LossConfig()) -> LossFn:
 
 def translation_loss(config: LossConfig = LossConfig()) -> LossFn:
     """Sequence to sequence: as :func:`next_token_loss`, with ``source`` and ``source_segment_ids`` ``[B, S]``."""
-    def run(model: EncoderDecoder, batch: Batch, key: jax.Array | None) -> Output:
-        return model(batch["source"], batch["tokens"], source_segment_ids_BS=batch.get("source_segment_ids"),
-                     target_segment_ids_BT=batch.get("segment_ids"), key=key)
-
     def loss_fn(model: EncoderDecoder, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        return _target_loss(model, run(model, batch, key), batch, config)
+        out = model(batch["source"], batch["tokens"], source_segment_ids_BS=batch.get("source_segment_ids"),
+                    target_segment_ids_BT=batch.get("segment_ids"), key=key)
+        return _target_loss(model, out, batch, config)
 
-    def regularized_loss_fn(model: EncoderDecoder, batch: Batch,
-                            key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        if key is None:
-            return loss_fn(model, batch)
-        logits = [run(model, batch, one).logits for one in jax.random.split(key)]
-        losses_BT = sum(cross_entropy(one, batch["targets"], label_smoothing=config.label_smoothing,
-                                      z_loss=config.z_loss) for one in logits) / 2
-        losses_BT += config.r_drop * symmetric_divergence(*logits)
-        return (losses_BT * batch["weights"]).sum(), batch["weights"].sum()
-
-    return regularized_loss_fn if config.r_drop else loss_fn
-
-
-def symmetric_divergence(logits_a: jax.Array, logits_b: jax.Array) -> jax.Array:
-    """The mean of KL(a || b) and KL(b || a) over the last axis, in nats.
-
-    Source: Wu et al. (2021), R-Drop, equation 2.
-    """
-    log_a, log_b = jax.nn.log_softmax(logits_a), jax.nn.log_softmax(logits_b)
-    return 0.5 * ((jnp.exp(log_a) - jnp.exp(log_b)) * (log_a - log_b)).sum(-1)
+    return loss_fn
 
 
 def masked_token_loss(config: LossConfig = LossConfig()) -> LossFn:

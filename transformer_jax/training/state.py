@@ -42,31 +42,40 @@ def init_state(make_params: Callable[[jax.Array], Any], optimizer: optax.Gradien
     """A fresh state; with a mesh, every array is created on the devices that hold it.
 
     Args:
-      make_params: makes the weights from a key, as ``lambda key: Decoder(config, key=key)``.
+      make_params: makes the weights from a key, as ``lambda key: Decoder(config, key=key)``. Weights to begin with are
+        arguments of a ``jax.tree_util.Partial``, as ``Partial(lambda model, key: model, model)``, and are copied.
       optimizer: an optax transformation.
       key: PRNG key of the run.
       mesh: where the state lives; ``None``: the default device.
     """
-    make = functools.partial(_make, make_params, optimizer)
-    out_shardings = None if mesh is None else shardings(jax.eval_shape(make, key), mesh)
+    make_params = as_pytree(make_params)
+    out_shardings = None if mesh is None else shardings(jax.eval_shape(functools.partial(_make, optimizer), make_params,
+                                                                       key), mesh)
     # It runs once: on a CPU, compile it quickly rather than well.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(make, out_shardings=out_shardings, compiler_options=options)(key)
+    make = jax.jit(functools.partial(_make, optimizer), out_shardings=out_shardings, compiler_options=options)
+    return make(make_params, key)
 
 
 def abstract_state(make_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation,
                    mesh: Mesh | None = None) -> TrainState:
     """The shapes and shardings of :func:`init_state`, without allocating: what a checkpoint is restored into."""
-    shapes = jax.eval_shape(functools.partial(_make, make_params, optimizer), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(_make, optimizer, make_params), jax.random.key(0))
     if mesh is None:
         return shapes
     return jax.tree.map(lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
                         shapes, shardings(shapes, mesh))
 
 
-def _make(make_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation,
+def as_pytree(function: Callable) -> jax.tree_util.Partial:
+    """A function as an argument of a jitted one: arrays bound by a ``Partial`` are traced, not part of the program."""
+    # A Partial of a Partial would hide the arrays of the inner one.
+    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
+
+
+def _make(optimizer: optax.GradientTransformation, make_params: Callable[[jax.Array], Any],
           key: jax.Array) -> TrainState:
     params_key, run_key = jax.random.split(key)
-    params = make_params(params_key)
+    params = jax.tree.map(jnp.copy, make_params(params_key))  # else weights to begin with would be donated to a step
     return TrainState(params=params, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32), key=run_key,
                       skipped=jnp.zeros((), jnp.int32), skipped_in_a_row=jnp.zeros((), jnp.int32))

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from transformer_jax.sharding import shardings
-from transformer_jax.training.state import TrainState
+from transformer_jax.training.state import TrainState, as_pytree
 
 Batch = Mapping[str, jax.Array]
-LossFn = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, jax.Array]]
+Sums = tuple[jax.Array, jax.Array] | tuple[jax.Array, jax.Array, dict[str, jax.Array]]
+LossFn = Callable[[Any, Batch, jax.Array | None], Sums]
 
 
 def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation,
@@ -26,18 +27,21 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation,
     were, and the state counts it.
 
     Args:
-      loss_fn: ``(params, batch, key) -> (sum of losses, sum of weights)``.
+      loss_fn: ``(params, batch, key) -> (sum of losses, sum of weights)``, and maybe a dict of further sums, of which
+        the means over the same weights are wanted, such as the accuracy. Weights that it reads and nobody trains, as
+        a frozen base, are bound by ``jax.tree_util.Partial``: so they are arguments of the program, where those of a
+        closure would be constants in it.
       optimizer: an optax transformation.
       accumulation: number of microbatches; divides the batch size.
 
     Returns:
-      The step; its metrics are ``loss`` (before the update), ``grad_norm`` (before clipping), ``skipped`` and
-      ``skipped_in_a_row``.
+      The step; its metrics are ``loss`` (before the update), ``grad_norm`` (before clipping), ``skipped``,
+      ``skipped_in_a_row`` and the means of what else ``loss_fn`` sums.
     """
     @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: Batch, loss_fn: LossFn) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        loss, grads = _gradients(loss_fn, state.params, batch, key, accumulation)
+        loss, means, grads = _gradients(loss_fn, state.params, batch, key, accumulation)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -50,22 +54,24 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation,
         mesh = jax.sharding.get_abstract_mesh()
         if not mesh.empty:  # else the compiler may choose another layout, and the second step compiles anew
             state = jax.lax.with_sharding_constraint(state, shardings(state, mesh))
-        return state, {"loss": loss, "grad_norm": grad_norm, "skipped": state.skipped,
-                       "skipped_in_a_row": state.skipped_in_a_row}
+        return state, means | {"loss": loss, "grad_norm": grad_norm, "skipped": state.skipped,
+                               "skipped_in_a_row": state.skipped_in_a_row}
 
-    return train_step
+    step = functools.partial(train_step, loss_fn=as_pytree(loss_fn))
+    step.lower = functools.partial(train_step.lower, loss_fn=as_pytree(loss_fn))
+    return step
 
 
 def _gradients(loss_fn: LossFn, params: Any, batch: Batch, key: jax.Array,
-               accumulation: int) -> tuple[jax.Array, Any]:
-    """The mean loss of the batch and its gradient."""
-    def sums(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        loss, weight = loss_fn(params, batch, key)
-        return loss, (loss, weight)
+               accumulation: int) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+    """The mean loss of the batch, the means of what else the loss function sums, and the gradient of the mean loss."""
+    def sums(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array, dict]]:
+        loss, weight, *others = loss_fn(params, batch, key)
+        return loss, (loss, weight, *(others or [{}]))
 
     gradient = jax.grad(sums, has_aux=True)
     if accumulation == 1:
-        grads, (loss, weight) = gradient(params, batch, key)
+        grads, (loss, weight, others) = gradient(params, batch, key)
     else:
         # Microbatch i takes the rows i, i + A, ...: each device keeps its own rows.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -76,11 +82,13 @@ def _gradients(loss_fn: LossFn, params: Any, batch: Batch, key: jax.Array,
 
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
             gradient, params, jax.tree.map(lambda x: x[0], parts), key))
-        (grads, (loss, weight)), _ = jax.lax.scan(add, zero, (parts, jnp.arange(accumulation)))
+        (grads, (loss, weight, others)), _ = jax.lax.scan(add, zero, (parts, jnp.arange(accumulation)))
     scale = 1.0 / jnp.where(weight == 0.0, 1.0, weight)
-    return loss * scale, jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+    means = jax.tree.map(lambda total: total * scale, others)
+    return loss * scale, means, jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
 
-def make_eval_step(loss_fn: LossFn) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
-    """A jitted ``step(params, batch) -> (sum of losses, sum of weights)`` without dropout."""
-    return jax.jit(lambda params, batch: loss_fn(params, batch, None))
+def make_eval_step(loss_fn: LossFn) -> Callable[[Any, Batch], Sums]:
+    """A jitted ``step(params, batch) -> (sum of losses, sum of weights)``, and what else is summed, without dropout."""
+    eval_step = jax.jit(lambda params, batch, loss_fn: loss_fn(params, batch, None))
+    return functools.partial(eval_step, loss_fn=as_pytree(loss_fn))

@@ -1,0 +1,166 @@
+"""From film reviews to an assistant that praises: pretraining, fine-tuning, a reward model, DPO and PPO, and who wins.
+
+python -m experiments.assistant --data=../shared/data --workdir=runs/assistant
+
+Each stage is a run of its own in the workdir, and the same command resumes what was stopped. The judge is a bag of
+words of reviews that no stage saw. --quick rehearses every stage in a minute, at a size that learns nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import time
+
+from absl import flags
+
+import transformer_jax as tj
+from experiments import assistant_data, cli, comparison, fine_tuning, language_model, preferences, reinforcement, runs
+from transformer_jax.alignment.judging import distinct_n, win_rate
+from transformer_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimConfig,
+    PreferenceConfig,
+    ReinforcementConfig,
+    SampleConfig,
+    TokenizerConfig,
+)
+from transformer_jax.data import PackedConversations, pair_evaluation_batches
+from transformer_jax.training.metrics import read_metrics
+from transformer_jax.training.objectives import next_token_loss
+
+_DATA = flags.DEFINE_string("data", "../shared/data", "A folder with movie_reviews, sentence_polarity, english_novels.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/assistant", "Where everything goes.")
+_QUICK = flags.DEFINE_boolean("quick", False, "Rehearse every stage at a size that learns nothing.")
+
+_NEW_TOKENS = 48
+
+
+def configs(quick: bool) -> dict[str, ExperimentConfig]:
+    """The config of every stage."""
+    def steps(full: int) -> int:
+        return 4 if quick else full
+
+    def optim(peak_lr: float, schedule: str = "linear", **changes) -> OptimConfig:
+        return OptimConfig(peak_lr=peak_lr, schedule=schedule, end_lr=0.0, warmup_steps=steps(20) - 1, beta2=0.95,
+                           **{"weight_decay": 0.01} | changes)
+
+    shape = dict(num_layers=2, num_heads=2, model_dim=32, unroll=2) if quick else dict(
+        num_layers=4, num_heads=4, model_dim=256, unroll=4)
+    keep = CheckpointConfig(every=100, keep=1)
+    sample = SampleConfig(every=steps(10_000), max_new_tokens=_NEW_TOKENS, temperature=1.0)
+    tuned = ModelConfig(dropout=0.1)
+    return {
+        "base": ExperimentConfig(
+            steps=steps(2400), batch_size=16,
+            model=ModelConfig(max_len=256 if quick else 128, positions="rope", norm="rmsnorm", activation="gelu_tanh",
+                              use_bias=False, use_qk_norm=True, **shape),
+            data=DataConfig(tokenizer=TokenizerConfig(kind="bpe", vocab_size=600 if quick else 4000, min_frequency=2,
+                                                      chat=True)),
+            optim=optim(3e-3, "wsd", name="muon", muon_lr=0.02, decay_fraction=0.4),
+            checkpoint=CheckpointConfig(every=400, keep=1), eval=EvalConfig(every=steps(800), batch_size=16),
+            sample=SampleConfig(every=steps(1200), prompt="the film ")),
+        "sft": ExperimentConfig(
+            steps=steps(400), batch_size=8, model=tuned, optim=optim(5e-4), checkpoint=keep,
+            eval=EvalConfig(every=steps(50)), sample=sample),
+        "reward": ExperimentConfig(
+            steps=steps(400), batch_size=32, model=ModelConfig(dropout=0.2), optim=optim(2e-4), checkpoint=keep,
+            eval=EvalConfig(every=steps(50)), sample=sample),
+        "dpo": ExperimentConfig(
+            steps=steps(150), batch_size=32, model=tuned, optim=optim(1e-4, weight_decay=0.0), checkpoint=keep,
+            dpo=PreferenceConfig(beta=0.1), eval=EvalConfig(every=steps(50), batch_size=32), sample=sample),
+        "ppo": ExperimentConfig(
+            steps=steps(640), batch_size=8 if quick else 32, optim=optim(2e-4, weight_decay=0.0), checkpoint=keep,
+            rl=ReinforcementConfig(num_prompts=8 if quick else 64, max_new_tokens=_NEW_TOKENS, epochs=4,
+                                   kl_coefficient=0.05, kl_target=15.0, max_step_kl=0.05),
+            eval=EvalConfig(every=steps(160)), sample=sample),
+    }
+
+
+def main() -> None:
+    workdir, settings = pathlib.Path(_WORKDIR.value), configs(_QUICK.value)
+    data = assistant_data.read(pathlib.Path(_DATA.value))
+    began, seconds = time.perf_counter(), {}
+
+    def stage(name: str, run, *arguments):
+        print(f"=== {name} ===", flush=True)
+        start = time.perf_counter()
+        result = run(settings[name], workdir / name, *arguments)
+        seconds[name] = time.perf_counter() - start
+        return result
+
+    stage("base", language_model.run, data.documents, data.held_out_documents)
+    base = tj.load(workdir / "base")
+    stage("sft", fine_tuning.train, base, data.demonstrations, data.held_out_demonstrations)
+    sft = tj.load(workdir / "sft", step="best")
+    rewarded = stage("reward", preferences.train_reward, sft, data.comparisons, data.held_out_comparisons)
+    stage("dpo", preferences.train_dpo, sft, data.comparisons, data.held_out_comparisons)
+    reward = reinforcement.load_reward(str(workdir / "reward"), sft.tokenizer)
+    stage("ppo", reinforcement.train, sft, data.prompts, data.held_out_prompts, reward)
+
+    print("=== who answers best ===")
+    bundles = {"sft": sft, "base": base, "dpo": tj.load(workdir / "dpo"), "ppo": tj.load(workdir / "ppo")}
+    answers = comparison.answer(bundles, data.held_out_prompts, data.judge, max_new_tokens=_NEW_TOKENS)
+    figures = {
+        "reward model: held-out pairs in the right order": rewarded["accuracy"],
+        "judge: held-out pairs in the right order": _judge_accuracy(data),
+        "perplexity of held-out sentences, base": _perplexity(base, data),
+        "perplexity of held-out sentences, sft": _perplexity(sft, data),
+        "ppo beats sft": win_rate(answers["ppo"].scores, answers["sft"].scores)[0],
+        "sft beats base": win_rate(answers["sft"].scores, answers["base"].scores)[0],
+        "kl of ppo to sft, nats an answer": answers["ppo"].kl,
+        "distinct-2 of ppo over that of sft":
+            distinct_n(answers["ppo"].texts, 2) / max(distinct_n(answers["sft"].texts, 2), 1e-9),
+        "minutes": (time.perf_counter() - began) / 60,
+    }
+    _report(workdir, data, answers, figures, seconds)
+
+
+def _perplexity(bundle: tj.Bundle, data: assistant_data.AssistantData) -> float:
+    """Of held-out sentences given their prompts: how well a model knows how such sentences are written."""
+    held_out = PackedConversations.build(data.held_out_demonstrations, bundle.tokenizer, bundle.config.max_len)
+    return math.exp(runs.mean_loss(next_token_loss(), lambda: pair_evaluation_batches(held_out, 16))(bundle.model))
+
+
+def _judge_accuracy(data: assistant_data.AssistantData) -> float:
+    good, bad = zip(*(comparison.responses for comparison in data.held_out_comparisons), strict=True)
+    return win_rate(data.judge(good), data.judge(bad))[0]
+
+
+def _report(workdir: pathlib.Path, data: assistant_data.AssistantData, answers: dict[str, comparison.Answers],
+            figures: dict[str, float], seconds: dict[str, float]) -> None:
+    """Prints and writes answers, table and figures, and draws reward and KL."""
+    lines = []
+    for number, prompt in enumerate(data.held_out_prompts[:5]):
+        lines += [f"{prompt[-1].content}", *(f"  {name:>5}  {found.texts[number]}" for name, found in answers.items())]
+    lines += ["", comparison.table(answers, against="sft"), ""]
+    lines += [f"{name}: {value:.3f}" for name, value in figures.items()]
+    lines += [f"seconds of {name}: {value:.0f}" for name, value in seconds.items()]
+    print("\n".join(lines))
+    (workdir / "report.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    (workdir / "figures.json").write_text(json.dumps(figures | {"seconds": seconds}, indent=1))
+    _draw(read_metrics(workdir / "ppo" / "metrics.jsonl"), workdir / "ppo.png")
+    print(f"written to {workdir}: report.md, figures.json, ppo.png")
+
+
+def _draw(metrics: list[dict], path: pathlib.Path) -> None:
+    """Reward and KL of every rollout of PPO."""
+    from matplotlib.figure import Figure
+
+    drawn = [line for line in metrics if "explained_variance" in line]
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for axes, name, label in zip(figure.subplots(1, 2), ("reward", "kl"), ("reward", "KL to SFT (nats an answer)"),
+                                 strict=True):
+        axes.plot([line["step"] for line in drawn], [line[name] for line in drawn], color="#08519c")
+        axes.set(xlabel="update", ylabel=label)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,25 @@
+"""Instructions and answers (JSON with instruction, input, output): a base learns to answer.
+
+python -m experiments.sft --config=sft_instructions --model=runs/base --workdir=runs/sft \
+    --config.data.path=instruction-data.json [--config.lora.rank=8 --config.optim.peak_lr=3e-3]
+"""
+
+from experiments.cli import overridable
+from transformer_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+)
+
+
+def get_config():
+    return overridable(ExperimentConfig(
+        steps=200, batch_size=4, model=ModelConfig(dropout=0.1),
+        data=DataConfig(validation_fraction=0.1),
+        optim=OptimConfig(peak_lr=1e-3, warmup_steps=20, weight_decay=0.1),
+        checkpoint=CheckpointConfig(every=100, keep=1), eval=EvalConfig(every=10, batch_size=8),
+        sample=SampleConfig(every=100, max_new_tokens=60, temperature=0.0)))

@@ -1,0 +1,52 @@
+"""A tokenizer with role tokens and small models that share it."""
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.data import Tokenizer
+from transformer_jax.models.decoder import Decoder
+from transformer_jax.models.heads import RewardModel
+
+TEXT = "the cat sat on a mat and it was good or bad"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Every run compiles the same programs anew; here they are read instead."""
+    cache = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+             "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in cache}
+    for name, value in cache.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return Tokenizer.train([TEXT], kind="char", chat=True)
+
+
+@pytest.fixture(scope="session")
+def config(tokenizer):
+    return ModelConfig(vocab_size=tokenizer.vocab_size, max_len=48, num_layers=2, num_heads=2, model_dim=16,
+                       positions="rope", norm="rmsnorm", use_bias=False, init_std=0.3)
+
+
+@pytest.fixture(scope="session")
+def make_decoder(config):
+    """``make_decoder(seed)``: the same seed, the same weights."""
+    make = jax.jit(lambda key: Decoder(config, key=key))
+    return lambda seed: make(jax.random.key(seed))
+
+
+@pytest.fixture(scope="session")
+def reward_model(config):
+    model = jax.jit(lambda key: RewardModel(config.replace(family="reward"), key=key))(jax.random.key(9))
+    model.head.kernel[...] = 10 * model.head.kernel[...]
+    return model
