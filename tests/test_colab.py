@@ -23,7 +23,7 @@ FLAGS = {"5_your_own_research_code": "--xla_force_host_platform_device_count=8"}
 SHOWN = {
     "1_train_a_gpt": ["--- step 200 ---", "resuming from step 200 of 300", "the same to the bit"],
     "2_look_inside": ["induction heads (layer, head): (1, ", "<iframe srcdoc=", "without the induction heads"],
-    "3_masked_model_from_one_book": ["bigram", "O diretor do <mask> saiu.", "p = "],
+    "3_masked_model_from_one_book": ["bigram", "--- step 200 ---\nO diretor do", "p = "],
     "4_translation": ["exactly the reference: ", "1998-04-23", "<iframe srcdoc="],
     "5_your_own_research_code": ["8 device(s): {'data': 2, 'fsdp': 2, 'tensor': 2}", "on each device (2, 32, 32)"],
 }
