@@ -1,0 +1,22 @@
+"""Frozen, validated, hashable settings of models and experiments."""
+
+from transformer_jax.config.alignment import PreferenceConfig, ReinforcementConfig
+from transformer_jax.config.data import DataConfig, TokenizerConfig
+from transformer_jax.config.experiment import ExperimentConfig
+from transformer_jax.config.model import ModelConfig
+from transformer_jax.config.training import (
+    CheckpointConfig,
+    EvalConfig,
+    LoraConfig,
+    LossConfig,
+    MeshConfig,
+    MetricsConfig,
+    OptimConfig,
+    SampleConfig,
+)
+
+__all__ = [
+    "CheckpointConfig", "DataConfig", "EvalConfig", "ExperimentConfig", "LoraConfig", "LossConfig", "MeshConfig",
+    "MetricsConfig", "ModelConfig", "OptimConfig", "PreferenceConfig", "ReinforcementConfig", "SampleConfig",
+    "TokenizerConfig",
+]

@@ -1,0 +1,53 @@
+"""Everything that decides a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Self
+
+from transformer_jax.config.alignment import PreferenceConfig, ReinforcementConfig
+from transformer_jax.config.data import DataConfig
+from transformer_jax.config.model import ModelConfig
+from transformer_jax.config.training import (
+    CheckpointConfig,
+    EvalConfig,
+    LoraConfig,
+    LossConfig,
+    MeshConfig,
+    MetricsConfig,
+    OptimConfig,
+    SampleConfig,
+)
+from transformer_jax.settings import check_field_names, check_positive, require
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that decides a training run; the same config and seed give the same losses."""
+
+    seed: int = 0
+    steps: int = 2000
+    batch_size: int = 12
+    log_every: int = 10
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    lora: LoraConfig = LoraConfig()
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    sample: SampleConfig = SampleConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    mesh: MeshConfig = MeshConfig()
+    dpo: PreferenceConfig = PreferenceConfig()
+    rl: ReinforcementConfig = ReinforcementConfig()
+
+    def __post_init__(self):
+        check_positive(self, "steps", "batch_size", "log_every")
+        require(self.batch_size % self.optim.accumulation == 0,
+                 f"batch_size={self.batch_size} does not split into optim.accumulation={self.optim.accumulation} parts")
+
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with the given top-level fields changed."""
+        check_field_names(type(self), changes)
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,168 @@
+"""How a model is trained: optimizer, loss, adapters, mesh, and what a run does beside."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from transformer_jax.settings import check_choice, check_positive, require
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning rate schedule.
+
+    Attributes:
+      schedule: ``constant``, ``linear``, ``cosine``, ``noam`` (inverse square root) or ``wsd``
+        (warmup, stable, decay).
+      end_lr: what the rate has decayed to after the last step, as a fraction of ``peak_lr``.
+      decay_fraction: the last part of the steps that ``wsd`` decays over.
+      weight_decay: on matrices and embeddings, never on biases and norms.
+      muon_lr: learning rate of the hidden matrices under ``muon``; everything else has ``peak_lr`` (AdamW).
+      clip_norm: clip gradients to this global norm; ``None``: never.
+      accumulation: microbatches a step; the batch is split, the gradient is that of the whole batch.
+    """
+
+    name: str = "adamw"
+    peak_lr: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 100
+    end_lr: float = 0.1
+    decay_fraction: float = 0.2
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.99
+    epsilon: float = 1e-8
+    muon_lr: float = 0.02
+    clip_norm: float | None = 1.0
+    accumulation: int = 1
+
+    def __post_init__(self):
+        check_choice(self, "name", ("adamw", "adafactor", "lion", "sgd", "muon"))
+        check_choice(self, "schedule", ("constant", "linear", "cosine", "noam", "wsd"))
+        check_positive(self, "accumulation")
+        require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must not be negative")
+        require(self.schedule != "noam" or self.warmup_steps > 0, "optim.schedule='noam' needs optim.warmup_steps > 0")
+        require(0 <= self.end_lr <= 1, f"optim.end_lr={self.end_lr} is a fraction of peak_lr, in [0, 1]")
+        require(0 < self.decay_fraction <= 1, f"optim.decay_fraction={self.decay_fraction} must be in (0, 1]")
+        require(self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What is added to the cross entropy.
+
+    Attributes:
+      label_smoothing: mass spread evenly over the vocabulary (Szegedy et al., 2016).
+      z_loss: weight of log(Z)^2 (de Brebisson and Vincent, 2016).
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self):
+        require(0 <= self.label_smoothing < 1, f"loss.label_smoothing={self.label_smoothing} must be in [0, 1)")
+        require(self.z_loss >= 0, f"loss.z_loss={self.z_loss} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters in place of full fine-tuning (Hu et al., 2021): kernels become W + alpha / rank * A B.
+
+    Attributes:
+      rank: columns of A and rows of B; 0: no adapters, every weight is trained.
+      alpha: scale of what is added, times ``rank``.
+      dropout: of the inputs of A beside a linear map, token by token.
+      weights: regular expression, searched in the paths of linear maps and embedding tables, such as
+        ``"attention.(query|value)|embeddings.token"``: those that get an adapter.
+      whole: the same, searched in the paths of all weights: those that are trained themselves, as a new head is.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    weights: str = "attention|mlp"
+    whole: str | None = None
+
+    def __post_init__(self):
+        require(self.rank >= 0, f"lora.rank={self.rank} must not be negative")
+        require(self.alpha > 0, f"lora.alpha={self.alpha} must be positive")
+        require(0.0 <= self.dropout < 1.0, f"lora.dropout={self.dropout} must be in [0, 1)")
+        for field in ("weights", "whole"):
+            try:
+                re.compile(getattr(self, field) or "")
+            except re.error as error:
+                raise ValueError(f"lora.{field}={getattr(self, field)!r} is no regular expression: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Save every so many steps (and at the end, and on Ctrl-C); keep the last few and the best."""
+
+    every: int = 500
+    keep: int = 2
+
+    def __post_init__(self):
+        check_positive(self, "every", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluate every so many steps on at most ``max_batches`` batches; ``None``: the whole held-out part."""
+
+    every: int = 250
+    batch_size: int = 64
+    max_batches: int | None = None
+
+    def __post_init__(self):
+        check_positive(self, "every", "batch_size")
+        if self.max_batches is not None:
+            check_positive(self, "max_batches")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Print a sample every so many steps (0: never); ``growing``: at that step, then at twice the step each time."""
+
+    every: int = 0
+    growing: bool = False
+    prompt: str = "\n"
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+    top_k: int = 0
+
+    def __post_init__(self):
+        require(self.every >= 0, f"sample.every={self.every} must not be negative")
+        check_positive(self, "max_new_tokens")
+
+    def due(self, step: int) -> bool:
+        """Whether a sample is due at this step."""
+        if not self.every or step % self.every:
+            return False
+        turn = step // self.every
+        return not self.growing or turn & (turn - 1) == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricsConfig:
+    """What else a run writes down: every so many steps what each attention head does on a text held out (0: never)."""
+
+    attention_every: int = 0
+
+    def __post_init__(self):
+        require(self.attention_every >= 0, f"metrics.attention_every={self.attention_every} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; ``data=None`` takes all that the others leave."""
+
+    data: int | None = None
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        check_positive(self, "fsdp", "tensor")
+        if self.data is not None:
+            check_positive(self, "data")
