@@ -29,6 +29,7 @@ _HOMES = {
     "embed": "decoding.embed",
     "fill_mask": "decoding.fill_mask",
     "forward": "models.functional",
+    "from_huggingface": "interop.huggingface",
     "generate": "decoding.sample",
     "inspect_text": "inspection.reading",
     "load": "training.bundle",
@@ -40,10 +41,11 @@ _HOMES = {
     "score": "decoding.score",
     "similarity": "decoding.embed",
     "stream": "decoding.sample",
+    "to_huggingface": "interop.huggingface",
     "trace": "models.functional",
 }
-_MODULES = ("alignment", "config", "data", "decoding", "inspection", "models", "nn", "ops", "presets", "sharding",
-            "training")
+_MODULES = ("alignment", "config", "data", "decoding", "inspection", "interop", "models", "nn", "ops", "presets",
+            "sharding", "training")
 
 __all__ = sorted([*_HOMES, *_MODULES])
 

@@ -1,0 +1,202 @@
+"""Models from and to directories in Hugging Face's form: ``config.json``, safetensors, ``tokenizer.json``."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.interop import tensors
+from transformer_jax.interop.gpt2 import GPT2
+from transformer_jax.interop.mapping import Family, Weight, describe, map_parameters, parameters
+from transformer_jax.interop.tensors import DTYPES, TensorFiles
+from transformer_jax.models.functional import Model, make_model
+from transformer_jax.sharding import shardings
+from transformer_jax.training.bundle import Bundle
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2,)}
+
+
+def from_huggingface(source: str | pathlib.Path, *, dtype: str | None = None, mesh: Mesh | None = None) -> Bundle:
+    """Loads a model, its config and its tokenizer.
+
+    Tensors go from disk to the devices one by one, each slice to the device that holds it: the host never has more
+    than the largest of our (stacked) arrays.
+
+    Args:
+      source: a directory that transformers' ``save_pretrained`` wrote; or the id of a model on the Hugging Face hub,
+        such as ``"openai-community/gpt2"``, whose JSON and safetensors files are fetched.
+      dtype: of parameters and computing, such as ``"bfloat16"``; ``None``: the type of the stored tensors.
+      mesh: where to put the model, sharded by the logical axes of its parameters; ``None``: on the first device.
+
+    Raises:
+      ValueError: for an architecture that is not known, missing or left-over tensors or wrong shapes (all of them are
+        listed), weights in pickle only, or settings that our models do not have.
+    """
+    directory = _directory(source)
+    settings = read_settings(directory)
+    family = _family(settings, directory)
+    files = TensorFiles.open(directory, family.renamed)
+    config = family.read_config(settings)
+    stored = _stored_dtype(files, directory)
+    config = config.replace(dtype=dtype or stored, param_dtype=dtype or stored)
+    return Bundle(model=_read_model(family, config, files, directory, mesh), tokenizer=None, config=config)
+
+
+def to_huggingface(bundle: Bundle, directory: str | pathlib.Path) -> None:
+    """Writes a model so that transformers' ``from_pretrained`` and :func:`from_huggingface` find it.
+
+    Args:
+      bundle: the model and its config.
+      directory: made if it is not there; files of an earlier model in it are replaced.
+
+    Raises:
+      ValueError: when none of the known families has the model's shape; for each it says what stands in the way.
+    """
+    family, settings = _family_for(bundle.config)
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors.write(directory, _their_tensors(family, bundle.model))
+    settings |= {"model_type": family.model_type, "architectures": [family.architecture],
+                 "dtype": bundle.config.param_dtype}
+    (directory / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def read_settings(directory: pathlib.Path) -> dict[str, Any]:
+    """The settings in a directory's ``config.json``."""
+    path = directory / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{directory} has no config.json; expected a directory that transformers' save_pretrained "
+                         "wrote") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+
+
+def _directory(source: str | pathlib.Path) -> pathlib.Path:
+    if pathlib.Path(source).is_dir():
+        return pathlib.Path(source)
+    name = str(source)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"there is no directory {source}")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ValueError(f"there is no directory {source}; to fetch a model of this name from the Hugging Face hub, "
+                         'pip install "transformer_jax[hf]"') from None
+    patterns = ["*.json", "*.safetensors", "*.model", "*.spm", "*.txt"]
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise ValueError(f"there is no directory {source}, and no model of this name could be fetched from the Hugging "
+                         f"Face hub: {error}") from error
+
+
+def _family(settings: dict[str, Any], directory: pathlib.Path) -> Family:
+    model_type = settings.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(f"{directory} holds a model of type {model_type!r}; known are {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def _family_for(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
+    reasons = []
+    for family in FAMILIES.values():
+        try:
+            return family, family.write_config(config)
+        except ValueError as error:
+            reasons.append(str(error))
+    raise ValueError("no known family of Hugging Face has this model's shape:\n  " + "\n  ".join(reasons))
+
+
+def _stored_dtype(files: TensorFiles, directory: pathlib.Path) -> str:
+    """The type of the tensors; of several, the one that holds the values of all."""
+    found = set(files.dtypes.values()) & set(DTYPES)
+    if not found:
+        raise ValueError(f"{directory} has no tensors of {', '.join(DTYPES)}; its types are "
+                         f"{describe(set(files.dtypes.values()))}")
+    return DTYPES[found.pop()] if len(found) == 1 else "float32"
+
+
+def _read_model(family: Family, config: ModelConfig, files: TensorFiles, directory: pathlib.Path,
+                mesh: Mesh | None) -> Model:
+    shapes = jax.eval_shape(lambda key: make_model(config, key=key), jax.random.key(0))
+    rows = family.rows(shapes)
+    _check(family, rows, parameters(shapes), files, directory)
+    where = None if mesh is None else parameters(shardings(shapes, mesh))
+
+    def read(path: str, node: nnx.Variable) -> nnx.Variable:
+        slices: dict[str, np.ndarray] = {}  # devices that hold the same slice share one reading
+
+        def read_slice(index: tuple[slice, ...]) -> np.ndarray:
+            if str(index) not in slices:
+                slices[str(index)] = files.read(rows[path], node.shape, np.dtype(node.dtype), index)
+            return slices[str(index)]
+
+        sharding = SingleDeviceSharding(jax.devices()[0]) if where is None else where[path].get_raw_value()
+        return node.replace(jax.make_array_from_callback(node.shape, sharding, read_slice))
+
+    return map_parameters(read, shapes)
+
+
+def _check(family: Family, rows: dict[str, Weight], nodes: dict[str, nnx.Variable], files: TensorFiles,
+           directory: pathlib.Path) -> None:
+    """Raises ValueError that lists what is missing, left over, of a wrong shape or type, or not equal though tied."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    copies: dict[str, str] = {}
+    for path, weight in rows.items():
+        shape = tuple(nodes[path].shape)
+        for layer in range(shape[0] if weight.stacked else 1):
+            wanted[weight.their_name(layer)] = weight.their_shape(shape)
+        copies |= {name: weight.theirs for name in weight.also}
+    found = {name for name in files.shapes if not family.is_ignored(name)}
+    # Of equal tensors a file may hold one, under any of their names.
+    for name, original in copies.items():
+        if name in found and original not in found:
+            for table in (files.places, files.shapes, files.dtypes):
+                table[original] = table[name]
+            found.add(original)
+    problems = {
+        "missing": wanted.keys() - found,
+        "left over": found - wanted.keys() - copies.keys(),
+        "of another shape": {f"{name} is {list(files.shapes[name])}, expected {list(shape)}"
+                             for name, shape in wanted.items() if name in found and files.shapes[name] != shape},
+        "of a type that is not supported": {f"{name} is {files.dtypes[name]}" for name in wanted.keys() & found
+                                            if files.dtypes[name] not in DTYPES}}
+    problems["tied, yet different"] = {
+        f"{name} and {original}" for name, original in copies.items() if name in found and original in wanted
+        and (files.shapes[name] != files.shapes[original] or not files.equal(name, original))}
+    if any(problems.values()):
+        listed = "".join(f"\n  {kind}: {describe(names)}" for kind, names in problems.items() if names)
+        raise ValueError(f"the tensors in {directory} are not those of a {family.model_type} model of its "
+                         f"config.json:{listed}")
+
+
+def _their_tensors(family: Family, model: Model):
+    """Name, shape, type and a maker of the values of every tensor of a file."""
+    nodes, rows = parameters(model), family.rows(model)
+    parts: dict[str, list[str]] = {}
+    for path, weight in rows.items():
+        for layer in range(nodes[path].shape[0] if weight.stacked else 1):
+            parts.setdefault(weight.their_name(layer), []).append((path, layer))
+
+    def values(name: str) -> np.ndarray:
+        arrays = []
+        for path, layer in sorted(parts[name], key=lambda place: rows[place[0]].part):
+            value = nodes[path][...]
+            array = np.asarray(value[layer] if rows[path].stacked else value)
+            arrays.append(array.T if rows[path].transposed else array)
+        axis = 0 if rows[path].transposed else -1
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis)
+
+    for name, places in parts.items():
+        path, _ = places[0]
+        shape = rows[path].their_shape(tuple(nodes[path].shape))
+        yield name, shape, np.dtype(nodes[path].dtype), lambda name=name: values(name)
