@@ -3,7 +3,7 @@
 from transformer_jax.config.alignment import PreferenceConfig, ReinforcementConfig
 from transformer_jax.config.data import DataConfig, TokenizerConfig
 from transformer_jax.config.experiment import ExperimentConfig
-from transformer_jax.config.model import ModelConfig
+from transformer_jax.config.model import ModelConfig, RopeScaling
 from transformer_jax.config.training import (
     CheckpointConfig,
     EvalConfig,
@@ -17,6 +17,6 @@ from transformer_jax.config.training import (
 
 __all__ = [
     "CheckpointConfig", "DataConfig", "EvalConfig", "ExperimentConfig", "LoraConfig", "LossConfig", "MeshConfig",
-    "MetricsConfig", "ModelConfig", "OptimConfig", "PreferenceConfig", "ReinforcementConfig", "SampleConfig",
-    "TokenizerConfig",
+    "MetricsConfig", "ModelConfig", "OptimConfig", "PreferenceConfig", "ReinforcementConfig", "RopeScaling",
+    "SampleConfig", "TokenizerConfig",
 ]

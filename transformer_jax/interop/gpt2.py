@@ -61,7 +61,8 @@ def _write_config(config: ModelConfig) -> dict[str, Any]:
         "family": "decoder", "positions": "learned", "norm": "layernorm", "norm_position": "pre", "use_bias": True,
         "num_kv_heads": config.num_heads, "head_dim": config.model_dim // config.num_heads, "use_qk_norm": False,
         "use_embedding_norm": False, "use_value_head": False, "num_token_types": 0, "scale_embeddings": False,
-        "sliding_window": None})
+        "use_output_bias": False, "attention_scale": None, "scale_logits": False, "position_offset": 0,
+        "use_qkv_bias": None, "sliding_window": None})
     activations = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
     attention_dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
     return {

@@ -14,13 +14,14 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from transformer_jax.config import ModelConfig
 from transformer_jax.interop import tensors
 from transformer_jax.interop.gpt2 import GPT2
+from transformer_jax.interop.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from transformer_jax.interop.mapping import Family, Weight, describe, map_parameters, parameters
 from transformer_jax.interop.tensors import DTYPES, TensorFiles
 from transformer_jax.models.functional import Model, make_model
 from transformer_jax.sharding import shardings
 from transformer_jax.training.bundle import Bundle
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2,)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3)}
 
 
 def from_huggingface(source: str | pathlib.Path, *, dtype: str | None = None, mesh: Mesh | None = None) -> Bundle:

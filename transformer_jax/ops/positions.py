@@ -1,4 +1,4 @@
-"""Where a token stands: sinusoids, rotations and linear biases."""
+"""Where a token stands: sinusoids, rotations, linear and learned biases."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax.config import RopeScaling
 
 
-def sinusoidal(positions: jax.Array, dim: int) -> jax.Array:
+def sinusoidal(positions: jax.Array, dim: int, *, halves: bool = False) -> jax.Array:
     """Sinusoidal position embeddings: PE(pos, 2i) = sin(pos / 10000^(2i/dim)), PE(pos, 2i+1) = cos(same).
 
     Source: Vaswani et al. (2017), section 3.5.
@@ -17,6 +20,7 @@ def sinusoidal(positions: jax.Array, dim: int) -> jax.Array:
     Args:
       positions: integers ``[...]``.
       dim: even number of channels.
+      halves: all sines before all cosines, as in Marian, instead of one after the other.
 
     Returns:
       float32 ``[..., dim]``.
@@ -24,14 +28,29 @@ def sinusoidal(positions: jax.Array, dim: int) -> jax.Array:
     if dim % 2:
         raise ValueError(f"sinusoidal positions come in pairs of sine and cosine: dim={dim} must be even")
     angles = positions[..., None] * jnp.exp(jnp.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, dim)
+    waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-2 if halves else -1)
+    return waves.reshape(*positions.shape, dim)
 
 
-def rotary_angles(positions_BT: jax.Array, head_dim: int, base: float = 10_000.0) -> tuple[jax.Array, jax.Array]:
+def rotary_angles(positions_BT: jax.Array, head_dim: int, base: float = 10_000.0,
+                  scaling: RopeScaling = RopeScaling()) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines, float32 ``[B, T, 1, head_dim / 2]``, for :func:`rotary`."""
-    frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequencies = jnp.asarray(rotary_frequencies(head_dim, base, scaling), jnp.float32)
     angles = positions_BT[..., None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotary_frequencies(head_dim: int, base: float, scaling: RopeScaling) -> np.ndarray:
+    """Radians a position of each pair of channels, float64 ``[head_dim / 2]``; see :class:`RopeScaling` for sources."""
+    frequencies = base ** (-np.arange(0, head_dim, 2) / head_dim)
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    if scaling.kind == "llama3":
+        turns = scaling.original_max_len * frequencies / (2 * math.pi)
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+    return frequencies
 
 
 def rotary(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -72,14 +91,80 @@ class LinearBias:
     Attributes:
       slopes_N: one slope a head.
       query_start: the place of the first query among the keys; ``None`` is 0.
+      positions: of queries ``[B, T]`` and keys ``[B, S]``, where places among the keys are not those in the text.
     """
 
     slopes_N: jax.Array
     query_start: jax.Array | int | None = None
+    positions: tuple[jax.Array, jax.Array] | None = None
 
-    def materialize(self, num_queries: int, num_keys: int, queries: jax.Array | None = None) -> jax.Array:
-        """The bias ``[1, N, T, S]``, or of the rows ``queries`` only, ``[1, N, R, S]``."""
-        rows_T = jnp.arange(num_queries) if queries is None else queries
-        rows_T = rows_T + (0 if self.query_start is None else self.query_start)
-        distance_TS = jnp.abs(rows_T[:, None] - jnp.arange(num_keys)[None, :])
-        return -self.slopes_N[None, :, None, None] * distance_TS.astype(jnp.float32)
+    def materialize(self, num_queries: int, num_keys: int, queries: jax.Array | None = None,
+                    keys: jax.Array | None = None) -> jax.Array:
+        """The bias ``[B or 1, N, T, S]``, or of rows ``queries`` and columns ``keys`` only, ``[B or 1, N, R, C]``."""
+        distance_BTS = jnp.abs(_offsets(self, num_queries, num_keys, queries, keys))
+        return -self.slopes_N[None, :, None, None] * distance_BTS[:, None].astype(jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RelativeBias:
+    """T5's bias: a learned number for each head and bucket of distances; kept as structure and made row by row.
+
+    Half of the buckets (of each direction, where there are two) hold one distance each. The others divide what lies
+    between there and ``max_distance`` evenly on a logarithmic scale; the last holds all that is farther.
+
+    Source: Raffel et al. (2020), section 2.1; the buckets are those of the authors' code.
+
+    Attributes:
+      table_RN: one row a bucket.
+      max_distance: from which on all distances share a bucket.
+      is_causal: keys after the query share the bucket of distance 0; otherwise they have half of the buckets.
+      query_start: the place of the first query among the keys; ``None`` is 0.
+      positions: see :class:`LinearBias`.
+    """
+
+    table_RN: jax.Array
+    max_distance: int = dataclasses.field(metadata={"static": True})
+    is_causal: bool = dataclasses.field(metadata={"static": True})
+    query_start: jax.Array | int | None = None
+    positions: tuple[jax.Array, jax.Array] | None = None
+
+    def materialize(self, num_queries: int, num_keys: int, queries: jax.Array | None = None,
+                    keys: jax.Array | None = None) -> jax.Array:
+        """The bias ``[B or 1, N, T, S]``, or of rows ``queries`` and columns ``keys`` only, ``[B or 1, N, R, C]``."""
+        farthest = self.max_distance
+        buckets_O = relative_buckets(np.arange(-farthest, farthest + 1), self.table_RN.shape[0], farthest,
+                                     self.is_causal)
+        values_NO = self.table_RN[buckets_O].T.astype(jnp.float32)  # of every distance, once
+        offsets_BTS = _offsets(self, num_queries, num_keys, queries, keys)
+        return jnp.take(values_NO, jnp.clip(offsets_BTS, -farthest, farthest) + farthest, axis=1).swapaxes(0, 1)
+
+
+PositionBias = LinearBias | RelativeBias
+
+
+def relative_buckets(offsets: np.ndarray, num_buckets: int, max_distance: int, is_causal: bool) -> np.ndarray:
+    """The bucket of T5 (see :class:`RelativeBias`) for each place of a key less that of the query."""
+    after = np.zeros_like(offsets)
+    distances = np.maximum(-offsets, 0)
+    if not is_causal:
+        num_buckets //= 2
+        after, distances = num_buckets * (offsets > 0), np.abs(offsets)
+    exact = num_buckets // 2
+    share = np.log(np.maximum(distances, exact) / exact) / np.log(max_distance / exact)
+    # Rounding must not push a distance that begins a bucket into the one before.
+    far = exact + np.floor(share * (num_buckets - exact) + 1e-6).astype(int)
+    return after + np.where(distances < exact, distances, np.minimum(far, num_buckets - 1))
+
+
+def _offsets(bias: PositionBias, num_queries: int, num_keys: int, queries: jax.Array | None,
+             keys: jax.Array | None) -> jax.Array:
+    """The position of each key less that of each query, ``[B or 1, T or R, S or C]``."""
+    rows_T = jnp.arange(num_queries) if queries is None else queries
+    columns_S = jnp.arange(num_keys) if keys is None else keys
+    if bias.positions is not None:
+        query_BT, key_BS = bias.positions
+        return (jnp.take(key_BS, columns_S, axis=1, mode="clip")[:, None, :]
+                - jnp.take(query_BT, rows_T, axis=1, mode="clip")[:, :, None])
+    rows_T = rows_T + (0 if bias.query_start is None else bias.query_start)
+    return (columns_S[None, :] - rows_T[:, None])[None]
