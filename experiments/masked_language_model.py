@@ -24,7 +24,6 @@ from transformer_jax.data import (
     text_lines,
 )
 from transformer_jax.data.sentencepiece_training import MASK
-from transformer_jax.decoding.batch import encode_masked
 from transformer_jax.decoding.fill_mask import check_masked, fill_mask
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.ops.losses import cross_entropy
@@ -166,7 +165,7 @@ def _task(lines: list[str], held_out: list[str], config: ExperimentConfig, token
 def _check_prompt(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
     if not config.sample.every:
         return
-    check_masked(config.sample.prompt)
-    if (length := len(encode_masked(config.sample.prompt, tokenizer))) > config.model.max_len:
+    check_masked(config.sample.prompt, tokenizer)
+    if (length := len(tokenizer.encode_masked(config.sample.prompt))) > config.model.max_len:
         raise ValueError(f"sample.prompt has {length} tokens, which is more than the context of "
                          f"model.max_len={config.model.max_len}; shorten it")

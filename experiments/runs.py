@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from transformer_jax.config import DataConfig, ExperimentConfig, ModelConfig, TokenizerConfig
 from transformer_jax.data import Tokenizer, make_batches
+from transformer_jax.data.huggingface_tokenizer import tokenizer_from_bytes
 from transformer_jax.data.windows import BatchSource
 from transformer_jax.models.functional import count_parameters
 from transformer_jax.runtime import keep_freed_memory
@@ -94,7 +95,7 @@ def run(config: ExperimentConfig, workdir: str | pathlib.Path, texts: Iterable[s
         if base is not None:
             tokenizer = base.tokenizer
         elif begun is not None:
-            tokenizer = Tokenizer.load(workdir / TOKENIZER_FILE)
+            tokenizer = tokenizer_from_bytes((workdir / TOKENIZER_FILE).read_bytes())
         else:
             tokenizer = _make_tokenizer(config.data, texts)
         config = config.replace(model=_model_config(config, tokenizer) if base is None else _tuned(config, base))

@@ -29,7 +29,7 @@ class HuggingFaceTokenizer:
         bos_id, eos_id, pad_id, unk_id, mask_id: The special tokens; BERT's `[CLS]` and `[SEP]` serve as `bos_id` and
             `eos_id`.
         end_ids: The tokens that end a text.
-        mask_token: The name of the token with `mask_id`.
+        mask_token: The name of the token with `mask_id`, such as `[MASK]`.
         digest: SHA-256 of `to_bytes`, in hexadecimal.
 
     Raises:
@@ -131,9 +131,17 @@ class HuggingFaceTokenizer:
         """
         return self._encode([text], allow_special, framed=False)[0]
 
-    def encode_framed(self, text: str) -> list[int]:
-        """Returns the token ids of a text with those that begin and end it, as a model reads it."""
+    def encode_prompt(self, text: str) -> list[int]:
+        """Returns the tokens that a decoder goes on from, for no text `start_id`; as in :meth:`encode_source`."""
+        return self.encode_source(text) or [self.start_id]
+
+    def encode_source(self, text: str) -> list[int]:
+        """Returns the tokens of a text with those that its model expects before and after it, and special tokens."""
         return self._encode([text], True, framed=True)[0]
+
+    def encode_masked(self, text: str) -> list[int]:
+        """Returns the tokens that an encoder reads; as :meth:`encode_source`."""
+        return self.encode_source(text)
 
     def encode_batch(self, texts: Iterable[str], *, allow_special: bool = True) -> list[list[int]]:
         """Returns `encode` of every text."""

@@ -11,6 +11,7 @@ import numpy as np
 from transformer_jax.data.sentencepiece_training import (
     ISOLATED,
     ISOLATED_PIECES,
+    MASK,
     ROLE_TOKENS,
     ROLES,
     SPACE,
@@ -131,6 +132,25 @@ class Tokenizer:
         fixed = self._isolated | self._special if allow_special else self._isolated
         return self._encode_runs(list(split_runs(text, pattern)), fixed)
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Returns the tokens that a decoder goes on from: those of the text, for no text `end_of_text_id`."""
+        return self.encode(text) or [self.end_of_text_id]
+
+    def encode_source(self, text: str) -> list[int]:
+        """Returns the tokens that an encoder-decoder reads: those of the text and `eos_id`."""
+        return [*self.encode(text), self.eos_id]
+
+    def encode_masked(self, text: str) -> list[int]:
+        """Returns the tokens that an encoder reads, between `bos_id` and `eos_id`.
+
+        `<mask>` is a token, of the space before it too; names of other special tokens are text.
+        """
+        *before, last = text.split(MASK)
+        ids = [self.bos_id]
+        for part in before:
+            ids += [*self.encode(part.removesuffix(" ")), self.mask_id]
+        return [*ids, *self.encode(last), self.eos_id]
+
     def encode_batch(self, texts: Iterable[str], *, allow_special: bool = False) -> list[list[int]]:
         """Returns `encode` of every text."""
         return [self.encode(text, allow_special=allow_special) for text in texts]
@@ -161,6 +181,10 @@ class Tokenizer:
         """Returns the text of token ids; control tokens vanish, `<unk>` and broken UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
+    def stream_decoder(self) -> "StreamDecoder":
+        """Returns a decoder that takes one token at a time."""
+        return StreamDecoder(self)
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Returns the UTF-8 bytes of token ids, which may begin or end inside a character.
 
@@ -187,6 +211,21 @@ class Tokenizer:
         if self._model.id_to_piece(token) != piece:
             raise ValueError(f"the vocabulary has no piece {piece!r}")
         return token
+
+    @property
+    def mask_token(self) -> str:
+        """The name of the token with `mask_id`."""
+        return MASK
+
+    @property
+    def start_id(self) -> int:
+        """The token from which the first of a text is predicted: `end_of_text_id`."""
+        return self.end_of_text_id
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+        return self.eos_id, self.end_of_text_id
 
     @property
     def special_ids(self) -> list[int]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from transformer_jax.data.sentencepiece_training import MASK
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.models.functional import Model, check_tokens
 
@@ -55,21 +54,12 @@ def _pad(rows: Sequence[Sequence[int]], width: int,
 
 def encode_prompts(prompts: Texts, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
     """The token ids of every prompt, ``<|endoftext|>`` for an empty string; ValueError for what is no prompt."""
-    return _encode(prompts, tokenizer, vocab_size, lambda text: tokenizer.encode(text) or [tokenizer.end_of_text_id])
+    return _encode(prompts, tokenizer, vocab_size, lambda text: tokenizer.encode_prompt(text))
 
 
 def encode_sources(sources: Texts, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
     """The token ids of every source, with ``</s>`` after a string; ValueError for what is no source."""
-    return _encode(sources, tokenizer, vocab_size, lambda text: [*tokenizer.encode(text), tokenizer.eos_id])
-
-
-def encode_masked(text: str, tokenizer: Tokenizer) -> list[int]:
-    """``<s>`` text ``</s>``, in which ``<mask>`` is a token, of the space before it too; other names are text."""
-    *before, last = text.split(MASK)
-    ids = [tokenizer.bos_id]
-    for part in before:
-        ids += [*tokenizer.encode(part.removesuffix(" ")), tokenizer.mask_id]
-    return [*ids, *tokenizer.encode(last), tokenizer.eos_id]
+    return _encode(sources, tokenizer, vocab_size, lambda text: tokenizer.encode_source(text))
 
 
 def _encode(texts: Texts, tokenizer: Tokenizer | None, vocab_size: int,
@@ -103,7 +93,7 @@ def first_token(start_id: int | None, tokenizer: Tokenizer | None, vocab_size: i
 
 
 def ending_ids(end_ids: Sequence[int] | None, tokenizer: Tokenizer | None) -> Sequence[int]:
-    """The ids that end a text: those given, else the tokenizer's ``</s>`` and ``<|endoftext|>``."""
+    """The ids that end a text: those given, else the tokenizer's, ``</s>`` and ``<|endoftext|>``."""
     if end_ids is not None:
         return end_ids
-    return () if tokenizer is None else (tokenizer.eos_id, tokenizer.end_of_text_id)
+    return () if tokenizer is None else tokenizer.end_ids

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.data.sentencepiece_training import MASK, SPECIAL_TOKENS
+from transformer_jax.data.sentencepiece_training import SPECIAL_TOKENS
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.decoding.batch import check_family, encode_masked, pad_right
+from transformer_jax.decoding.batch import check_family, pad_right
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.functional import check_tokens
 
-_LOOKS_SPECIAL = re.compile(r"<\|?\w+\|?>")
+_LOOKS_SPECIAL = re.compile(r"<\|?\w+\|?>|\[\w+\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,8 @@ def fill_mask(model: Encoder, texts: str | Sequence[str], *, tokenizer: Tokenize
     if not 1 <= top_k <= tokenizer.vocab_size:
         raise ValueError(f"top_k={top_k} must be from 1 to the {tokenizer.vocab_size} tokens of the vocabulary")
     for text in texts:
-        check_masked(text)
-    rows = [encode_masked(text, tokenizer) for text in texts]
+        check_masked(text, tokenizer)
+    rows = [tokenizer.encode_masked(text) for text in texts]
     check_tokens(np.concatenate(rows), model.config.vocab_size)
     tokens_BT, segment_ids_BT = pad_right(rows, model.config.max_len)
     places = [np.flatnonzero(np.equal(row, tokenizer.mask_id)) for row in rows]
@@ -86,17 +86,22 @@ def _most_probable(model: Encoder, tokens_BT: jax.Array, segment_ids_BT: jax.Arr
     return jax.lax.top_k(probabilities_BPV[..., :vocab_size], top_k)  # a model may have more rows than there are tokens
 
 
-def check_masked(text: str) -> None:
-    """Raises ValueError for a text without ``<mask>``."""
-    if MASK not in text:
-        unknown = next((name for name in _LOOKS_SPECIAL.findall(text) if name not in SPECIAL_TOKENS), None)
-        near = unknown and difflib.get_close_matches(unknown, [MASK], n=1)
-        hint = f": {unknown} is no token; did you mean {MASK}?" if near else f"; write {MASK} where a token is wanted"
-        raise ValueError(f"the text {text!r} has no {MASK}{hint}")
+def check_masked(text: str, tokenizer: Tokenizer) -> None:
+    """Raises ValueError for a text without the tokenizer's ``<mask>``."""
+    mask = tokenizer.mask_token
+    if mask is None:
+        raise ValueError("this tokenizer has no token for what is masked; fill_mask needs a masked language model")
+    if mask not in text:
+        # Of another tokenizer's names, that of its mask: "<mask>" is BERT's "[MASK]".
+        names = [name for name in _LOOKS_SPECIAL.findall(text) if name not in SPECIAL_TOKENS or name == "<mask>"]
+        unknown = names[0] if names else None
+        near = unknown and difflib.get_close_matches(unknown[1:-1].casefold(), ["mask"], n=1)
+        hint = f": {unknown} is no token; did you mean {mask}?" if near else f"; write {mask} where a token is wanted"
+        raise ValueError(f"the text {text!r} has no {mask}{hint}")
 
 
 def _candidate(text: str, mask: int, token: int, probability: float, tokenizer: Tokenizer) -> Candidate:
     shown = tokenizer.pieces([token])[0]
-    parts = text.split(MASK)
-    before, after = MASK.join(parts[:mask + 1]), MASK.join(parts[mask + 1:])
+    parts = text.split(tokenizer.mask_token)
+    before, after = (tokenizer.mask_token.join(some) for some in (parts[:mask + 1], parts[mask + 1:]))
     return Candidate(shown, token, probability, before.removesuffix(" ") + shown + after)

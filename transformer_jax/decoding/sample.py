@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.data.tokenizer import StreamDecoder, Tokenizer
+from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.decoding.batch import (
     bucket,
     check_family,
@@ -162,7 +162,7 @@ class _Session:
         self.num_new = 0
         self.next_slot = self.end_slot = 0  # of the cache: where the next token goes, and where the context is full
         self.state: DecodeState | None = None
-        self._decoders = None if tokenizer is None else [StreamDecoder(tokenizer) for _ in self.contexts]
+        self._decoders = None if tokenizer is None else [tokenizer.stream_decoder() for _ in self.contexts]
 
     @property
     def finished(self) -> bool:

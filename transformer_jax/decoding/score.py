@@ -22,7 +22,8 @@ class Score:
     Attributes:
       totals: log P of each text: the sum over its tokens.
       tokens: its tokens.
-      logprobs: log P of each token given those before it, the first given ``<|endoftext|>``.
+      logprobs: log P of each token given those before it, the first given ``<|endoftext|>`` (or a model's
+        own ``<s>``).
     """
 
     totals: list[float]
@@ -56,7 +57,7 @@ def score(model: Decoder, texts: str | Sequence[str], *, tokenizer: Tokenizer) -
     check_tokens(np.concatenate(tokens), model.config.vocab_size)
     targets_BT, segments_BT = pad_right(tokens, model.config.max_len)
     inputs_BT = np.roll(targets_BT, 1, axis=1)
-    inputs_BT[:, 0] = tokenizer.end_of_text_id
+    inputs_BT[:, 0] = tokenizer.start_id
     logprobs_BT = np.asarray(_token_logprobs(model, inputs_BT, targets_BT, segments_BT))
     logprobs = [row[:len(ids)].tolist() for row, ids in zip(logprobs_BT, tokens, strict=True)]
     return Score(totals=[sum(row) for row in logprobs], tokens=tokens, logprobs=logprobs)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.decoding.batch import encode_masked, encode_prompts, encode_sources, ending_ids, first_token
+from transformer_jax.decoding.batch import encode_prompts, encode_sources, ending_ids, first_token
 from transformer_jax.decoding.logits import Sampling
 from transformer_jax.decoding.sample import generate
 from transformer_jax.inspection.inspection import Inspection
@@ -52,7 +52,7 @@ def inspect_text(bundle_or_model: Any, text: Text, tokenizer: Tokenizer | None =
         if target is not None:
             raise ValueError("an encoder reads one text: it has no target")
         if isinstance(text, str) and tokenizer is not None:
-            text = encode_masked(text, tokenizer)
+            text = tokenizer.encode_masked(text)
     encode = encode_sources if pair else encode_prompts
     ids = np.asarray(encode([text], tokenizer, vocab_size)[0], np.int32)
     segment_ids = _segments("segment_ids", segment_ids, ids)

@@ -13,15 +13,25 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.interop import tensors
+from transformer_jax.interop.bart import BART, MARIAN, MBART, PEGASUS
+from transformer_jax.interop.bert import BERT, ROBERTA
 from transformer_jax.interop.gpt2 import GPT2
 from transformer_jax.interop.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from transformer_jax.interop.mapping import Family, Weight, describe, map_parameters, parameters
+from transformer_jax.interop.t5 import T5
 from transformer_jax.interop.tensors import DTYPES, TensorFiles
+from transformer_jax.interop.tokenizer import read_tokenizer, write_tokenizer
 from transformer_jax.models.functional import Model, make_model
 from transformer_jax.sharding import shardings
 from transformer_jax.training.bundle import Bundle
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (
+    GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, BERT, ROBERTA, BART, MBART, MARIAN, PEGASUS, T5)}
+
+
+_GENERATION_FILE = "generation_config.json"
+# What generation does to a model's targets; how it searches is the caller's choice.
+_GENERATION = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
 
 
 def from_huggingface(source: str | pathlib.Path, *, dtype: str | None = None, mesh: Mesh | None = None) -> Bundle:
@@ -47,7 +57,8 @@ def from_huggingface(source: str | pathlib.Path, *, dtype: str | None = None, me
     config = family.read_config(settings)
     stored = _stored_dtype(files, directory)
     config = config.replace(dtype=dtype or stored, param_dtype=dtype or stored)
-    return Bundle(model=_read_model(family, config, files, directory, mesh), tokenizer=None, config=config)
+    tokenizer = read_tokenizer(directory, settings)
+    return Bundle(model=_read_model(family, config, files, directory, mesh), tokenizer=tokenizer, config=config)
 
 
 def to_huggingface(bundle: Bundle, directory: str | pathlib.Path) -> None:
@@ -64,21 +75,36 @@ def to_huggingface(bundle: Bundle, directory: str | pathlib.Path) -> None:
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors.write(directory, _their_tensors(family, bundle.model))
-    settings |= {"model_type": family.model_type, "architectures": [family.architecture],
-                 "dtype": bundle.config.param_dtype}
-    (directory / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    settings = write_tokenizer(directory, bundle.tokenizer) | settings | {
+        "model_type": family.model_type, "architectures": [family.architecture], "dtype": bundle.config.param_dtype}
+    _write_json(directory / "config.json", settings)
+    generation = {name: settings[name] for name in _GENERATION if name in settings}
+    if generation:
+        _write_json(directory / _GENERATION_FILE, generation)
 
 
 def read_settings(directory: pathlib.Path) -> dict[str, Any]:
-    """The settings in a directory's ``config.json``."""
-    path = directory / "config.json"
+    """The settings in a directory's ``config.json``, with what its ``generation_config.json`` says of decoding."""
     try:
-        return json.loads(path.read_text())
+        settings = _read_json(directory / "config.json")
     except FileNotFoundError:
         raise ValueError(f"{directory} has no config.json; expected a directory that transformers' save_pretrained "
                          "wrote") from None
+    if (directory / _GENERATION_FILE).is_file():
+        generation = _read_json(directory / _GENERATION_FILE)
+        settings |= {name: generation[name] for name in _GENERATION if name in generation}
+    return settings
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
+
+
+def _write_json(path: pathlib.Path, settings: dict[str, Any]) -> None:
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _directory(source: str | pathlib.Path) -> pathlib.Path:
@@ -193,7 +219,8 @@ def _their_tensors(family: Family, model: Model):
         for path, layer in sorted(parts[name], key=lambda place: rows[place[0]].part):
             value = nodes[path][...]
             array = np.asarray(value[layer] if rows[path].stacked else value)
-            arrays.append(array.T if rows[path].transposed else array)
+            array = array.T if rows[path].transposed else array
+            arrays.append(array[None] if rows[path].is_row else array)
         axis = 0 if rows[path].transposed else -1
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import ExperimentConfig, ModelConfig
+from transformer_jax.data.huggingface_tokenizer import HuggingFaceTokenizer, tokenizer_from_bytes
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.models.functional import Model, make_model
 from transformer_jax.nn.lora import merge_adapters
@@ -33,7 +34,7 @@ class Bundle:
     """
 
     model: Model
-    tokenizer: Tokenizer | None
+    tokenizer: Tokenizer | HuggingFaceTokenizer | None
     config: ModelConfig
     step: int = 0
     experiment: ExperimentConfig | None = None
@@ -82,7 +83,7 @@ def load(directory: str | pathlib.Path, *, step: int | str | None = None, averag
         for earlier in steps[:-1]:
             model = jax.tree.map(jnp.add, model, restore(earlier))
         model = jax.tree.map(lambda total: total / average, model)
-    tokenizer = Tokenizer.from_bytes(found.files[TOKENIZER_FILE]) if TOKENIZER_FILE in found.files else None
+    tokenizer = tokenizer_from_bytes(found.files[TOKENIZER_FILE]) if TOKENIZER_FILE in found.files else None
     return Bundle(model=model, tokenizer=tokenizer, config=config, step=found.step, experiment=experiment)
 
 
