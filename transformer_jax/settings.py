@@ -60,6 +60,10 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
     if value is None and type(None) in options:
         return None
     for option in options:
+        if typing.get_origin(option) is tuple:  # a list where it comes from JSON
+            if isinstance(value, (list, tuple)):
+                return tuple(_coerce(name, typing.get_args(option)[0], item) for item in value)
+            continue
         if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
             return from_dict(option, value)
         if option is float and isinstance(value, int) and not isinstance(value, bool):

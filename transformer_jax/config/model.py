@@ -206,6 +206,8 @@ class ModelConfig:
         """A validated copy with the given fields changed; derived fields follow unless given."""
         check_field_names(type(self), changes)
         for field, value in self.derived().items():
-            if getattr(self, field) == value:
+            # A head_dim that the width does not give was set, though rounded down it looks derived.
+            derived = field != "head_dim" or self.model_dim % self.num_heads == 0
+            if derived and getattr(self, field) == value:
                 changes.setdefault(field, None)
         return dataclasses.replace(self, **changes)

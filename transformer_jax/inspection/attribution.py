@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class Attribution:
       heads: of each head of self-attention ``[L, B, P, N]``.
       cross_heads: of each head of attention to the source ``[L, B, P, N]``; ``None`` without an encoder.
       mlp: of each feed-forward layer ``[L, B, P]``.
-      bias: of the biases of norms, of attention's output projections and of an encoder's head ``[B, P]``.
+      bias: of the biases of norms, of attention's output projections, of logits and of an encoder's head ``[B, P]``.
     """
 
     embeddings: jax.Array
@@ -121,8 +122,13 @@ def _at(layers: LayerTrace, rows: jax.Array) -> LayerTrace:
 
 def _direction(model: Model, stream_BPD: jax.Array, targets_BP: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The direction of the last stream that the logit reads, and what biases add to it."""
-    direction = model.embeddings.unembedding_VD[targets_BP].astype(jnp.float32)
+    embeddings = model.embeddings
+    direction = embeddings.unembedding_VD[targets_BP].astype(jnp.float32)
+    if model.config.scale_logits:
+        direction = direction / math.sqrt(model.config.model_dim)
     bias = jnp.zeros(targets_BP.shape, jnp.float32)
+    if embeddings.output_bias is not None:
+        bias += embeddings.output_bias[...].astype(jnp.float32)[targets_BP]
     norm = final_norm(model)
     if isinstance(model, Encoder):
         head = model.head

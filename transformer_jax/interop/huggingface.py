@@ -78,9 +78,12 @@ def to_huggingface(bundle: Bundle, directory: str | pathlib.Path) -> None:
     settings = write_tokenizer(directory, bundle.tokenizer) | settings | {
         "model_type": family.model_type, "architectures": [family.architecture], "dtype": bundle.config.param_dtype}
     _write_json(directory / "config.json", settings)
-    generation = {name: settings[name] for name in _GENERATION if name in settings}
-    if generation:
-        _write_json(directory / _GENERATION_FILE, generation)
+    # transformers ignores what config.json says of decoding, but for the token that starts it.
+    (directory / _GENERATION_FILE).unlink(missing_ok=True)
+    if settings.keys() & set(_GENERATION[1:]):
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        _write_json(directory / _GENERATION_FILE, {name: settings[name] for name in (*_GENERATION, *ids)
+                                                   if settings.get(name) is not None})
 
 
 def read_settings(directory: pathlib.Path) -> dict[str, Any]:

@@ -26,6 +26,9 @@ class Weight:
       transposed: whether theirs is ``[out, in]`` where ours is ``[in, out]``.
       part: ``(index, count)``: ours is this one of ``count`` equal parts of theirs, along our last axis.
       also: names under which a file may hold the same values once more, as that of a tied table.
+      is_row: whether theirs has an axis of size 1 before those of ours.
+      beside: path of a parameter that a model must have too for the row to apply; of several rows for a parameter, the
+        first that applies counts.
     """
 
     ours: str
@@ -33,6 +36,8 @@ class Weight:
     transposed: bool = False
     part: tuple[int, int] = (0, 1)
     also: tuple[str, ...] = ()
+    is_row: bool = False
+    beside: str | None = None
 
     def their_name(self, layer: int) -> str:
         """The name of a layer's tensor."""
@@ -42,7 +47,8 @@ class Weight:
         """The shape of each of their tensors, given that of our parameter."""
         *first, last = shape[1:] if self.stacked else shape
         theirs = (*first, last * self.part[1])
-        return theirs[::-1] if self.transposed else theirs
+        theirs = theirs[::-1] if self.transposed else theirs
+        return (1, *theirs) if self.is_row else theirs
 
     @property
     def stacked(self) -> bool:
@@ -99,7 +105,8 @@ class Family:
           ValueError: when the model has parameters that the family does not know.
         """
         paths = set(parameters(model))
-        rows = [weight for weight in self.weights if weight.ours in paths]
+        rows = {weight.ours: weight for weight in reversed(self.weights)
+                if weight.ours in paths and (weight.beside is None or weight.beside in paths)}.values()
         unknown = paths - {weight.ours for weight in rows}
         if unknown:
             raise ValueError(f"a {self.model_type} model has no place for {', '.join(sorted(unknown))}")
@@ -143,6 +150,28 @@ def require_config(model_type: str, config: ModelConfig, expected: Settings) -> 
              if getattr(config, name) != value]
     if wrong:
         raise ValueError(f"{model_type}: {', '.join(wrong)}")
+
+
+def read_targets(settings: Settings) -> dict[str, Any]:
+    """What our config of an encoder-decoder says of decoding, from theirs (and their ``generation_config.json``).
+
+    Raises:
+      ValueError: for a forbidden sequence of several tokens.
+    """
+    starts = (settings.get("decoder_start_token_id"), settings.get("forced_bos_token_id"))
+    banned = settings.get("bad_words_ids") or []
+    if any(len(ids) != 1 for ids in banned):
+        raise ValueError(f"bad_words_ids={banned} forbids sequences of tokens; here single tokens can be forbidden")
+    return {"start_ids": tuple(token for token in starts if token is not None),
+            "banned_ids": tuple(token for token, in banned)}
+
+
+def write_targets(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of :func:`read_targets`."""
+    if len(config.start_ids) > 2:
+        raise ValueError(f"start_ids={config.start_ids} are more than the two that theirs can start with")
+    settings = dict(zip(("decoder_start_token_id", "forced_bos_token_id"), config.start_ids, strict=False))
+    return settings | ({"bad_words_ids": [[token] for token in config.banned_ids]} if config.banned_ids else {})
 
 
 def translated(value: str, table: Mapping[str, str], name: str) -> str:

@@ -70,8 +70,10 @@ class TensorFiles:
         inside = bounds[1:] if weight.stacked else bounds
         offset = weight.part[0] * shape[-1]
         inside = [*inside[:-1], (inside[-1][0] + offset, inside[-1][1] + offset)]
+        inside = [(0, 1), *inside] if weight.is_row else inside
         for place, layer in enumerate(layers):
             target = result[place] if weight.stacked else result
+            target = target[None] if weight.is_row else target
             self._read_into(target.T if weight.transposed else target, weight.their_name(layer),
                             inside[::-1] if weight.transposed else inside)
         return result

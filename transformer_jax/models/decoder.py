@@ -34,7 +34,7 @@ class Decoder(nnx.Module):
         embedding_key, stack_key = jax.random.split(key)
         self.config = config
         self.embeddings = Embeddings(config, key=embedding_key)
-        self.stack = Stack(config, key=stack_key, num_layers=config.num_layers)
+        self.stack = Stack(config, key=stack_key, num_layers=config.num_layers, is_causal=True)
         self.final_norm = Norm(config.model_dim, config) if config.norm_position == "pre" else None
         self.value_head = ScalarHead(config, key=jax.random.fold_in(key, 2)) if config.use_value_head else None
 
@@ -63,10 +63,11 @@ class Decoder(nnx.Module):
         """
         inputs = CausalInputs.of(self.config, tokens_BT, segment_ids_BT, positions_BT, cache, visible_BTS)
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        context = AttentionContext.of(self.config, inputs.mask, inputs.positions_BT)
+        context = AttentionContext.of(self.config, inputs.mask, inputs.positions_BT,
+                                      key_positions_BS=inputs.key_positions_BS, relative=self.stack.relative)
         x_BTD = self.embeddings(tokens_BT, inputs.positions_BT, key=embedding_key)
         # Without it the compiler may replicate every activation over the axis that shards the weights.
-        x_BTD = constrain(x_BTD, "batch", None, None)
+        x_BTD = constrain(x_BTD, "batch", "sequence", None)
         x_BTD, layers, cache = self.stack(x_BTD, context, cache=inputs.cache, key=stack_key, intervene=intervene)
         hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
         return Output(logits=self.embeddings.unembed(hidden_BTD), hidden=hidden_BTD,

@@ -36,7 +36,7 @@ class Encoder(nnx.Module):
         embedding_key, stack_key, head_key = jax.random.split(key, 3)
         self.config = config
         self.embeddings = Embeddings(config, key=embedding_key)
-        self.stack = Stack(config, key=stack_key, num_layers=config.num_layers)
+        self.stack = Stack(config, key=stack_key, num_layers=config.num_layers, is_causal=False)
         self.final_norm = Norm(config.model_dim, config) if config.norm_position == "pre" else None
         self.head = MaskedTokenHead(config, key=head_key)
 
@@ -77,9 +77,9 @@ class Encoder(nnx.Module):
         if positions_BT is None:
             positions_BT = positions_in_segments(tokens_BT, segment_ids_BT)
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        context = AttentionContext.of(config, mask, positions_BT)
+        context = AttentionContext.of(config, mask, positions_BT, relative=self.stack.relative)
         x_BTD = self.embeddings(tokens_BT, positions_BT, token_types_BT, key=embedding_key)
-        x_BTD = constrain(x_BTD, "batch", None, None)
+        x_BTD = constrain(x_BTD, "batch", "sequence", None)
         x_BTD, layers, _ = self.stack(x_BTD, context, key=stack_key, intervene=intervene)
         hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
         return Output(logits=self.predict(hidden_BTD), hidden=hidden_BTD,

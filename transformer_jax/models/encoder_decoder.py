@@ -14,7 +14,7 @@ from transformer_jax.models.output import Output, PairTrace, Trace
 from transformer_jax.nn.attention import AttentionContext
 from transformer_jax.nn.blocks import Intervene
 from transformer_jax.nn.cache import KVCache
-from transformer_jax.nn.embeddings import Embeddings
+from transformer_jax.nn.embeddings import Embeddings, TargetEmbeddings
 from transformer_jax.nn.layers import Norm
 from transformer_jax.nn.stack import Stack
 from transformer_jax.ops.masks import AttentionMask
@@ -40,7 +40,8 @@ class Memory:
 class EncoderDecoder(nnx.Module):
     """A sequence-to-sequence Transformer: a pytree of weights, called as a pure function.
 
-    One table embeds source and target tokens and, tied, predicts the next ones.
+    One table embeds source and target tokens and, tied, predicts the next ones. Learned positions, and norms of
+    embeddings, are those of a side (Lewis et al., 2020, BART).
 
     Source: Vaswani et al. (2017); variants by :class:`ModelConfig`.
     """
@@ -56,8 +57,10 @@ class EncoderDecoder(nnx.Module):
         embedding_key, encoder_key, decoder_key = jax.random.split(key, 3)
         self.config = config
         self.embeddings = Embeddings(config, key=embedding_key)
-        self.encoder = Stack(config, key=encoder_key, num_layers=config.num_encoder_layers)
-        self.decoder = Stack(config, key=decoder_key, num_layers=config.num_decoder_layers, has_memory=True)
+        self.target_embeddings = TargetEmbeddings(config, key=jax.random.fold_in(embedding_key, 4))
+        self.encoder = Stack(config, key=encoder_key, num_layers=config.num_encoder_layers, is_causal=False)
+        self.decoder = Stack(config, key=decoder_key, num_layers=config.num_decoder_layers, is_causal=True,
+                             has_memory=True)
         pre = config.norm_position == "pre"
         self.encoder_norm = Norm(config.model_dim, config) if pre else None
         self.decoder_norm = Norm(config.model_dim, config) if pre else None
@@ -97,9 +100,9 @@ class EncoderDecoder(nnx.Module):
         segment_ids_BS = jnp.ones_like(source_BS) if segment_ids_BS is None else segment_ids_BS.astype(jnp.int32)
         mask = AttentionMask(window=config.sliding_window) & AttentionMask.segments(segment_ids_BS)
         positions_BS = positions_in_segments(source_BS, segment_ids_BS)
-        context = AttentionContext.of(config, mask, positions_BS)
+        context = AttentionContext.of(config, mask, positions_BS, relative=self.encoder.relative)
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        x_BSD = constrain(self.embeddings(source_BS, positions_BS, key=embedding_key), "batch", None, None)
+        x_BSD = constrain(self.embeddings(source_BS, positions_BS, key=embedding_key), "batch", "sequence", None)
         x_BSD, layers, _ = self.encoder(
             x_BSD, context, key=stack_key,
             intervene=None if intervene is None else lambda site, layer, x: intervene(f"encoder_{site}", layer, x))
@@ -130,11 +133,12 @@ class EncoderDecoder(nnx.Module):
         query_ids_BT = jnp.ones_like(target_BT) if inputs.segment_ids_BT is None else inputs.segment_ids_BT
         memory_ids_BS = cache.memory_ids_BS if memory is None else memory.segment_ids_BS
         context = AttentionContext.of(
-            config, inputs.mask, inputs.positions_BT, memory_BSD=None if memory is None else memory.hidden,
+            config, inputs.mask, inputs.positions_BT, key_positions_BS=inputs.key_positions_BS,
+            relative=self.decoder.relative, memory_BSD=None if memory is None else memory.hidden,
             memory_mask=AttentionMask.segments(query_ids_BT.astype(jnp.int32), memory_ids_BS))
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        x_BTD = self.embeddings(target_BT, inputs.positions_BT, key=embedding_key)
-        x_BTD = constrain(x_BTD, "batch", None, None)
+        x_BTD = self.embeddings(target_BT, inputs.positions_BT, target=self.target_embeddings, key=embedding_key)
+        x_BTD = constrain(x_BTD, "batch", "sequence", None)
         x_BTD, layers, cache = self.decoder(x_BTD, context, cache=inputs.cache, key=stack_key, intervene=intervene)
         hidden_BTD = x_BTD if self.decoder_norm is None else self.decoder_norm(x_BTD)
         trace = PairTrace(

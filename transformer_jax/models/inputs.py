@@ -20,6 +20,7 @@ class CausalInputs:
     segment_ids_BT: jax.Array | None
     mask: AttentionMask
     cache: KVCache | None
+    key_positions_BS: jax.Array | None = None  # where the places of keys are not their positions
 
     @classmethod
     def of(cls, config: ModelConfig, tokens_BT: jax.Array, segment_ids_BT: jax.Array | None,
@@ -42,11 +43,10 @@ class CausalInputs:
         if positions_BT is None:
             seen_B1 = (cache.segment_ids_BS != 0).sum(1, keepdims=True)
             positions_BT = jnp.maximum(seen_B1 + jnp.cumsum(segment_ids_BT != 0, axis=1) - 1, 0)
-        cache = cache.append_segments(segment_ids_BT)
-        if visible_BTS is None:
-            mask &= AttentionMask.segments(segment_ids_BT, cache.segment_ids_BS)
-        else:
-            mask = AttentionMask.explicit(visible_BTS)
+        cache = cache.append_segments(segment_ids_BT, positions_BT)
+        if visible_BTS is not None:
+            return cls(positions_BT, segment_ids_BT, AttentionMask.explicit(visible_BTS), cache, cache.positions_BS)
+        mask &= AttentionMask.segments(segment_ids_BT, cache.segment_ids_BS)
         return cls(positions_BT, segment_ids_BT, mask, cache)
 
 

@@ -13,7 +13,7 @@ from transformer_jax.nn.blocks import LayerTrace
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.ops.attention import Bias, masked_softmax
 from transformer_jax.ops.masks import AttentionMask
-from transformer_jax.ops.positions import LinearBias
+from transformer_jax.ops.positions import PositionBias
 
 Index = int | Sequence[int] | jax.Array | None
 
@@ -102,7 +102,7 @@ class Trace:
     def _bias_rows(self, layer: jax.Array, T: int, S: int, query_R: jax.Array) -> jax.Array | None:
         if self.layers.bias is not None:
             return self.layers.bias[layer][:, :, query_R]
-        return self.bias.materialize(T, S, query_R) if isinstance(self.bias, LinearBias) else self.bias
+        return self.bias.materialize(T, S, query_R) if isinstance(self.bias, PositionBias) else self.bias
 
 
 @jax.tree_util.register_dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Self
 
 import jax
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.nn.layers import Linear, Norm
+from transformer_jax.nn.layers import Linear, Norm, parameter
 from transformer_jax.ops.attention import Bias, attend
 from transformer_jax.ops.masks import AttentionMask
-from transformer_jax.ops.positions import LinearBias, alibi_slopes, rotary, rotary_angles
+from transformer_jax.ops.positions import LinearBias, RelativeBias, alibi_slopes, rotary, rotary_angles
+from transformer_jax.sharding import constrain
 
 
 @jax.tree_util.register_dataclass
@@ -36,14 +38,33 @@ class AttentionContext:
     memory_mask: AttentionMask | None = None
 
     @classmethod
-    def of(cls, config: ModelConfig, mask: AttentionMask, positions_BT: jax.Array, **memory: Any) -> Self:
-        """With the bias or the rotation that the config's kind of positions asks for."""
+    def of(cls, config: ModelConfig, mask: AttentionMask, positions_BT: jax.Array, *,
+           key_positions_BS: jax.Array | None = None, relative: RelativePositions | None = None,
+           **memory: Any) -> Self:
+        """With the bias or the rotation that the config's kind of positions asks for.
+
+        ``key_positions_BS`` are given where the places of keys are not their positions, ``relative`` is the stack's.
+        """
         bias = angles = None
+        positions = None if key_positions_BS is None else (positions_BT, key_positions_BS)
         if config.positions == "alibi":
-            bias = LinearBias(alibi_slopes(config.num_heads), mask.query_start)
+            bias = LinearBias(alibi_slopes(config.num_heads), mask.query_start, positions)
+        elif config.positions == "relative":
+            bias = RelativeBias(relative.table[...], config.relative_max_distance, relative.is_causal,
+                                mask.query_start, positions)
         elif config.positions == "rope":
-            angles = rotary_angles(positions_BT, config.head_dim, config.rope_base)
+            angles = rotary_angles(positions_BT, config.head_dim, config.rope_base, config.rope_scaling)
         return cls(mask, bias, angles, **memory)
+
+
+class RelativePositions(nnx.Module):
+    """What the layers of a stack share of ``positions="relative"``: the table of the bias, ``[buckets, N]``."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array, is_causal: bool):
+        self.is_causal = is_causal
+        std = 1 / math.sqrt(config.model_dim) if config.init_std is None else config.init_std
+        table_RN = std * jax.random.normal(key, (config.relative_buckets, config.num_heads))
+        self.table = parameter(table_RN.astype(config.param_dtype), (None, None))
 
 
 class Attention(nnx.Module):
@@ -53,9 +74,12 @@ class Attention(nnx.Module):
         query_key, key_key, value_key, output_key = jax.random.split(key, 4)
         D, H = config.model_dim, config.head_dim
         self.config = config
-        self.query = Linear(D, config.num_heads * H, ("embed", "heads"), config, key=query_key)
-        self.key = Linear(D, config.num_kv_heads * H, ("embed", "kv_heads"), config, key=key_key)
-        self.value = Linear(D, config.num_kv_heads * H, ("embed", "kv_heads"), config, key=value_key)
+        self.query = Linear(D, config.num_heads * H, ("embed", "heads"), config, key=query_key,
+                            has_bias=config.use_qkv_bias)
+        self.key = Linear(D, config.num_kv_heads * H, ("embed", "kv_heads"), config, key=key_key,
+                          has_bias=config.use_qkv_bias)
+        self.value = Linear(D, config.num_kv_heads * H, ("embed", "kv_heads"), config, key=value_key,
+                            has_bias=config.use_qkv_bias)
         self.output = Linear(config.num_heads * H, D, ("heads", "embed"), config, key=output_key,
                              scale=output_scale)
         self.query_norm = Norm(H, config, "rmsnorm") if config.use_qk_norm else None
@@ -71,6 +95,7 @@ class Attention(nnx.Module):
             q_BTNH, k_BTKH, v_BTKH = (self._heads(linear, x_BTD) for linear in (self.query, self.key, self.value))
         if self.query_norm is not None:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+        q_BTNH = self._scaled(q_BTNH)
         if context.rotary_angles is not None:
             q_BTNH, k_BTKH = rotary(q_BTNH, context.rotary_angles), rotary(k_BTKH, context.rotary_angles)
         return q_BTNH, k_BTKH, v_BTKH
@@ -78,7 +103,12 @@ class Attention(nnx.Module):
     def project_queries(self, x_BTD: jax.Array) -> jax.Array:
         """Queries alone, ``[B, T, N, H]``, not rotated: for attention to a memory."""
         q_BTNH = self._heads(self.query, x_BTD)
-        return q_BTNH if self.query_norm is None else self.query_norm(q_BTNH)
+        return self._scaled(q_BTNH if self.query_norm is None else self.query_norm(q_BTNH))
+
+    def _scaled(self, q_BTNH: jax.Array) -> jax.Array:
+        """Queries whose scores over sqrt(H), as all attention here takes them, are those of the config's scale."""
+        scale = self.config.attention_scale
+        return q_BTNH if scale is None else q_BTNH * (scale * math.sqrt(self.config.head_dim))
 
     def project_memory(self, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values ``[B, S, K, H]`` of an encoder's output."""
@@ -93,6 +123,9 @@ class Attention(nnx.Module):
         """The output of each head, ``[B, T, N, H]``."""
         config = self.config
         rate = config.dropout if config.attention_dropout is None else config.attention_dropout
+        # Where a mesh divides the tokens of a row, its queries stay divided and see the keys of all.
+        q_BTNH = constrain(q_BTNH, "batch", "sequence", "heads", None)
+        k_BSKH, v_BSKH = (constrain(x_BSKH, "batch", None, "kv_heads", None) for x_BSKH in (k_BSKH, v_BSKH))
         return attend(q_BTNH, k_BSKH, v_BSKH, mask, bias=bias, dropout=rate, key=key)
 
     def merge(self, heads_BTNH: jax.Array) -> jax.Array:

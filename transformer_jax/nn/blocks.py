@@ -18,9 +18,12 @@ from transformer_jax.nn.layers import Linear, Norm, dropout
 from transformer_jax.ops.attention import Bias
 from transformer_jax.ops.linear import gelu
 from transformer_jax.ops.masks import AttentionMask
-from transformer_jax.ops.positions import LinearBias
+from transformer_jax.ops.positions import PositionBias
 
 Intervene = Callable[[str, jax.Array | int, jax.Array], jax.Array]
+
+_ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": gelu, "gelu_tanh": jax.nn.gelu,
+                "swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
 
 
 @jax.tree_util.register_dataclass
@@ -53,23 +56,21 @@ class LayerTrace:
 
 
 class FeedForward(nnx.Module):
-    """Two linear maps around a nonlinearity, or the gated three of SwiGLU (Shazeer, 2020)."""
+    """Two linear maps around a nonlinearity, or the gated three of SwiGLU and GEGLU (Shazeer, 2020)."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, output_scale: float):
         up_key, gate_key, down_key = jax.random.split(key, 3)
         D, F = config.model_dim, config.mlp_dim
         self.activation = config.activation
         self.up = Linear(D, F, ("embed", "mlp"), config, key=up_key)
-        self.gate = Linear(D, F, ("embed", "mlp"), config, key=gate_key) if config.activation == "swiglu" else None
+        gated = config.activation in ("swiglu", "geglu")
+        self.gate = Linear(D, F, ("embed", "mlp"), config, key=gate_key) if gated else None
         self.down = Linear(F, D, ("mlp", "embed"), config, key=down_key, scale=output_scale)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         up_BTF = self.up(x_BTD)
-        if self.gate is not None:
-            return self.down(jax.nn.silu(self.gate(x_BTD)) * up_BTF)
-        if self.activation == "relu":
-            return self.down(jax.nn.relu(up_BTF))
-        return self.down(gelu(up_BTF) if self.activation == "gelu" else jax.nn.gelu(up_BTF))
+        activate = _ACTIVATIONS[self.activation]
+        return self.down(activate(up_BTF) if self.gate is None else activate(self.gate(x_BTD)) * up_BTF)
 
 
 class Block(nnx.Module):
@@ -143,8 +144,8 @@ def _mix(attention: Attention, x_BTD: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.
                       bias=changed)
 
 
-def _materialize(bias: LinearBias | jax.Array | None, q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
+def _materialize(bias: PositionBias | jax.Array | None, q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
     T, N, S = q_BTNH.shape[1], q_BTNH.shape[2], k_BSKH.shape[1]
-    if isinstance(bias, LinearBias):
+    if isinstance(bias, PositionBias):
         return bias.materialize(T, S)
     return jnp.zeros((1, N, T, S), jnp.float32) if bias is None else bias

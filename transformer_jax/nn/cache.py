@@ -25,6 +25,7 @@ class KVCache:
       values: likewise.
       segment_ids_BS: 0 where nothing, or padding, is stored.
       length: number of slots in use, a scalar.
+      positions_BS: where what is stored stands in its text; ``None`` where no bias asks for it.
       memory_keys: keys of an encoder's output, computed once, one ``[B * K, S', H]`` a layer; without an encoder, none.
       memory_values: likewise.
       memory_ids_BS: segment ids of the encoder's tokens, 0 for padding.
@@ -37,15 +38,18 @@ class KVCache:
     memory_keys: tuple[jax.Array, ...] = ()
     memory_values: tuple[jax.Array, ...] = ()
     memory_ids_BS: jax.Array | None = None
+    positions_BS: jax.Array | None = None
 
     @classmethod
     def empty(cls, config: ModelConfig, batch_size: int, capacity: int) -> Self:
         """A cache with room for ``capacity`` tokens a row."""
         shape = (batch_size * config.num_kv_heads, capacity, config.head_dim)
         layers = range(config.num_decoder_layers or config.num_layers)
+        slots_BS = jnp.zeros((batch_size, capacity), jnp.int32)
         return cls(keys=tuple(jnp.zeros(shape, config.dtype) for _ in layers),
                    values=tuple(jnp.zeros(shape, config.dtype) for _ in layers),
-                   segment_ids_BS=jnp.zeros((batch_size, capacity), jnp.int32), length=jnp.zeros((), jnp.int32))
+                   segment_ids_BS=slots_BS, length=jnp.zeros((), jnp.int32),
+                   positions_BS=slots_BS if config.positions in ("alibi", "relative") else None)
 
     @property
     def capacity(self) -> int:
@@ -87,17 +91,24 @@ class KVCache:
         def longer(stored: jax.Array) -> jax.Array:
             return jnp.pad(take(stored), ((0, 0), (0, num_slots), (0, 0)))
 
+        def more_slots(stored_BS: jax.Array) -> jax.Array:
+            return jnp.pad(stored_BS[rows_B], ((0, 0), (0, num_slots)))
+
         return KVCache(keys=tuple(map(longer, self.keys)), values=tuple(map(longer, self.values)), length=self.length,
-                       segment_ids_BS=jnp.pad(self.segment_ids_BS[rows_B], ((0, 0), (0, num_slots))),
+                       segment_ids_BS=more_slots(self.segment_ids_BS),
+                       positions_BS=None if self.positions_BS is None else more_slots(self.positions_BS),
                        memory_keys=tuple(map(take, self.memory_keys)),
                        memory_values=tuple(map(take, self.memory_values)),
                        memory_ids_BS=None if self.memory_ids_BS is None else self.memory_ids_BS[rows_B])
 
-    def append_segments(self, segment_ids_BT: jax.Array) -> Self:
-        """The cache with the ids of new tokens written; their keys follow layer by layer."""
-        ids_BS = jax.lax.dynamic_update_slice_in_dim(self.segment_ids_BS, segment_ids_BT.astype(jnp.int32),
-                                                     self.length, axis=1)
-        return dataclasses.replace(self, segment_ids_BS=ids_BS)
+    def append_segments(self, segment_ids_BT: jax.Array, positions_BT: jax.Array) -> Self:
+        """The cache with the ids and positions of new tokens written; their keys follow layer by layer."""
+        def write(stored_BS: jax.Array, new_BT: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(stored_BS, new_BT.astype(jnp.int32), self.length, axis=1)
+
+        return dataclasses.replace(
+            self, segment_ids_BS=write(self.segment_ids_BS, segment_ids_BT),
+            positions_BS=None if self.positions_BS is None else write(self.positions_BS, positions_BT))
 
     def advance(self, num_tokens: int) -> Self:
         """The cache with its new tokens counted, once every layer has written them."""

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from transformer_jax.config import ModelConfig
 from transformer_jax.ops.dropout import drop
 from transformer_jax.ops.linear import linear
+from transformer_jax.sharding import as_rows, gathered
 
 # What remat="dots" saves.
 LINEAR_OUTPUT = "linear output"
@@ -25,30 +26,32 @@ def parameter(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
 class Linear(nnx.Module):
     """``x @ kernel + bias`` over the last axis, kernel ``[in, out]``.
 
-    The kernel starts with standard deviation ``config.init_std`` times ``scale``.
+    The kernel starts with standard deviation ``config.init_std`` times ``scale``. There is a bias where ``has_bias``
+    says so, or else the config's ``use_bias``.
 
     Attributes:
       transposed: whether the kernel is held as ``[out, in]``, see :func:`for_single_tokens`.
     """
 
     def __init__(self, in_dim: int, out_dim: int, axes: tuple[str, str], config: ModelConfig, *, key: jax.Array,
-                 scale: float = 1.0):
+                 scale: float = 1.0, has_bias: bool | None = None):
         std = math.sqrt(2 / (in_dim + out_dim)) if config.init_std is None else config.init_std
         kernel = scale * std * jax.random.normal(key, (in_dim, out_dim))
         self.transposed = False
         self.kernel = parameter(kernel.astype(config.param_dtype), axes)
-        self.bias = parameter(jnp.zeros(out_dim, config.param_dtype), axes[1:]) if config.use_bias else None
+        has_bias = config.use_bias if has_bias is None else has_bias
+        self.bias = parameter(jnp.zeros(out_dim, config.param_dtype), axes[1:]) if has_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         # As one matrix product over all tokens: with two leading axes the gradient of the kernel
         # contracts both and misses XLA:CPU's fast path (twice the time).
-        rows, kernel = x.reshape(-1, x.shape[-1]), self.kernel[...].astype(x.dtype)
+        rows, kernel = as_rows(x), gathered(self.kernel[...].astype(x.dtype), self.kernel.axes)
         if self.transposed:
-            rows = jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())))
+            rows = jax.lax.dot_general(rows, kernel, (((rows.ndim - 1,), (1,)), ((), ())))
         else:
             rows = checkpoint_name(linear(rows, kernel), LINEAR_OUTPUT)
         if self.bias is not None:
-            rows = rows + self.bias[...].astype(x.dtype)
+            rows = rows + gathered(self.bias[...].astype(x.dtype), self.bias.axes)
         return rows.reshape(*x.shape[:-1], rows.shape[-1])
 
 

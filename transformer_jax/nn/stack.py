@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable, Iterable
 
@@ -10,35 +11,48 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.nn.attention import AttentionContext
+from transformer_jax.nn.attention import AttentionContext, RelativePositions
 from transformer_jax.nn.blocks import Block, Intervene, LayerTrace
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.layers import LINEAR_OUTPUT, for_single_tokens, joined
+from transformer_jax.ops.positions import RelativeBias
+from transformer_jax.sharding import constrain
 
 _REMAT_POLICIES: dict[str, Callable | None] = {
     "dots": jax.checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
     "full": None,
 }
+# Up to so many for each head, learned biases are looked up once for all layers; else by each layer, some rows at a time.
+_MOST_BIASES = 1 << 22
 
 
 class Stack(nnx.Module):
     """Blocks whose weights share arrays ``[L, ...]``, so that compile time does not grow with depth."""
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array, num_layers: int, has_memory: bool = False):
+    def __init__(self, config: ModelConfig, *, key: jax.Array, num_layers: int, is_causal: bool,
+                 has_memory: bool = False):
         self.config = config
         self.num_layers = num_layers
         self.blocks = jax.vmap(lambda key: Block(config, key=key, num_layers=num_layers, has_memory=has_memory))(
             jax.random.split(key, num_layers))
+        self.relative = (RelativePositions(config, key=jax.random.fold_in(key, num_layers), is_causal=is_causal)
+                         if config.positions == "relative" else None)
 
     def __call__(self, x_BTD: jax.Array, context: AttentionContext, *, cache: KVCache | None = None,
                  key: jax.Array | None = None,
                  intervene: Intervene | None = None) -> tuple[jax.Array, LayerTrace, KVCache | None]:
         """The final stream, the layers' traces stacked on a leading axis, and the extended cache."""
+        if isinstance(context.bias, RelativeBias):
+            T, S = x_BTD.shape[1], x_BTD.shape[1] if cache is None else cache.capacity
+            if T * S <= _MOST_BIASES:
+                context = dataclasses.replace(context, bias=context.bias.materialize(T, S))
         if cache is not None:
             return self._with_cache(x_BTD, context, cache, key, intervene)
 
         def layer(x_BTD: jax.Array, block_and_index: tuple[Block, jax.Array]) -> tuple[jax.Array, LayerTrace]:
             block, index = block_and_index
+            # Without it the compiler may replicate every activation over the axes that divide the weights.
+            x_BTD = constrain(x_BTD, "batch", "sequence", None)
             x_BTD, trace, _ = block(x_BTD, context, index, key=key, intervene=intervene)
             return x_BTD, trace
 
