@@ -6,6 +6,7 @@ python -m experiments.benchmark decode                      generation beside Hu
 python -m experiments.benchmark compile                     compile time by depth, and with the cache warm
 python -m experiments.benchmark mlm --data=dom_casmurro.txt masked language modelling beside Hugging Face's RoBERTa
 python -m experiments.benchmark translate --workdir=DIR     beam search beside Hugging Face's Marian, same weights
+python -m experiments.benchmark rl                          GRPO and PPO beside TRL's GRPO
 
 Medians over rounds in which both sides take turns, each in a process of its own; warm, unless compilation is what is
 measured.
@@ -28,7 +29,7 @@ import numpy as np
 from absl import app, flags
 
 import transformer_jax as tj
-from experiments import benchmark_families
+from experiments import benchmark_alignment, benchmark_families
 from experiments.timing import OtherProcess, take_turns, timed
 from transformer_jax.config import ModelConfig, OptimConfig
 from transformer_jax.runtime import keep_freed_memory
@@ -219,10 +220,11 @@ def _given(flag: str, value: str | None) -> str:
 def main(arguments: list[str]) -> None:
     programs = {"train": train, "quality": quality, "decode": decode, "compile": compilation,
                 "mlm": lambda: benchmark_families.mlm(_given("data", _DATA.value), _STEPS.value),
-                "translate": lambda: benchmark_families.translate(_given("workdir", _WORKDIR.value), _ROUNDS.value)}
+                "translate": lambda: benchmark_families.translate(_given("workdir", _WORKDIR.value), _ROUNDS.value),
+                "rl": lambda: benchmark_alignment.rl(_ROUNDS.value)}
     if len(arguments) != 2 or arguments[1] not in programs:
         sys.exit(f"error: say what to measure: python -m experiments.benchmark {{{','.join(programs)}}}")
-    if arguments[1] in ("train", "mlm"):
+    if arguments[1] in ("train", "mlm", "rl"):
         keep_freed_memory()  # as programs that train do
     rows = programs[arguments[1]]()
     for row in rows:

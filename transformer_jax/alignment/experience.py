@@ -23,7 +23,6 @@ from transformer_jax.alignment.rollout import Reward, Rollout, collect
 from transformer_jax.config import ExperimentConfig, ReinforcementConfig
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.data.windows import make_batches
-from transformer_jax.decoding.batch import bucket
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.heads import RewardModel
 
@@ -56,7 +55,7 @@ class Experience:
             raise ValueError("rollouts are drawn by one process; this run has several")
         self._prompts, self._held_out = ([list(prompt) for prompt in part] for part in (prompts, held_out))
         longest = max(map(len, self._prompts + self._held_out), default=0)
-        self._prompt_len = bucket(max(longest, 1))
+        self._prompt_len = max(longest, 1)  # one shape for the whole run
         models = {"reference": reference} | ({"reward": reward} if isinstance(reward, RewardModel) else {})
         for name, model in models.items():
             if model.config.vocab_size != tokenizer.vocab_size:
@@ -67,7 +66,6 @@ class Experience:
                 raise ValueError(f"a prompt of {longest} tokens and a response of rl.max_new_tokens="
                                  f"{settings.max_new_tokens} do not fit the {name} model's context of "
                                  f"{model.config.max_len}; shorten the prompt, or take fewer new tokens")
-            self._prompt_len = min(self._prompt_len, room)
         if len(self._prompts) < settings.num_prompts:
             raise ValueError(f"{len(self._prompts)} prompts do not fill a rollout of rl.num_prompts="
                              f"{settings.num_prompts}")

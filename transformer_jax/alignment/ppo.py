@@ -96,6 +96,8 @@ def _losses(model: Decoder, batch: Batch, config: ReinforcementConfig) -> tuple[
     log_p_BRV, values_BR = read_responses(model, batch["tokens"], batch["segment_ids"], prompt_len)
     logprobs_BR = chosen(log_p_BRV, batch["tokens"][:, prompt_len:])
     log_ratios_BR = jnp.where(batch["mask"], logprobs_BR - batch["logprobs"], 0.0)
+    if not config.entropy_coefficient:  # only measured: its gradient would be a pass over [B, R, V] for nothing
+        log_p_BRV = jax.lax.stop_gradient(log_p_BRV)
     losses = {"policy_loss": clipped_policy_loss(log_ratios_BR, batch["advantages"], config.clip),
               "entropy": -(jnp.exp(log_p_BRV) * log_p_BRV).sum(-1),
               "clip_fraction": jnp.abs(jnp.expm1(log_ratios_BR)) > config.clip,
