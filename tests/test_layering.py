@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "presets": {"config"},
     "runtime": set(),
     "sharding": _CONFIG,
-    "ops": _CONFIG,
+    "ops": {*_CONFIG, "sharding"},
     "nn": _FOUNDATION,
     "models": {*_FOUNDATION, "nn"},
     "data": {"settings", "config", "ops"},

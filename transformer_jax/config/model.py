@@ -15,7 +15,9 @@ _CHOICES = {
     "activation": ("relu", "silu", "gelu", "gelu_tanh", "swiglu", "geglu"),
     "dtype": ("float32", "bfloat16", "float16"),
     "param_dtype": ("float32", "bfloat16", "float16"),
-    "remat": ("none", "dots", "full"),
+    "attention_implementation": ("auto", "xla", "chunked", "cudnn", "splash"),
+    "matmul_precision": ("default", "high", "highest"),
+    "remat": ("none", "dots", "full", "offload"),
 }
 
 
@@ -93,7 +95,13 @@ class ModelConfig:
         scaled by 1 / sqrt(2 * num_layers) (Radford et al., 2019). ``None``: that of Glorot and Bengio (2010),
         sqrt(2 / (in + out)), for each matrix.
       dtype: type of activations and matrix products; softmax, norms and losses are float32 always.
-      remat: what the backward pass recomputes: ``none``, all but the matrix products (``dots``), or ``full``.
+      attention_implementation: of :func:`transformer_jax.ops.attend`. ``auto`` takes the fused kernel
+        of the platform where it can; any other raises where it cannot.
+      matmul_precision: by JAX's ``default`` a TPU rounds float32 operands of products to bfloat16 (3 significant
+        digits), and a GPU may round them to TF32; ``high`` takes three passes of bfloat16 on a TPU, ``highest`` six,
+        which is float32. Products of bfloat16 are the same under each.
+      remat: what the backward pass recomputes: ``none``, all but the matrix products (``dots``), everything (``full``),
+        or as ``dots`` with what is kept in the host's memory (``offload``), for accelerators.
       unroll: how many layers one iteration of the layer scan holds; ``num_layers`` unrolls the loop.
     """
 
@@ -135,6 +143,8 @@ class ModelConfig:
     init_std: float | None = 0.02
     dtype: str = "float32"
     param_dtype: str = "float32"
+    attention_implementation: str = "auto"
+    matmul_precision: str = "default"
     remat: str = "none"
     unroll: int = 1
     start_ids: tuple[int, ...] = ()
@@ -201,6 +211,11 @@ class ModelConfig:
         if self.family == "encoder_decoder":
             values |= {"num_encoder_layers": self.num_layers, "num_decoder_layers": self.num_layers}
         return values
+
+    @property
+    def precision(self) -> str | None:
+        """``matmul_precision`` as JAX takes it: ``None`` leaves it to ``jax.default_matmul_precision``."""
+        return None if self.matmul_precision == "default" else self.matmul_precision
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with the given fields changed; derived fields follow unless given."""

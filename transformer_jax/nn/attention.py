@@ -126,7 +126,8 @@ class Attention(nnx.Module):
         # Where a mesh divides the tokens of a row, its queries stay divided and see the keys of all.
         q_BTNH = constrain(q_BTNH, "batch", "sequence", "heads", None)
         k_BSKH, v_BSKH = (constrain(x_BSKH, "batch", None, "kv_heads", None) for x_BSKH in (k_BSKH, v_BSKH))
-        return attend(q_BTNH, k_BSKH, v_BSKH, mask, bias=bias, dropout=rate, key=key)
+        return attend(q_BTNH, k_BSKH, v_BSKH, mask, bias=bias, dropout=rate, key=key,
+                      implementation=config.attention_implementation, precision=config.precision)
 
     def merge(self, heads_BTNH: jax.Array) -> jax.Array:
         """The heads' outputs joined and projected back, ``[B, T, D]``."""

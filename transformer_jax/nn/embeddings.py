@@ -11,7 +11,7 @@ from flax import nnx
 from transformer_jax.config import ModelConfig
 from transformer_jax.nn.layers import Norm, dropout, parameter
 from transformer_jax.ops.positions import sinusoidal
-from transformer_jax.sharding import as_rows, gathered, look_up
+from transformer_jax.sharding import as_rows, constrain, gathered, look_up
 
 
 def _table(config: ModelConfig, key: jax.Array, rows: int, axis: str | None) -> nnx.Param:
@@ -68,7 +68,7 @@ class Embeddings(nnx.Module):
             x_BTD = x_BTD + sinusoidal(positions_BT, self.config.model_dim, halves=halves).astype(x_BTD.dtype)
         if self.token_type is not None:
             types_BT = jnp.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
-            x_BTD = x_BTD + gathered(self.token_type[...], self.token_type.axes)[types_BT].astype(x_BTD.dtype)
+            x_BTD = x_BTD + constrain(self.token_type[...], None, None)[types_BT].astype(x_BTD.dtype)
         if own.norm is not None:
             x_BTD = own.norm(x_BTD)
         return dropout(x_BTD, self.config.dropout, key)
@@ -83,7 +83,7 @@ class Embeddings(nnx.Module):
         rows_MD = as_rows(self.read(hidden_BTD))
         unembedding_VD = gathered(self.unembedding_VD.astype(rows_MD.dtype), self.token.axes)
         logits_MV = jax.lax.dot_general(rows_MD, unembedding_VD, (((rows_MD.ndim - 1,), (1,)), ((), ())),
-                                        preferred_element_type=jnp.float32)
+                                        precision=self.config.precision, preferred_element_type=jnp.float32)
         if self.output_bias is not None:
             logits_MV = logits_MV + self.output_bias[...].astype(jnp.float32)
         return logits_MV.reshape(*hidden_BTD.shape[:-1], -1)

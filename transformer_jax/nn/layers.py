@@ -14,8 +14,8 @@ from transformer_jax.ops.dropout import drop
 from transformer_jax.ops.linear import linear
 from transformer_jax.sharding import as_rows, gathered
 
-# What remat="dots" saves.
-LINEAR_OUTPUT = "linear output"
+# What remat="dots" saves; with remat="offload" it waits in the host's memory, and so does what enters a layer.
+LINEAR_OUTPUT, LAYER_INPUT = "linear output", "layer input"
 
 
 def parameter(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
@@ -38,6 +38,7 @@ class Linear(nnx.Module):
         std = math.sqrt(2 / (in_dim + out_dim)) if config.init_std is None else config.init_std
         kernel = scale * std * jax.random.normal(key, (in_dim, out_dim))
         self.transposed = False
+        self.precision = config.precision
         self.kernel = parameter(kernel.astype(config.param_dtype), axes)
         has_bias = config.use_bias if has_bias is None else has_bias
         self.bias = parameter(jnp.zeros(out_dim, config.param_dtype), axes[1:]) if has_bias else None
@@ -47,9 +48,9 @@ class Linear(nnx.Module):
         # contracts both and misses XLA:CPU's fast path (twice the time).
         rows, kernel = as_rows(x), gathered(self.kernel[...].astype(x.dtype), self.kernel.axes)
         if self.transposed:
-            rows = jax.lax.dot_general(rows, kernel, (((rows.ndim - 1,), (1,)), ((), ())))
+            rows = jax.lax.dot_general(rows, kernel, (((rows.ndim - 1,), (1,)), ((), ())), precision=self.precision)
         else:
-            rows = checkpoint_name(linear(rows, kernel), LINEAR_OUTPUT)
+            rows = checkpoint_name(linear(rows, kernel, self.precision), LINEAR_OUTPUT)
         if self.bias is not None:
             rows = rows + gathered(self.bias[...].astype(x.dtype), self.bias.axes)
         return rows.reshape(*x.shape[:-1], rows.shape[-1])

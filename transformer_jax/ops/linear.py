@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 
-@jax.custom_vjp
-def linear(x_MD: jax.Array, kernel_DF: jax.Array) -> jax.Array:
-    """``x_MD @ kernel_DF``.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x_MD: jax.Array, kernel_DF: jax.Array, precision: str | None = None) -> jax.Array:
+    """``x_MD @ kernel_DF``; ``[..., D]`` is taken too.
 
     JAX derives the kernel's gradient as a transposed ``[F, D]`` product, which XLA:CPU then copies into place; here
     it is ``x^T g`` itself.
@@ -18,24 +20,30 @@ def linear(x_MD: jax.Array, kernel_DF: jax.Array) -> jax.Array:
     Args:
       x_MD: one row a token.
       kernel_DF: the weights.
+      precision: of the product and of those of its gradient; ``None``: JAX's default.
 
     Returns:
       ``[M, F]``.
     """
-    return _product(x_MD, kernel_DF, 1, 0)
+    return _product(x_MD, kernel_DF, (x_MD.ndim - 1,), (0,), precision)
 
 
-def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())))
+def _product(a: jax.Array, b: jax.Array, axes_a: Sequence[int], axes_b: Sequence[int],
+             precision: str | None) -> jax.Array:
+    return jax.lax.dot_general(a, b, ((axes_a, axes_b), ((), ())), precision=precision)
 
 
-def _forward(x_MD: jax.Array, kernel_DF: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return linear(x_MD, kernel_DF), (x_MD, kernel_DF)
+def _forward(x_MD: jax.Array, kernel_DF: jax.Array,
+             precision: str | None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return linear(x_MD, kernel_DF, precision), (x_MD, kernel_DF)
 
 
-def _backward(saved: tuple[jax.Array, jax.Array], gradient_MF: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(precision: str | None, saved: tuple[jax.Array, jax.Array],
+              gradient_MF: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_MD, kernel_DF = saved
-    return _product(gradient_MF, kernel_DF, 1, 1), _product(x_MD, gradient_MF, 0, 0)
+    rows = range(x_MD.ndim - 1)
+    return (_product(gradient_MF, kernel_DF, (len(rows),), (1,), precision),
+            _product(x_MD, gradient_MF, rows, rows, precision))
 
 
 linear.defvjp(_forward, _backward)

@@ -24,6 +24,7 @@ class AttentionMask:
         ``None`` is 0.
       segment_pairs: pairs of ids ``[B, T]``, ``[B, S]``; equal ids other than 0 may attend.
       valid_BS: keys that are no padding.
+      lengths_B: the keys from this place of a row on are padding.
       allowed_BNTS: an explicit mask; B, N may be 1.
     """
 
@@ -32,6 +33,7 @@ class AttentionMask:
     query_start: jax.Array | int | None = None
     segment_pairs: tuple[tuple[jax.Array, jax.Array], ...] = ()
     valid_BS: jax.Array | None = None
+    lengths_B: jax.Array | None = None
     allowed_BNTS: jax.Array | None = None
 
     @classmethod
@@ -50,6 +52,11 @@ class AttentionMask:
     def padding(cls, valid_BS: jax.Array) -> Self:
         """Only keys where ``valid_BS`` is true are attended to."""
         return cls(valid_BS=valid_BS.astype(bool))
+
+    @classmethod
+    def lengths(cls, lengths_B: jax.Array) -> Self:
+        """Only the first ``lengths_B`` keys of each row are attended to."""
+        return cls(lengths_B=lengths_B)
 
     @classmethod
     def segments(cls, query_ids_BT: jax.Array, key_ids_BS: jax.Array | None = None) -> Self:
@@ -81,6 +88,7 @@ class AttentionMask:
             query_start=starts[0] if starts else None,
             segment_pairs=self.segment_pairs + other.segment_pairs,
             valid_BS=_both(self.valid_BS, other.valid_BS),
+            lengths_B=_least(self.lengths_B, other.lengths_B),
             allowed_BNTS=_both(self.allowed_BNTS, other.allowed_BNTS))
 
     def block(self, start: int, stop: int) -> Self:
@@ -97,39 +105,52 @@ class AttentionMask:
             valid_BS=None if self.valid_BS is None else keys(self.valid_BS, 1),
             allowed_BNTS=None if self.allowed_BNTS is None else keys(queries(self.allowed_BNTS, 2), 3))
 
-    def materialize(self, num_queries: int, num_keys: int, queries: jax.Array | None = None) -> jax.Array | None:
-        """The mask as booleans, of all queries or of some rows only.
+    def materialize(self, num_queries: int, num_keys: int, queries: jax.Array | None = None,
+                    keys: jax.Array | None = None) -> jax.Array | None:
+        """The mask as booleans, of all queries and keys or of some only.
 
         Args:
           num_queries: T.
           num_keys: S.
           queries: indices ``[R]`` of the rows wanted; ``None``: all T.
+          keys: indices ``[C]`` of the columns wanted; ``None``: all S.
 
         Returns:
-          ``[B or 1, N or 1, T or R or 1, S]``; ``None`` when everything is allowed.
+          ``[B or 1, N or 1, T or R or 1, S or C or 1]``; ``None`` when everything is allowed.
         """
         rows_T = jnp.arange(num_queries) if queries is None else queries
+        columns_S = jnp.arange(num_keys) if keys is None else keys
         allowed = None
         if self.is_causal or self.window is not None:
             query_TS = (rows_T + (0 if self.query_start is None else self.query_start))[:, None]
-            key_TS = jnp.arange(num_keys)[None, :]
+            key_TS = columns_S[None, :]
             if self.is_causal:
                 allowed = (key_TS <= query_TS)[None, None]
             if self.window is not None:
                 near_TS = jnp.abs(query_TS - key_TS) < self.window
                 allowed = _both(allowed, near_TS[None, None])
         for query_ids_BT, key_ids_BS in self.segment_pairs:
-            query_ids_BT = query_ids_BT if queries is None else query_ids_BT[:, queries]
+            query_ids_BT, key_ids_BS = take(query_ids_BT, queries, 1), take(key_ids_BS, keys, 1)
             same_BTS = (query_ids_BT[:, :, None] == key_ids_BS[:, None, :]) & (key_ids_BS != 0)[:, None, :]
             allowed = _both(allowed, same_BTS[:, None])
         if self.valid_BS is not None:
-            allowed = _both(allowed, self.valid_BS[:, None, None, :])
+            allowed = _both(allowed, take(self.valid_BS, keys, 1)[:, None, None, :])
+        if self.lengths_B is not None:
+            allowed = _both(allowed, (columns_S[None, :] < self.lengths_B[:, None])[:, None, None, :])
         if self.allowed_BNTS is not None:
-            rows = self.allowed_BNTS
-            if queries is not None and rows.shape[2] != 1:
-                rows = rows[:, :, queries]
-            allowed = _both(allowed, rows)
+            allowed = _both(allowed, take(take(self.allowed_BNTS, queries, 2), keys, 3))
         return allowed
+
+
+def take(x: jax.Array, indices: jax.Array | None, axis: int) -> jax.Array:
+    """The entries of an axis with these indices; all of them where there are none, or the axis is broadcast."""
+    return x if indices is None or x.shape[axis] == 1 else jnp.take(x, indices, axis=axis, mode="clip")
+
+
+def _least(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
+    if a is None:
+        return b
+    return a if b is None else jnp.minimum(a, b)
 
 
 def _both(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:

@@ -1,0 +1,135 @@
+"""Attention by Pallas's splash kernel, on TPUs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from transformer_jax.ops.masks import AttentionMask
+from transformer_jax.sharding import num_parts, partition_spec
+
+_LANES, _LONGEST_BLOCK = 128, 512
+
+
+def why_not_splash(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: AttentionMask | None, bias: object) -> str | None:
+    """Why the kernel cannot take these arguments on a TPU; ``None`` where it can."""
+    (_, T, N, H), (_, S, K, _) = q_BTNH.shape, k_BSKH.shape
+    if bias is not None:
+        return "the kernel has no bias"
+    if q_BTNH.dtype not in (jnp.bfloat16, jnp.float32) or k_BSKH.dtype != q_BTNH.dtype:
+        return f"the kernel takes bfloat16 or float32, not queries of {q_BTNH.dtype} and keys of {k_BSKH.dtype}"
+    parts = num_parts(T, "sequence")
+    if T % (_LANES * parts) or S % _LANES:
+        return (f"the kernel takes lengths that are multiples of {_LANES} on each device, not {T} queries on "
+                f"{parts} and {S} keys")
+    if H % 64 or H > 256:
+        return f"the kernel takes head dims of 64, 128, 192 and 256, not {H}"
+    if num_parts(N, "heads") != num_parts(K, "kv_heads"):
+        return f"the mesh divides {N} query heads and {K} key heads differently"
+    if mask is None:
+        return None
+    if mask.allowed_BNTS is not None:
+        return "the kernel has no explicit mask"
+    if mask.query_start is not None:
+        return "the kernel's masks begin with the first key, not in the middle of a cache"
+    if len(mask.segment_pairs) > 1:
+        return f"the kernel takes one pair of segment ids, not {len(mask.segment_pairs)}"
+    if mask.window is not None and T != S:
+        return f"the kernel has a window in self-attention only, not of {T} queries over {S} keys"
+    return None
+
+
+def splash_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: AttentionMask | None,
+                  scale: float | None, *, interpret: bool = False) -> jax.Array:
+    """:func:`transformer_jax.ops.attend` of arguments that :func:`why_not_splash` has nothing against.
+
+    Over a mesh every device takes its rows, heads and queries, and all keys of its rows.
+
+    Args:
+      q_BTNH: see :func:`transformer_jax.ops.attend`, as all that follow.
+      k_BSKH: .
+      v_BSKH: .
+      mask: .
+      scale: .
+      interpret: run the kernel step by step on any platform, for tests.
+    """
+    (B, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
+    mask = AttentionMask() if mask is None else mask
+    q_BTNH = q_BTNH * (H**-0.5 if scale is None else scale)
+    q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
+    ids = _segment_ids(mask, B, T, S)
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = mesh.empty or mesh.size == 1
+    heads, queries = (1, 1) if alone else (num_parts(N, "heads"), num_parts(T, "sequence"))
+    kernel = _kernel(mask.is_causal, mask.window, N, T, S, heads, queries, interpret)
+
+    def attend(kernel, q_BNTH, k_BKSH, v_BKSH, ids):
+        return jax.vmap(kernel)(q_BNTH, k_BKSH, v_BKSH, None if ids is None else _kernel_module().SegmentIds(*ids))
+
+    if alone:
+        out_BNTH = attend(kernel, q_BNTH, k_BKSH, v_BKSH, ids)
+    else:
+        rows, head, query = (partition_spec(axis)[0] if num_parts(size, axis) > 1 else None
+                             for axis, size in (("batch", B), ("heads", N), ("sequence", T)))
+        kernel_spec = kernel.manual_sharding_spec(jax.sharding.NamedSharding(mesh, PartitionSpec(head, query)))
+        q_spec, k_spec = PartitionSpec(rows, head, query, None), PartitionSpec(rows, head, None, None)
+        id_specs = None if ids is None else (PartitionSpec(rows, query), PartitionSpec(rows, None))
+        out_BNTH = jax.shard_map(attend, in_specs=(kernel_spec, q_spec, k_spec, k_spec, id_specs), out_specs=q_spec,
+                                 check_vma=False)(kernel, q_BNTH, k_BKSH, v_BKSH, ids)
+    sees_BT = _sees_something(mask, T, S)
+    out_BTNH = out_BNTH.swapaxes(1, 2)
+    return out_BTNH if sees_BT is None else jnp.where(sees_BT[:, :, None, None], out_BTNH, 0)
+
+
+def _kernel_module():
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    return splash_attention_kernel
+
+
+def _kernel(is_causal: bool, window: int | None, num_heads: int, num_queries: int, num_keys: int, head_parts: int,
+            query_parts: int, interpret: bool):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    shape = (num_queries, num_keys)
+    if window is not None:
+        head_mask = masks.LocalMask(shape, (window - 1, 0 if is_causal else window - 1), 0)
+    else:
+        head_mask = masks.CausalMask(shape) if is_causal else masks.FullMask(shape)
+    rows, columns = _block_size(num_queries // query_parts), _block_size(num_keys)
+    blocks = _kernel_module().BlockSizes(
+        block_q=rows, block_kv=columns, block_q_dkv=rows, block_kv_dkv=columns, block_q_dq=rows, block_kv_dq=columns)
+    return _kernel_module().make_splash_mha(masks.MultiHeadMask([head_mask] * num_heads), block_sizes=blocks,
+                                            head_shards=head_parts, q_seq_shards=query_parts, interpret=interpret)
+
+
+def _block_size(length: int) -> int:
+    """The largest power of two times 128, up to 512, that divides a length: fewer steps, and in VMEM all the same."""
+    return next(size for size in (_LONGEST_BLOCK, _LONGEST_BLOCK // 2, _LANES) if length % size == 0)
+
+
+def _segment_ids(mask: AttentionMask, B: int, T: int, S: int) -> tuple[jax.Array, jax.Array] | None:
+    """Ids of queries and keys, equal where one may see the other; keys that nobody may see have -1."""
+    if not mask.segment_pairs and mask.valid_BS is None and mask.lengths_B is None:
+        return None
+    if mask.segment_pairs:
+        query_ids_BT, key_ids_BS = mask.segment_pairs[0]
+        key_ids_BS = jnp.where(key_ids_BS == 0, -1, key_ids_BS)
+    else:
+        query_ids_BT, key_ids_BS = jnp.ones((B, T), jnp.int32), jnp.ones((B, S), jnp.int32)
+    if mask.valid_BS is not None:
+        key_ids_BS = jnp.where(mask.valid_BS, key_ids_BS, -1)
+    if mask.lengths_B is not None:
+        key_ids_BS = jnp.where(jnp.arange(S) < mask.lengths_B[:, None], key_ids_BS, -1)
+    return jnp.broadcast_to(query_ids_BT, (B, T)), jnp.broadcast_to(key_ids_BS, (B, S))
+
+
+def _sees_something(mask: AttentionMask, T: int, S: int) -> jax.Array | None:
+    """Which queries may attend to some key, ``[B, T]``; ``None``: all of them."""
+    if _segment_ids(mask, 1, T, S) is None:
+        return None
+    (query_ids, key_ids), = mask.segment_pairs or ((None, None),)
+    if query_ids is not None and query_ids is key_ids and mask.valid_BS is None and mask.lengths_B is None:
+        return query_ids != 0  # every token sees itself
+    return mask.materialize(T, S).any(-1)[:, 0]
