@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from transformer_jax.config import ModelConfig
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.models.functional import Model, check_tokens
 
@@ -83,13 +84,15 @@ def _encode(texts: Texts, tokenizer: Tokenizer | None, vocab_size: int,
     return encoded
 
 
-def first_token(start_id: int | None, tokenizer: Tokenizer | None, vocab_size: int) -> int:
-    """The token before the first of a target."""
+def first_tokens(start_id: int | None, config: ModelConfig, tokenizer: Tokenizer | None) -> list[int]:
+    """The tokens before the first of a target: the one given, else the config's, else the tokenizer's ``<s>``."""
+    if start_id is None and config.start_ids:
+        return list(config.start_ids)
     if start_id is None and tokenizer is None:
         raise ValueError("an encoder-decoder without a tokenizer needs start_id=..., the token that starts a target")
     start_id = tokenizer.bos_id if start_id is None else start_id
-    check_tokens(np.asarray([start_id]), vocab_size)
-    return start_id
+    check_tokens(np.asarray([start_id]), config.vocab_size)
+    return [start_id]
 
 
 def ending_ids(end_ids: Sequence[int] | None, tokenizer: Tokenizer | None) -> Sequence[int]:

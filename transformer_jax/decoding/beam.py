@@ -15,7 +15,7 @@ from transformer_jax.decoding.batch import (
     encode_prompts,
     encode_sources,
     ending_ids,
-    first_token,
+    first_tokens,
     pad_left,
     pad_right,
 )
@@ -96,12 +96,13 @@ def beam_search(model: Generator, sources: Texts, *, tokenizer: Tokenizer | None
       n_best: hypotheses to return, at most ``beam_size``.
       max_new_tokens: by default the longest source's tokens and 50 (Vaswani et al., 2017), as far as the model's
         context goes.
-      start_id: the token before the first of a target; by default the tokenizer's ``<s>``. For encoder-decoders.
+      start_id: the token before the first of a target; by default the model's ``config.start_ids``, else the
+        tokenizer's ``<s>``. For encoder-decoders.
       end_ids: token ids that end a text; by default the tokenizer's ``</s>`` and ``<|endoftext|>``.
 
     Raises:
       ValueError: for a setting out of range, a source or prompt that is too long, a token id outside the vocabulary,
-        an encoder, or a model whose attention depends on the distance in the cache (ALiBi, sliding windows).
+        an encoder, or a model whose attention depends on the distance in the cache (sliding windows).
     """
     check_family("beam_search", model, "decoder", "encoder_decoder")
     config = model.config
@@ -113,14 +114,14 @@ def beam_search(model: Generator, sources: Texts, *, tokenizer: Tokenizer | None
         raise ValueError(f"length_penalty={length_penalty} must be 0 (off) or positive")
     if penalty not in _PENALTIES:
         raise ValueError(f"penalty={penalty!r} is not one of {', '.join(_PENALTIES)}")
-    if config.positions == "alibi" or config.sliding_window is not None:
+    if config.sliding_window is not None:
         raise ValueError("beam search keeps all hypotheses in one cache, where distances are not those of the text: it "
-                         "cannot serve positions='alibi' or sliding_window; use generate")
+                         "cannot serve sliding_window; use generate")
     encoded_sources: Sources | tuple[()] = ()
     if isinstance(model, EncoderDecoder):
         rows = encode_sources(sources, tokenizer, config.vocab_size)
         encoded_sources = pad_right(rows, config.max_len)
-        prompts = [[first_token(start_id, tokenizer, config.vocab_size)]] * len(rows)
+        prompts = [first_tokens(start_id, config, tokenizer)] * len(rows)
     else:
         if start_id is not None:
             raise ValueError("start_id starts the targets of an encoder-decoder; a decoder has its prompts")
@@ -140,8 +141,12 @@ def beam_search(model: Generator, sources: Texts, *, tokenizer: Tokenizer | None
     check_tokens(np.asarray(ends, np.int64), config.vocab_size)
     ends_V = np.zeros(config.vocab_size, bool)
     ends_V[ends] = True
-    rules = Rules(ends_V=ends_V, alpha=np.float32(length_penalty), limit=np.int32(max_new_tokens), penalty=penalty,
-                   n_best=n_best)
+    banned_V = None
+    if config.banned_ids:
+        banned_V = np.zeros(config.vocab_size, bool)
+        banned_V[list(config.banned_ids)] = True
+    rules = Rules(ends_V=ends_V, banned_V=banned_V, alpha=np.float32(length_penalty), limit=np.int32(max_new_tokens),
+                  penalty=penalty, n_best=n_best)
     found = search(prepared(model), *pad_left(prompts, width), encoded_sources, rules, beam_size)
     return BeamSearch([[_hypothesis(one, rank, ends_V, tokenizer) for rank in range(n_best)] for one in found])
 

@@ -21,9 +21,10 @@ _BLOCK = 64
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What ends a hypothesis, and what hypotheses are ranked by."""
+    """What ends a hypothesis, what it never holds (``None``: no token), and what hypotheses are ranked by."""
 
     ends_V: jax.Array
+    banned_V: jax.Array | None
     alpha: jax.Array
     limit: jax.Array
     penalty: str = dataclasses.field(metadata={"static": True})
@@ -141,7 +142,8 @@ def _extend(state: _State, logits_BKV: jax.Array, rules: Rules) -> _State:
     """One more token for each hypothesis."""
     B, K, _ = logits_BKV.shape
     # First the best of each hypothesis, then of all: a search over K * V at once is slower.
-    next_BKK, token_BKK = _largest(logits_BKV, K)
+    allowed_BKV = logits_BKV if rules.banned_V is None else jnp.where(rules.banned_V, -jnp.inf, logits_BKV)
+    next_BKK, token_BKK = _largest(allowed_BKV, K)
     next_BKK = next_BKK - jax.nn.logsumexp(logits_BKV, axis=-1, keepdims=True)
     logprobs_BK, place_BK = jax.lax.top_k((state.logprobs_BK[..., None] + next_BKK).reshape(B, K * K), K)
     token_BK = jnp.take_along_axis(token_BKK.reshape(B, K * K), place_BK, axis=1)

@@ -18,7 +18,7 @@ from transformer_jax.decoding.batch import (
     encode_prompts,
     encode_sources,
     ending_ids,
-    first_token,
+    first_tokens,
     pad_left,
     pad_right,
 )
@@ -68,7 +68,8 @@ def generate(model: Generator, prompts: str | Sequence[str] | Sequence[Sequence[
       sampling: how tokens are drawn.
       stop: a string, or several, that end a text where they appear.
       num_samples: continuations of each prompt.
-      start_id: the token before the first of a target; by default the tokenizer's ``<s>``. For encoder-decoders.
+      start_id: the token before the first of a target; by default the model's ``config.start_ids``, else the
+        tokenizer's ``<s>``. For encoder-decoders.
       end_ids: token ids that end a text; by default the tokenizer's ``</s>`` and ``<|endoftext|>``.
       slide: go on past the model's context, by reading the last half of a full row anew (earlier text is then
         forgotten, also by the penalties for repetition), instead of refusing to.
@@ -132,7 +133,7 @@ class _Session:
                 raise ValueError("slide=True goes on past the context of a decoder; a translation has one context")
             sources = encode_sources(prompts, tokenizer, self.config.vocab_size)
             self.sources = pad_right([source for source in sources for _ in range(num_samples)], self.config.max_len)
-            prompts = [[first_token(start_id, tokenizer, self.config.vocab_size)] for _ in sources]
+            prompts = [first_tokens(start_id, self.config, tokenizer) for _ in sources]
         else:
             if start_id is not None:
                 raise ValueError("start_id starts the targets of an encoder-decoder; a decoder has its prompts")
@@ -149,6 +150,7 @@ class _Session:
         if key is None and sampling.temperature > 0:
             raise ValueError("sampling needs key=jax.random.key(seed); or be greedy with Sampling(temperature=0)")
         end_ids = ending_ids(end_ids, tokenizer)
+        sampling = dataclasses.replace(sampling, banned=(*sampling.banned, *self.config.banned_ids))
         self.settings = Settings.of(sampling, self.config.vocab_size, end_ids)
         self.end_ids = set(end_ids)
         self.max_new_tokens = max_new_tokens

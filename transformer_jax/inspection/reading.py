@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.decoding.batch import encode_prompts, encode_sources, ending_ids, first_token
+from transformer_jax.decoding.batch import encode_prompts, encode_sources, ending_ids, first_tokens
 from transformer_jax.decoding.logits import Sampling
 from transformer_jax.decoding.sample import generate
 from transformer_jax.inspection.inspection import Inspection
@@ -35,7 +35,7 @@ def inspect_text(bundle_or_model: Any, text: Text, tokenizer: Tokenizer | None =
         is the model's own greedy translation.
       segment_ids: of a packed row, which document (or sentence pair) each token of ``text`` belongs to, 0 for padding.
       target_segment_ids: likewise of ``target``, which is then read as it is.
-      start_id: the token before the first of a target, if not the tokenizer's ``<s>``.
+      start_id: the token before the first of a target, if not the model's or the tokenizer's own.
 
     Raises:
       ValueError: for strings without a tokenizer, an empty list, an unknown token id, a text longer than the model
@@ -81,13 +81,13 @@ def _encoded(text: Text, tokenizer: Tokenizer | None, vocab_size: int) -> list[i
 
 def _target(model: EncoderDecoder, source_ids: np.ndarray, target: Text | None, tokenizer: Tokenizer | None,
             start_id: int | None) -> list[int]:
-    """What the decoder reads: the token that starts a target, and the target without the one that ends it."""
-    start = first_token(start_id, tokenizer, model.config.vocab_size)
+    """What the decoder reads: the tokens that start a target, and the target without the one that ends it."""
+    start = first_tokens(start_id, model.config, tokenizer)
     if target is None:
         target = generate(model, [source_ids.tolist()], tokenizer=tokenizer, sampling=Sampling(temperature=0),
-                          max_new_tokens=model.config.max_len - 1, start_id=start).tokens[0]
+                          max_new_tokens=model.config.max_len - len(start), start_id=start_id).tokens[0]
     ids = _encoded(target, tokenizer, model.config.vocab_size)
-    return [start, *(ids[:-1] if ids and ids[-1] in ending_ids(None, tokenizer) else ids)]
+    return [*start, *(ids[:-1] if ids and ids[-1] in ending_ids(None, tokenizer) else ids)]
 
 
 def _segments(name: str, segment_ids: Any, ids: np.ndarray) -> np.ndarray | None:

@@ -73,7 +73,8 @@ def _write_config(model_type: str, config: ModelConfig) -> dict[str, Any]:
         "num_kv_heads": config.num_heads, "head_dim": config.model_dim // config.num_heads, "attention_scale": None,
         "scale_embeddings": False, "scale_logits": False, "sliding_window": None})
     if (config.position_offset > 0) != (model_type == "roberta"):
-        raise ValueError(f"{model_type}: position_offset={config.position_offset} (expected 0 in bert, more in roberta)")
+        raise ValueError(f"{model_type}: position_offset={config.position_offset} (expected 0 in bert, 1 or more in "
+                         "roberta)")
     if not config.num_token_types:
         raise ValueError(f"{model_type}: num_token_types=0 (expected 1 or more)")
     settings = {

@@ -9,20 +9,24 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.nn.attention import AttentionContext, RelativePositions
 from transformer_jax.nn.blocks import Block, Intervene, LayerTrace
 from transformer_jax.nn.cache import KVCache
-from transformer_jax.nn.layers import LINEAR_OUTPUT, for_single_tokens, joined
+from transformer_jax.nn.layers import LAYER_INPUT, LINEAR_OUTPUT, for_single_tokens, joined
 from transformer_jax.ops.positions import RelativeBias
 from transformer_jax.sharding import constrain
 
 _REMAT_POLICIES: dict[str, Callable | None] = {
     "dots": jax.checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
     "full": None,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT, LINEAR_OUTPUT], offload_src="device",
+        offload_dst="pinned_host"),
 }
-# Up to so many for each head, learned biases are looked up once for all layers; else by each layer, some rows at a time.
+# Up to so many for each head, learned biases are looked up once for all layers; else by each layer, as it needs them.
 _MOST_BIASES = 1 << 22
 
 
@@ -52,7 +56,7 @@ class Stack(nnx.Module):
         def layer(x_BTD: jax.Array, block_and_index: tuple[Block, jax.Array]) -> tuple[jax.Array, LayerTrace]:
             block, index = block_and_index
             # Without it the compiler may replicate every activation over the axes that divide the weights.
-            x_BTD = constrain(x_BTD, "batch", "sequence", None)
+            x_BTD = checkpoint_name(constrain(x_BTD, "batch", "sequence", None), LAYER_INPUT)
             x_BTD, trace, _ = block(x_BTD, context, index, key=key, intervene=intervene)
             return x_BTD, trace
 
