@@ -46,7 +46,7 @@ def check_base(base: Bundle) -> None:
     check_family("this stage", base.model, "decoder")
     if base.tokenizer is None:
         raise ValueError("the model to start from comes without a tokenizer; expected the workdir of a training run")
-    _ = base.tokenizer.role_ids
+    base.tokenizer.encode_role("user")
 
 
 def shower(config: ExperimentConfig, tokenizer: Tokenizer, prompts: Iterable[Conversation],

@@ -6,6 +6,7 @@ python -m experiments.evaluate --workdir=DIR [--data=SOURCE,TARGET --target_lang
 python -m experiments.evaluate --compare A B [C ...] --data=PROMPTS --judge=JUDGE                assistants
 
 A judge is the workdir of a reward model, or module:function from texts to numbers. KL is measured to A.
+--model=DIRECTORY_OR_ID in place of --workdir measures a model of Hugging Face.
 Without --data the last two are measured on what their run held out.
 """
 
@@ -17,10 +18,20 @@ import sys
 from absl import flags
 
 import transformer_jax as tj
-from experiments import answers, cli, comparison, language_model, masked_language_model, reinforcement, translation
+from experiments import (
+    answers,
+    cli,
+    comparison,
+    language_model,
+    loading,
+    masked_language_model,
+    reinforcement,
+    translation,
+)
 from transformer_jax.data import read_prompts
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A directory that experiments.train wrote.")
+_MODEL = flags.DEFINE_string("model", None, "Instead: a directory, or an id, of a model of Hugging Face.")
 _STEP = flags.DEFINE_string("step", None, "A step kept there, or 'best'; by default the last.")
 _AVERAGE = flags.DEFINE_integer("average", 1, "Use the mean weights of so many last checkpoints.")
 _DATA = flags.DEFINE_string("data", None, "A text file, a glob, or JSONL; for a translator SOURCE,TARGET or TSV.")
@@ -38,11 +49,9 @@ def main() -> None:
     if _COMPARE.value:
         compare()
         return
-    if _WORKDIR.value is None:
-        raise ValueError("--workdir is missing")
-    bundle = tj.load(_WORKDIR.value, step=_STEP.value, average=_AVERAGE.value)
+    bundle = loading.load(_WORKDIR.value, _MODEL.value, step=_STEP.value, average=_AVERAGE.value)
     if bundle.tokenizer is None:
-        raise ValueError(f"{_WORKDIR.value} holds no tokenizer")
+        raise ValueError(f"{loading.name(_WORKDIR.value, _MODEL.value)} holds no tokenizer")
     if bundle.config.family == "decoder":
         if _DATA.value is None:
             raise ValueError("--data is missing")

@@ -1,6 +1,7 @@
 """Continues a prompt with a trained model.
 
 python -m experiments.generate --workdir=DIR --prompt="ROMEO:" [--max_new_tokens=300 --temperature=0.8 --top_k=40 ...]
+python -m experiments.generate --model=openai-community/gpt2 --prompt="The house" [--temperature=0 ...]
 python -m experiments.generate --workdir=DIR --step=best --chat --prompt="What is the capital of Brazil?"
 """
 
@@ -12,9 +13,10 @@ import jax
 from absl import flags
 
 import transformer_jax as tj
-from experiments import cli
+from experiments import cli, loading
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A directory that experiments.train wrote.")
+_MODEL = flags.DEFINE_string("model", None, "Instead: a directory, or an id, of a model of Hugging Face.")
 _STEP = flags.DEFINE_string("step", None, "A step kept there, or 'best'; by default the last.")
 _PROMPT = flags.DEFINE_string("prompt", "", "The text to continue; empty: the beginning of a text.")
 _CHAT = flags.DEFINE_boolean("chat", False, "Answer the prompt, as a model from experiments.sft does.")
@@ -31,15 +33,13 @@ _STREAM = flags.DEFINE_boolean("stream", False, "Print the text as it comes.")
 
 
 def main() -> None:
-    if _WORKDIR.value is None:
-        raise ValueError("--workdir is missing: a directory that experiments.train wrote")
     sampling = tj.Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value, min_p=_MIN_P.value,
                            repetition_penalty=_REPETITION_PENALTY.value)
     if _STREAM.value and _NUM_SAMPLES.value > 1:
         raise ValueError("--stream prints one text: leave out --num_samples")
-    bundle = tj.load(_WORKDIR.value, step=_STEP.value)
+    bundle = loading.load(_WORKDIR.value, _MODEL.value, step=_STEP.value)
     if bundle.config.family != "decoder" or bundle.tokenizer is None:
-        raise ValueError(f"{_WORKDIR.value} holds no language model with its tokenizer")
+        raise ValueError(f"{loading.name(_WORKDIR.value, _MODEL.value)} holds no language model with its tokenizer")
     prompt = tj.data.encode_prompt(_PROMPT.value, bundle.tokenizer) if _CHAT.value else _PROMPT.value
     shown = f"{_PROMPT.value}\n" if _CHAT.value else _PROMPT.value
     arguments = dict(tokenizer=bundle.tokenizer, key=jax.random.key(_SEED.value), sampling=sampling,

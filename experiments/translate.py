@@ -2,6 +2,7 @@
 
 python -m experiments.translate --workdir=DIR --text="..." [--beam_size=5 --n_best=1 --length_penalty=1]
 python -m experiments.translate --workdir=DIR --input=FILE --output=FILE
+python -m experiments.translate --model=DIRECTORY_OR_ID --text="..."                     a model of Hugging Face
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import pathlib
 
 from absl import flags
 
-import transformer_jax as tj
-from experiments import cli, translation
+from experiments import cli, loading, translation
 from transformer_jax.data.pairs import read_lines
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A directory that experiments.train wrote.")
+_MODEL = flags.DEFINE_string("model", None, "Instead: a directory, or an id, of a model of Hugging Face.")
 _STEP = flags.DEFINE_string("step", None, "A step kept there, or 'best'; by default the last.")
 _AVERAGE = flags.DEFINE_integer("average", 1, "Use the mean weights of so many last checkpoints.")
 _TEXT = flags.DEFINE_multi_string("text", [], "A sentence to translate; may be repeated.")
@@ -27,15 +28,13 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Sentences at a time.", low
 
 
 def main() -> None:
-    if _WORKDIR.value is None:
-        raise ValueError("--workdir is missing: a directory that experiments.train wrote")
     if bool(_TEXT.value) == (_INPUT.value is not None):
         raise ValueError('say what to translate: either --text="..." or --input=FILE')
     # Blank lines too: line n of the output is the translation of line n.
     sources = _TEXT.value or [line.rstrip("\r\n") for line in read_lines(pathlib.Path(_INPUT.value))]
-    bundle = tj.load(_WORKDIR.value, step=_STEP.value, average=_AVERAGE.value)
+    bundle = loading.load(_WORKDIR.value, _MODEL.value, step=_STEP.value, average=_AVERAGE.value)
     if bundle.config.family != "encoder_decoder" or bundle.tokenizer is None:
-        raise ValueError(f"{_WORKDIR.value} holds no translation model with its tokenizer")
+        raise ValueError(f"{loading.name(_WORKDIR.value, _MODEL.value)} holds no translation model with its tokenizer")
     if _OUTPUT.value is not None:
         pathlib.Path(_OUTPUT.value).open("a").close()  # what cannot be written is found out now
     found = translation.translate(bundle, sources, beam_size=_BEAM_SIZE.value, n_best=_N_BEST.value,

@@ -69,15 +69,14 @@ def encode_conversation(messages: Conversation, tokenizer: Tokenizer) -> tuple[l
     """
     if not messages:
         raise ValueError("there is no message to encode")
-    role_ids = tokenizer.role_ids
-    ids, is_learned = [tokenizer.end_of_text_id], [False]
+    ids, is_learned = [tokenizer.start_id], [False]
     for message in messages:
-        content = tokenizer.encode(message.content)
+        role, content = tokenizer.encode_role(message.role), tokenizer.encode(message.content, allow_special=False)
         is_answer = message.role == "assistant"
         if is_answer:
             content.append(tokenizer.eos_id)
-        ids += [role_ids[message.role], *content]
-        is_learned += [False] + [is_answer] * len(content)
+        ids += [*role, *content]
+        is_learned += [False] * len(role) + [is_answer] * len(content)
     return ids, is_learned
 
 
@@ -89,13 +88,13 @@ def encode_prompt(prompt: Conversation | str, tokenizer: Tokenizer) -> list[int]
         tokenizer: One with role tokens.
 
     Returns:
-        The token ids, of which the last is that of `<|assistant|>`.
+        The token ids, of which the last say that the assistant speaks.
 
     Raises:
         ValueError: no or a blank prompt, one that the assistant ends, or a tokenizer without role tokens.
     """
     messages = as_prompt(prompt)
-    return [*encode_conversation(messages, tokenizer)[0], tokenizer.role_ids["assistant"]]
+    return [*encode_conversation(messages, tokenizer)[0], *tokenizer.encode_role("assistant")]
 
 
 def as_prompt(prompt: Conversation | str) -> tuple[Message, ...]:

@@ -143,6 +143,10 @@ class HuggingFaceTokenizer:
         """Returns the tokens that an encoder reads; as :meth:`encode_source`."""
         return self.encode_source(text)
 
+    def encode_role(self, role: str) -> list[int]:
+        """Returns what says who speaks in a conversation: `<|user|>` on a line of its own, a token or text."""
+        return self.encode(f"\n<|{role}|>\n")
+
     def encode_batch(self, texts: Iterable[str], *, allow_special: bool = True) -> list[list[int]]:
         """Returns `encode` of every text."""
         return self._encode(list(texts), allow_special, framed=False)
@@ -212,16 +216,6 @@ class HuggingFaceTokenizer:
     def special_ids(self) -> list[int]:
         """The ids of all special tokens."""
         return sorted(self._special)
-
-    @property
-    def role_ids(self) -> dict[str, int]:
-        """Not to be had.
-
-        Raises:
-            ValueError: always: tokens that say who speaks are those of tokenizers trained here.
-        """
-        raise ValueError("this tokenizer is of a model from Hugging Face and has no tokens for the roles of a "
-                         "conversation (<|system|>, <|user|>, <|assistant|>), which conversations need")
 
     @property
     def byte_lengths(self) -> np.ndarray:

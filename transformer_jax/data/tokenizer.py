@@ -151,6 +151,10 @@ class Tokenizer:
             ids += [*self.encode(part.removesuffix(" ")), self.mask_id]
         return [*ids, *self.encode(last), self.eos_id]
 
+    def encode_role(self, role: str) -> list[int]:
+        """Returns what says who speaks in a conversation: the role's token; ValueError without role tokens."""
+        return [self.role_ids[role]]
+
     def encode_batch(self, texts: Iterable[str], *, allow_special: bool = False) -> list[list[int]]:
         """Returns `encode` of every text."""
         return [self.encode(text, allow_special=allow_special) for text in texts]
