@@ -19,8 +19,9 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 from transformer_jax.config import ExperimentConfig, ModelConfig
+from transformer_jax.runtime import join_processes
 from transformer_jax.settings import check_field_names, from_dict
-from transformer_jax.training.errors import Interrupted, NotFiniteError
+from transformer_jax.training.errors import Interrupted, LostProcessError, NotFiniteError, OutOfMemoryError
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
@@ -114,13 +115,17 @@ def run(main: Callable[[], None]) -> None:
             _fail(f"unexpected argument {arguments[1]!r}; flags are written --name=value")
         try:
             _use_compilation_cache()
+            join_processes()
             main()
         except Interrupted as stopped:
             print(f"{stopped}; the same command resumes", file=sys.stderr)
             sys.exit(128 + stopped.signum)
         except OSError as error:
             _fail(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
-        except (ValueError, ImportError, NotFiniteError) as error:
+        except LostProcessError as error:
+            print("error:", error, file=sys.stderr, flush=True)
+            os._exit(2)  # leaving in order would wait for the lost process
+        except (ValueError, ImportError, NotFiniteError, OutOfMemoryError) as error:
             _fail(str(error))
         except KeyboardInterrupt:
             sys.exit(130)

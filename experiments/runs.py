@@ -1,4 +1,4 @@
-"""A training run in a workdir: one config, one text, one process at a time, resumed by the same command."""
+"""A training run in a workdir: one config, one text, one run at a time, resumed by the same command."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from transformer_jax.data.windows import BatchSource
 from transformer_jax.models.functional import count_parameters
 from transformer_jax.runtime import keep_freed_memory
 from transformer_jax.settings import differences, from_dict, to_dict
-from transformer_jax.sharding import make_mesh
+from transformer_jax.sharding import data_share, make_mesh
 from transformer_jax.training.bundle import TOKENIZER_FILE, Bundle, save
 from transformer_jax.training.checkpoint import tree_digest
 from transformer_jax.training.learner import make_learner
 from transformer_jax.training.loop import fit
 from transformer_jax.training.metrics import MetricsWriter
+from transformer_jax.training.processes import first_before_others, is_first
 from transformer_jax.training.state import TrainState
 from transformer_jax.training.step import LossFn, make_eval_step
 
@@ -35,7 +36,7 @@ _RECORD = "run.json"
 
 # Fields that may change from one start of a run to the next: they do not change what is computed.
 _FREE = ("log_every", "checkpoint.", "eval.", "sample.", "metrics.", "mesh.", "data.cache_dir", "model.unroll",
-         "model.remat")
+         "model.remat", "loss.most_logits")
 
 # Of a model's config what a run that starts from a trained model sets anew.
 _TUNABLE = ("dropout", "attention_dropout")
@@ -89,7 +90,8 @@ def run(config: ExperimentConfig, workdir: str | pathlib.Path, texts: Iterable[s
     mesh = make_mesh(config.mesh)
     _check_batch(config, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
-    with _only_one(workdir):
+    with _only_one(workdir), contextlib.ExitStack() as preparing:
+        preparing.enter_context(first_before_others("prepared"))
         begun = _begun(workdir, config)
         record = {"config": to_dict(config)}
         if base is not None:
@@ -105,21 +107,26 @@ def run(config: ExperimentConfig, workdir: str | pathlib.Path, texts: Iterable[s
             what = "text" if base is None or begun["contents"][:-1] != task.contents else "model to start from"
             raise ValueError(f"the {what} is not the one that the run in {workdir} began with; use another --workdir, "
                              f"or the same {what} to resume")
+        if task.follow is not None and jax.process_count() > 1:
+            raise ValueError(f"reinforcement learning runs in one process, and here are {jax.process_count()}")
+        share, num_shares = data_share(mesh)
         batches = task.train if task.follow is not None else make_batches(
-            task.train, batch_size=config.batch_size, seed=config.seed, process_index=jax.process_index(),
-            process_count=jax.process_count(), transform=task.transform)
+            task.train, batch_size=config.batch_size, seed=config.seed, process_index=share, process_count=num_shares,
+            transform=task.transform)
         watch = _make_watch(config, task)
         learner = make_learner(config.model, config.lora, None if base is None else base.model, mesh)
         # Only now, with nothing left to go wrong, does the workdir belong to this run.
-        if config.lora.rank and not (workdir / "base").exists():
-            save(workdir / "base", base)
-        _write(workdir / TOKENIZER_FILE, tokenizer.to_bytes())
-        _write(workdir / _RECORD, json.dumps(record, indent=1).encode())
-        shapes = jax.eval_shape(learner.make_params, jax.random.key(0))
-        counts = (sum(leaf.size for leaf in jax.tree.leaves(shapes)), count_parameters(config.model))
-        print(f"{task.summary}, {tokenizer.vocab_size} pieces, "
-              f"{' of '.join(dict.fromkeys(map('{:,}'.format, counts)))} parameters, "
-              f"{mesh.size} {jax.default_backend()} device(s)")
+        if is_first():
+            if config.lora.rank and not (workdir / "base").exists():
+                save(workdir / "base", base)
+            _write(workdir / TOKENIZER_FILE, tokenizer.to_bytes())
+            _write(workdir / _RECORD, json.dumps(record, indent=1).encode())
+            shapes = jax.eval_shape(learner.make_params, jax.random.key(0))
+            counts = (sum(leaf.size for leaf in jax.tree.leaves(shapes)), count_parameters(config.model))
+            print(f"{task.summary}, {tokenizer.vocab_size} pieces, "
+                  f"{' of '.join(dict.fromkeys(map('{:,}'.format, counts)))} parameters, "
+                  f"{mesh.size} {jax.default_backend()} device(s)")
+        preparing.close()
         return fit(config, workdir, make_params=learner.make_params, loss_fn=learner.to_loss(task.loss_fn),
                    batches=batches, mesh=mesh, files={TOKENIZER_FILE: tokenizer.to_bytes(), **learner.files},
                    evaluate=lambda params: task.evaluate(learner.to_model(params)),

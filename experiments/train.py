@@ -12,6 +12,7 @@ from __future__ import annotations
 from absl import flags
 
 from experiments import cli, language_model, masked_language_model, translation
+from transformer_jax.training.processes import is_first
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the tokenizer go.")
@@ -29,7 +30,8 @@ def main() -> None:
         raise ValueError("--workdir is missing: the directory for checkpoints, metrics and the tokenizer")
     program, then = _FAMILIES[config.model.family]
     program.train(config, _WORKDIR.value)
-    print(f"done; next: python -m {then.format(_WORKDIR.value)}")
+    if is_first():
+        print(f"done; next: python -m {then.format(_WORKDIR.value)}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from transformer_jax.training.step import make_train_step
 
 CONFIG = tj.ModelConfig(vocab_size=32, max_len=16, num_layers=2, num_heads=4, model_dim=32, num_kv_heads=2)
 STEPS = 20
-MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
+MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2), "sequence": (1, 2, 1, 4), "long": (1, 1, 2, 4)}
 
 
 def optimizer():

@@ -36,6 +36,7 @@ _HOMES = {
     "load_adapters": "training.adapters",
     "make_adapters": "nn.lora",
     "merge_adapters": "nn.lora",
+    "preflight": "training.preflight",
     "save": "training.bundle",
     "save_adapters": "training.adapters",
     "score": "decoding.score",

@@ -56,14 +56,18 @@ class LossConfig:
     Attributes:
       label_smoothing: mass spread evenly over the vocabulary (Szegedy et al., 2016).
       z_loss: weight of log(Z)^2 (de Brebisson and Vincent, 2016).
+      most_logits: a batch with this many logits or more never holds them: the loss walks the vocabulary in chunks,
+        which costs one more product in the backward pass.
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    most_logits: int = 2**26
 
     def __post_init__(self):
         require(0 <= self.label_smoothing < 1, f"loss.label_smoothing={self.label_smoothing} must be in [0, 1)")
         require(self.z_loss >= 0, f"loss.z_loss={self.z_loss} must not be negative")
+        require(self.most_logits >= 0, f"loss.most_logits={self.most_logits} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,13 +160,21 @@ class MetricsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; ``data=None`` takes all that the others leave."""
+    """Devices along each mesh axis.
+
+    Attributes:
+      data: rows of a batch; ``None`` takes all devices that the others leave.
+      fsdp: rows of a batch too, and the weights and optimizer state, which each layer puts together as it needs them.
+      tensor: heads, hidden units and vocabulary.
+      sequence: tokens of a row, for long contexts; each layer puts keys and values together.
+    """
 
     data: int | None = None
     fsdp: int = 1
     tensor: int = 1
+    sequence: int = 1
 
     def __post_init__(self):
-        check_positive(self, "fsdp", "tensor")
+        check_positive(self, "fsdp", "tensor", "sequence")
         if self.data is not None:
             check_positive(self, "data")

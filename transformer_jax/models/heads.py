@@ -26,7 +26,11 @@ class MaskedTokenHead(nnx.Module):
 
     def __call__(self, hidden_BTD: jax.Array, embeddings: Embeddings) -> jax.Array:
         """Logits, float32 ``[..., V]``."""
-        return embeddings.unembed(self.norm(gelu(self.transform(hidden_BTD)))) + self.bias[...].astype(jnp.float32)
+        return embeddings.unembed(self.transformed(hidden_BTD)) + self.bias[...].astype(jnp.float32)
+
+    def transformed(self, hidden_BTD: jax.Array) -> jax.Array:
+        """What the unembedding reads ``[..., D]``."""
+        return self.norm(gelu(self.transform(hidden_BTD)))
 
 
 class RewardModel(nnx.Module):

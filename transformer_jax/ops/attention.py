@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.ops.chunked_attention import chunked_attend
+from transformer_jax.ops.context_parallel import context_parallel
 from transformer_jax.ops.cudnn_attention import cudnn_attend, why_not_cudnn
 from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.ops.positions import PositionBias
 from transformer_jax.ops.splash_attention import splash_attend, why_not_splash
 from transformer_jax.ops.xla_attention import masked_scores, masked_softmax, xla_attend
+from transformer_jax.sharding import num_parts
 
 Mask = AttentionMask | jax.Array | None
 Bias = PositionBias | jax.Array | None
@@ -76,6 +78,10 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask =
         return cudnn_attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale)
     if implementation == "splash":
         return splash_attend(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+    if num_parts(q_BTNH.shape[1], "sequence") > 1:
+        return context_parallel(lambda q, k, v, mask, bias, key: attend(
+            q, k, v, mask, bias=bias, scale=scale, dropout=dropout, key=key, implementation=implementation,
+            precision=precision), q_BTNH, k_BSKH, v_BSKH, mask, bias, key)
     if implementation == "chunked":
         return chunked_attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision)
     return xla_attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision,

@@ -1,4 +1,7 @@
-"""The training loop: data, step, log, evaluate, save; stops cleanly and resumes exactly."""
+"""The training loop: data, step, log, evaluate, save; stops cleanly and resumes exactly.
+
+Several processes run it in step, each feeding its rows of every batch; the first prints and writes.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,12 @@ from tqdm import tqdm
 
 from transformer_jax.config import ExperimentConfig
 from transformer_jax.settings import to_dict
-from transformer_jax.sharding import batch_sharding
+from transformer_jax.sharding import batch_sharding, data_share
 from transformer_jax.training.checkpoint import Checkpoints
-from transformer_jax.training.errors import Interrupted, NotFiniteError
+from transformer_jax.training.errors import Interrupted, NotFiniteError, explained
 from transformer_jax.training.metrics import MetricsWriter, flops_per_token
 from transformer_jax.training.optimizer import make_optimizer, make_schedule
+from transformer_jax.training.processes import agreed, is_first, on_one_device
 from transformer_jax.training.state import TrainState, abstract_state, init_state
 from transformer_jax.training.step import LossFn, make_train_step
 
@@ -52,15 +56,19 @@ def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: C
       The final state.
 
     Raises:
-      Interrupted: after SIGINT or SIGTERM, once the state is saved.
+      Interrupted: after SIGINT or SIGTERM, once the state is saved; of several processes, one need have had it.
       NotFiniteError: after ten updates in a row that had to be skipped.
+      OutOfMemoryError: naming what to change.
+      LostProcessError: another process has ended.
     """
     workdir = pathlib.Path(workdir)
     optimizer = make_optimizer(config.optim, config.steps)
     schedule = make_schedule(config.optim, config.steps)
     train_step = make_train_step(loss_fn, optimizer, config.optim.accumulation)
     best_loss = float("inf")
+    first, num_shares = is_first(), data_share(mesh)[1]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(explained(config, mesh.size))
         stack.enter_context(jax.set_mesh(mesh))
         last = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         stack.enter_context(contextlib.closing(last))
@@ -69,15 +77,17 @@ def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: C
             restored = last.restore(abstract_state(make_params, optimizer, mesh))
             state, saved, best_loss = restored.state, restored.step, restored.metadata["best_loss"]
             batches.set_state(restored.metadata["data"])
-            print(f"resuming from step {restored.step} of {config.steps}")
+            if first:
+                print(f"resuming from step {restored.step} of {config.steps}")
         else:
             state, saved = init_state(make_params, optimizer, jax.random.key(config.seed), mesh), None
         start = step = int(state.step)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        metrics = stack.enter_context(contextlib.closing(MetricsWriter(workdir, -1 if saved is None else start)))
+        metrics = stack.enter_context(contextlib.closing(MetricsWriter(workdir, -1 if saved is None else start,
+                                                                         enabled=first)))
         signals = stack.enter_context(_signals())
         bar = stack.enter_context(tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True,
-                                       desc="training", smoothing=0.05))
+                                       desc="training", smoothing=0.05, disable=not first))
 
         def lead(current: dict[str, jax.Array] | None) -> None:
             if follow is not None and step < config.steps and (scalars := follow(state.params, current)):
@@ -89,11 +99,12 @@ def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: C
 
         lead(None)
         previous, since, tokens_since = None, time.perf_counter(), 0
-        while step < config.steps and not signals:
+        stopping = False
+        while step < config.steps and not stopping:
             batch = next(batches)
             state, current = train_step(state, _to_devices(batch, mesh))
             step += 1
-            tokens_since += batch["tokens"].size * jax.process_count()
+            tokens_since += batch["tokens"].size * num_shares
             # Metrics are read one step late, so that the devices never wait for Python.
             if previous is not None:
                 _check_finite(previous, step - 1)
@@ -117,14 +128,15 @@ def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: C
                 found = found if isinstance(found, dict) else {"validation_loss": found}
                 loss = found["validation_loss"]
                 metrics.write(step, **found)
-                bar.write(f"step {step}: " + ", ".join(f"{name.replace('_', ' ')} {value:.4f}"
-                                                       for name, value in found.items()))
+                if first:
+                    bar.write(f"step {step}: " + ", ".join(f"{name.replace('_', ' ')} {value:.4f}"
+                                                           for name, value in found.items()))
                 if loss < best_loss:
                     best_loss = loss
                     save(best)
                 since, tokens_since = time.perf_counter(), 0
             if sample is not None and config.sample.every and (config.sample.due(step) or step == config.steps):
-                sample(state.params, step)
+                on_one_device(sample, state.params, mesh, step)
                 since, tokens_since = time.perf_counter(), 0
             every = config.metrics.attention_every
             if watch is not None and every and (step % every == 0 or step == config.steps):
@@ -134,14 +146,16 @@ def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: C
             if step % config.checkpoint.every == 0:
                 save(last)
                 saved = step
+            if jax.process_count() == 1 or step % config.log_every == 0:  # asking the others takes a moment
+                stopping = agreed(bool(signals))
         if previous is not None:
             _check_finite(previous, step)
         if saved != step:
             save(last)
         last.wait()
         best.wait()
-        if signals and step < config.steps:
-            raise Interrupted(signals[0], step)
+        if stopping and step < config.steps:
+            raise Interrupted(signals[0] if signals else signal.SIGTERM, step)
     return state
 
 

@@ -15,10 +15,14 @@ from transformer_jax.config import ModelConfig
 class MetricsWriter:
     """Appends numbers to ``metrics.jsonl`` and TensorBoard event files in one directory.
 
-    Opened at a step, it drops what a run that was killed had written after that step.
+    Opened at a step, it drops what a run that was killed had written after that step. Not enabled, as in all
+    processes of a run but the first, it writes nothing.
     """
 
-    def __init__(self, directory: str | pathlib.Path, start_step: int = 0):
+    def __init__(self, directory: str | pathlib.Path, start_step: int = 0, *, enabled: bool = True):
+        self._enabled = enabled
+        if not enabled:
+            return
         from tensorboardX import SummaryWriter  # slow to import
 
         self.path = pathlib.Path(directory) / "metrics.jsonl"
@@ -31,6 +35,8 @@ class MetricsWriter:
 
     def write(self, step: int, **scalars: float) -> None:
         """One line of scalars at a step."""
+        if not self._enabled:
+            return
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
         for name, value in scalars.items():
@@ -38,6 +44,8 @@ class MetricsWriter:
 
     def write_heads(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         """One line of numbers of every head ``[L, N]`` at a step, to six places; TensorBoard has a curve for each."""
+        if not self._enabled:
+            return
         rounded = {name: np.round(np.asarray(values_LN, np.float64), 6) for name, values_LN in values.items()}
         lists = {name: values_LN.tolist() for name, values_LN in rounded.items()}
         self._file.write(json.dumps({"step": step, **lists}) + "\n")
@@ -48,10 +56,13 @@ class MetricsWriter:
 
     def write_image(self, step: int, name: str, pixels_HWC: np.ndarray) -> None:
         """A picture for TensorBoard, uint8 ``[height, width, 3]``."""
-        self._board.add_image(name, pixels_HWC, step, dataformats="HWC")
+        if self._enabled:
+            self._board.add_image(name, pixels_HWC, step, dataformats="HWC")
 
     def close(self) -> None:
         """Writes out what is buffered."""
+        if not self._enabled:
+            return
         try:
             self._file.close()
         finally:
@@ -96,8 +107,12 @@ def flops_per_token(config: ModelConfig, num_parameters: int) -> float:
     # An encoder predicts few of its tokens: neither of its tables counts.
     num_tables = (not config.tie_embeddings) + (config.family == "encoder")
     lookups += num_tables * config.vocab_size * config.model_dim
+    return 6.0 * (num_parameters - lookups) + attention_flops_per_token(config)
+
+
+def attention_flops_per_token(config: ModelConfig) -> float:
+    """The part of :func:`flops_per_token` that grows with the context: products of queries, keys and values."""
     num_attentions = config.num_layers
     if config.family == "encoder_decoder":
         num_attentions = config.num_encoder_layers + 2 * config.num_decoder_layers
-    attention = 12 * num_attentions * config.num_heads * config.head_dim * config.max_len
-    return 6.0 * (num_parameters - lookups) + attention
+    return 12.0 * num_attentions * config.num_heads * config.head_dim * config.max_len

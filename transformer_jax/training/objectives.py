@@ -6,6 +6,8 @@ switches dropout on.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -15,11 +17,8 @@ from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.encoder_decoder import EncoderDecoder
 from transformer_jax.models.output import Output
 from transformer_jax.ops.losses import cross_entropy, linear_cross_entropy
+from transformer_jax.sharding import as_rows, gathered, num_parts
 from transformer_jax.training.step import Batch, LossFn
-
-# From this number on the logits of a batch are never held: the loss walks the vocabulary in chunks, which costs one
-# more product in the backward pass.
-MANY_LOGITS = 2**26
 
 
 def next_token_loss(config: LossConfig = LossConfig()) -> LossFn:
@@ -48,9 +47,13 @@ def masked_token_loss(config: LossConfig = LossConfig()) -> LossFn:
     ``masked_weights`` ``[B, P]``.
     """
     def loss_fn(model: Encoder, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        logits_BPV = masked_logits(model, batch, key)
-        losses_BP = cross_entropy(logits_BPV, batch["masked_targets"], label_smoothing=config.label_smoothing,
-                                  z_loss=config.z_loss)
+        targets_BP = batch["masked_targets"]
+        hidden_BPD = _masked_hidden(model, batch, key)
+        if targets_BP.size * model.config.vocab_size >= config.most_logits:
+            losses_BP = _chunked(model, model.head.transformed(hidden_BPD), targets_BP, config, model.head.bias[...])
+        else:
+            losses_BP = cross_entropy(model.predict(hidden_BPD), targets_BP, label_smoothing=config.label_smoothing,
+                                      z_loss=config.z_loss)
         return (losses_BP * batch["masked_weights"]).sum(), batch["masked_weights"].sum()
 
     return loss_fn
@@ -58,19 +61,34 @@ def masked_token_loss(config: LossConfig = LossConfig()) -> LossFn:
 
 def masked_logits(model: Encoder, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """Logits, float32 ``[B, P, V]``, at the ``masked_positions`` of a batch."""
+    return model.predict(_masked_hidden(model, batch, key))
+
+
+def _masked_hidden(model: Encoder, batch: Batch, key: jax.Array | None) -> jax.Array:
     out = model(batch["tokens"], segment_ids_BT=batch.get("segment_ids"), key=key)
-    hidden_BPD = jnp.take_along_axis(out.hidden, batch["masked_positions"][..., None], axis=1)
-    return model.predict(hidden_BPD)
+    return jnp.take_along_axis(out.hidden, batch["masked_positions"][..., None], axis=1)
 
 
 def _target_loss(model: Decoder | EncoderDecoder, out: Output, batch: Batch,
                  config: LossConfig) -> tuple[jax.Array, jax.Array]:
-    if batch["targets"].size * model.config.vocab_size >= MANY_LOGITS:
-        losses_BT = linear_cross_entropy(out.hidden, model.embeddings.unembedding_VD, batch["targets"],
-                                         config.label_smoothing, config.z_loss)
+    if batch["targets"].size * model.config.vocab_size >= config.most_logits:
+        embeddings = model.embeddings
+        losses_BT = linear_cross_entropy(
+            embeddings.read(out.hidden), embeddings.unembedding_VD, batch["targets"], config.label_smoothing,
+            config.z_loss, bias_V=None if embeddings.output_bias is None else embeddings.output_bias[...])
     else:
         losses_BT = cross_entropy(out.logits, batch["targets"], label_smoothing=config.label_smoothing,
                                   z_loss=config.z_loss)
     if "weights" not in batch:
         return losses_BT.sum(), jnp.asarray(losses_BT.size, jnp.float32)
     return (losses_BT * batch["weights"]).sum(), batch["weights"].sum()
+
+
+def _chunked(model: Any, hidden_BTD: jax.Array, targets_BT: jax.Array, config: LossConfig,
+             bias_V: jax.Array | None = None) -> jax.Array:
+    """The cross entropy ``[B, T]`` without the logits."""
+    table_VD, rows = model.embeddings.unembedding_VD, as_rows(hidden_BTD)
+    losses = linear_cross_entropy(rows, gathered(table_VD, ("vocab", "embed")), targets_BT.reshape(rows.shape[:-1]),
+                                  config.label_smoothing, config.z_loss, bias_V=bias_V,
+                                  parts=num_parts(table_VD.shape[0], "vocab"))
+    return losses.reshape(targets_BT.shape)
