@@ -21,9 +21,12 @@ CONFIGS = {
     "paper": PAPER,
     "rope-grouped-queries": PAPER.replace(positions="rope", norm_position="pre", num_kv_heads=2, num_encoder_layers=1),
     "alibi-sliding-window": PAPER.replace(positions="alibi", sliding_window=3, use_qk_norm=True),
+    "relative": PAPER.replace(positions="relative", relative_buckets=8, relative_max_distance=12, norm_position="pre",
+                              norm="rmsnorm", use_bias=False, attention_scale=1.0),
 }
 SOURCES = [[5, 1, 9, 2, 11, 4, 8, 8], [6], [10, 10, 1, 7]]
-SEEDS = {"paper": 3, "rope-grouped-queries": 1, "alibi-sliding-window": 3}  # of models that do not only repeat a token
+# Of models that do not only repeat a token.
+SEEDS = {"paper": 3, "rope-grouped-queries": 1, "alibi-sliding-window": 3, "relative": 3}
 START, NUM_NEW = 2, 10
 GREEDY = tj.Sampling(temperature=0)
 
@@ -203,3 +206,21 @@ def test_a_decoder_has_no_start():
     model = tj.Decoder(PAPER.replace(family="decoder"), key=jax.random.key(0))
     with pytest.raises(ValueError, match="start_id starts the targets of an encoder-decoder; a decoder has its p"):
         tj.generate(model, [[1]], start_id=0, sampling=GREEDY)
+
+
+def test_targets_start_as_the_config_says_and_hold_nothing_banned():
+    """In greedy decoding and in beam search; the token that is banned would otherwise be drawn."""
+    model = make()
+    plain = tj.generate(model, SOURCES, sampling=GREEDY, max_new_tokens=NUM_NEW, start_id=START, end_ids=())
+    banned = plain.tokens[0][1]
+    told = jax.tree.map(lambda leaf: leaf, model)
+    told.config = model.config.replace(start_ids=(START, plain.tokens[0][0]), banned_ids=(banned,))
+    found = tj.generate(told, SOURCES[:1], sampling=GREEDY, max_new_tokens=NUM_NEW, end_ids=())
+    tokens = jnp.asarray([[START, plain.tokens[0][0], *found.tokens[0]]])
+    logits = np.array(tj.forward(model, jnp.asarray(SOURCES[:1]), tokens))[0, 1:-1]
+    assert logits[0].argmax() == banned
+    logits[:, banned] = -np.inf
+    assert found.tokens[0] == logits.argmax(-1).tolist()
+    search = functools.partial(tj.beam_search, sources=SOURCES[:1], beam_size=3, n_best=3, max_new_tokens=4, end_ids=())
+    assert any(banned in hypothesis.tokens for hypothesis in search(model, start_id=START).n_best[0])
+    assert not any(banned in hypothesis.tokens for hypothesis in search(told).n_best[0])

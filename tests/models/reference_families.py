@@ -26,20 +26,39 @@ def _norm(module, layer, x, c):
     return norm(module, layer, x, c.norm, c.norm_epsilon)
 
 
-def _embed(model, tokens, types, positions):
+def _embed(model, tokens, types, positions, own=None):
+    """``own`` is what has the positions and the norm of this side."""
     c, e = model.config, model.embeddings
+    own = e if own is None else own
     x = array(e.token)[tokens] * (math.sqrt(c.model_dim) if c.scale_embeddings else 1.0)
     if c.positions == "learned":
-        x = x + array(e.position)[positions]
+        x = x + array(own.position)[positions + c.position_offset]
     if c.positions == "sinusoidal":
         x = x + sinusoids(positions, c.model_dim)
+    if c.positions == "sinusoidal_halves":
+        waves = sinusoids(positions, c.model_dim)
+        x = x + np.concatenate([waves[:, 0::2], waves[:, 1::2]], axis=1)
     if c.num_token_types:
         x = x + array(e.token_type)[types]
-    return _norm(e.norm, None, x, c) if c.use_embedding_norm else x
+    return _norm(own.norm, None, x, c) if c.use_embedding_norm else x
 
 
-def _attend(module, layer, x, memory, c, allowed, positions):
+def relative_bias(table, query, key, num_buckets, max_distance, causal):
+    """The bias ``[N]`` of T5 for one query and one key, by the words of Raffel et al. (2020), section 2.1."""
+    first, distance = 0, max(query - key, 0)
+    if not causal:
+        num_buckets //= 2
+        first, distance = (num_buckets if key > query else 0), abs(query - key)
+    single = num_buckets // 2
+    if distance < single:
+        return table[first + distance]
+    steps = (num_buckets - single) * math.log(distance / single, max_distance / single)
+    return table[first + min(single + math.floor(steps + 1e-9), num_buckets - 1)]
+
+
+def _attend(module, layer, x, memory, c, allowed, positions, bias=0.0):
     """What attention adds, and its maps ``[N, T, S]``; ``positions`` is ``None`` in attention to a memory."""
+    bias = np.broadcast_to(bias, (c.num_heads, len(x), len(memory)))
     q = linear(module.query, layer, x).reshape(len(x), c.num_heads, c.head_dim)
     k = linear(module.key, layer, memory).reshape(len(memory), c.num_kv_heads, c.head_dim)
     v = linear(module.value, layer, memory).reshape(len(memory), c.num_kv_heads, c.head_dim)
@@ -52,7 +71,8 @@ def _attend(module, layer, x, memory, c, allowed, positions):
     heads = np.zeros(q.shape)
     for n in range(c.num_heads):
         shared = n // (c.num_heads // c.num_kv_heads)
-        scores = q[:, n] @ k[:, shared].T / math.sqrt(c.head_dim)
+        scale = 1 / math.sqrt(c.head_dim) if c.attention_scale is None else c.attention_scale
+        scores = q[:, n] @ k[:, shared].T * scale + bias[n]
         if c.positions == "alibi" and positions is not None:
             scores = scores - slopes(c.num_heads)[n] * np.abs(positions[:, None] - positions)
         weights = np.exp(scores - scores.max(-1, keepdims=True)) * allowed
@@ -63,10 +83,11 @@ def _attend(module, layer, x, memory, c, allowed, positions):
 
 def _feed_forward(mlp, layer, x, c):
     up = linear(mlp.up, layer, x)
-    if c.activation == "swiglu":
-        gate = linear(mlp.gate, layer, x)
-        return linear(mlp.down, layer, gate / (1 + np.exp(-gate)) * up)
-    return linear(mlp.down, layer, ACTIVATIONS[c.activation](up))
+    gates = {"swiglu": "silu", "geglu": "gelu_tanh"}
+    activations = ACTIVATIONS | {"silu": lambda x: x / (1 + np.exp(-x))}
+    if c.activation in gates:
+        return linear(mlp.down, layer, activations[gates[c.activation]](linear(mlp.gate, layer, x)) * up)
+    return linear(mlp.down, layer, activations[c.activation](up))
 
 
 def _stack(c, stack, x, *, causal, memory=None, positions=None):
@@ -76,7 +97,11 @@ def _stack(c, stack, x, *, causal, memory=None, positions=None):
     allowed = distance >= 0 if causal else np.full(distance.shape, True)
     if c.sliding_window is not None:
         allowed &= np.abs(distance) < c.sliding_window
-    blocks, maps, cross_maps = stack.blocks, [], []
+    blocks, maps, cross_maps, bias = stack.blocks, [], [], 0.0
+    if c.positions == "relative":
+        table = array(stack.relative.table)
+        bias = np.array([[relative_bias(table, query, key, c.relative_buckets, c.relative_max_distance, causal)
+                          for key in range(len(x))] for query in range(len(x))]).transpose(2, 0, 1)
 
     def sub_layer(x, norm_module, layer, function):
         if c.norm_position == "pre":
@@ -85,7 +110,7 @@ def _stack(c, stack, x, *, causal, memory=None, positions=None):
 
     for layer in range(stack.num_layers):
         def self_attention(h, layer=layer):
-            out, attention = _attend(blocks.attention, layer, h, h, c, allowed, positions)
+            out, attention = _attend(blocks.attention, layer, h, h, c, allowed, positions, bias)
             maps.append(attention)
             return out
 
@@ -121,9 +146,11 @@ def translate(model, source, target):
     memory, encoder_maps, _ = _stack(c, model.encoder, _embed(model, source, 0, np.arange(len(source))), causal=False)
     if c.norm_position == "pre":
         memory = _norm(model.encoder_norm, None, memory, c)
-    x, decoder_maps, cross_maps = _stack(c, model.decoder, _embed(model, target, 0, np.arange(len(target))),
-                                         causal=True, memory=memory)
+    x = _embed(model, target, 0, np.arange(len(target)), model.target_embeddings)
+    x, decoder_maps, cross_maps = _stack(c, model.decoder, x, causal=True, memory=memory)
     if c.norm_position == "pre":
         x = _norm(model.decoder_norm, None, x, c)
     table = model.embeddings.token if c.tie_embeddings else model.embeddings.output
-    return x @ array(table).T, (encoder_maps, decoder_maps, cross_maps)
+    logits = x @ array(table).T / (math.sqrt(c.model_dim) if c.scale_logits else 1.0)
+    logits = logits + (array(model.embeddings.output_bias) if c.use_output_bias else 0.0)
+    return logits, (encoder_maps, decoder_maps, cross_maps)

@@ -25,6 +25,7 @@ VARIANTS = {
     "no biases": dict(use_bias=False, norm="rmsnorm", activation="swiglu", mlp_dim=24, positions="rope"),
     "alibi": dict(positions="alibi", num_heads=3, head_dim=4),
     "sinusoidal": dict(positions="sinusoidal", scale_embeddings=True, activation="relu", use_qk_norm=True),
+    "relative": dict(positions="relative", relative_buckets=8, relative_max_distance=6, activation="silu"),
     "sliding window": dict(sliding_window=3, tie_embeddings=False, norm_position="pre"),
 }
 LENGTHS = (9, 4)

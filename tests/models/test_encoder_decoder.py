@@ -37,6 +37,10 @@ VARIANTS = {
     "alibi, pre-norm": dict(positions="alibi", num_heads=3, head_dim=4, sliding_window=3, **PRE),
     "no positions": dict(positions="none", num_decoder_layers=1),
     "learned, pre-norm": dict(positions="learned", num_kv_heads=2, **PRE),
+    "bart": dict(positions="learned", position_offset=2, use_embedding_norm=True, use_output_bias=True),
+    "marian": dict(positions="sinusoidal_halves", activation="silu", use_output_bias=True),
+    "t5": dict(positions="relative", relative_buckets=8, relative_max_distance=6, attention_scale=1.0, head_dim=3,
+               norm="rmsnorm", use_bias=False, activation="geglu", scale_embeddings=False, scale_logits=True, **PRE),
 }
 PAIRS = ((9, 7), (4, 3))  # lengths of source and target
 QUICK = {"xla_backend_optimization_level": 0}
@@ -227,16 +231,17 @@ def copied_to_hugging_face(model, theirs):
 
     config, embeddings = model.config, model.embeddings
     write(theirs.model.shared.weight, embeddings.token[...])
-    for half, stack, final_norm in ((theirs.model.encoder, model.encoder, model.encoder_norm),
-                                    (theirs.model.decoder, model.decoder, model.decoder_norm)):
+    for half, stack, own, final_norm in (
+            (theirs.model.encoder, model.encoder, embeddings, model.encoder_norm),
+            (theirs.model.decoder, model.decoder, model.target_embeddings, model.decoder_norm)):
         table = half.embed_positions.weight  # Marian and Pegasus have all sines before all cosines
         if config.positions == "sinusoidal":
             write(table, reference_families.sinusoids(np.arange(len(table)), config.model_dim))
         else:
             torch.nn.init.zeros_(table)
-            write(table[2:], embeddings.position[...])
-        if embeddings.norm is not None:
-            copy_norm(half.layernorm_embedding, embeddings.norm)
+            write(table[2:], own.position[...])
+        if own.norm is not None:
+            copy_norm(half.layernorm_embedding, own.norm)
         if final_norm is not None:
             copy_norm(half.layer_norm, final_norm)
         for layer, block in enumerate(half.layers):

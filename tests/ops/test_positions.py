@@ -1,5 +1,6 @@
 """Positions against their published formulas and properties."""
 
+import functools
 import math
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.ops import LinearBias, alibi_slopes, rotary, rotary_angles, sinusoidal
+from transformer_jax.ops.positions import RelativeBias, relative_buckets
 
 
 def test_sinusoids_equal_the_formula():
@@ -86,3 +88,35 @@ def test_linear_bias_equals_loops_in_full_and_by_row():
         np.testing.assert_array_equal(bias.materialize(4, 6, jnp.asarray([3, 1])), expected[:, :, [3, 1]])
     traced = jax.jit(lambda bias: bias.materialize(4, 6))(LinearBias(jnp.asarray(slopes), jnp.int32(3)))
     np.testing.assert_array_equal(traced, expected)
+
+
+def test_a_bias_of_given_positions_is_that_of_a_text_in_order():
+    """Keys in any order of slots have the bias of their places in the text, row by row."""
+    rng = np.random.default_rng(0)
+    keys, queries = np.stack([rng.permutation(9) for _ in range(2)]), np.array([[8, 2, 5], [0, 7, 3]])
+    table = jnp.asarray(rng.normal(size=(8, 3)), jnp.float32)
+    for make in (functools.partial(LinearBias, table[0]), functools.partial(RelativeBias, table, 6, True)):
+        in_order = np.asarray(make().materialize(9, 9))[0]
+        got = make(positions=(jnp.asarray(queries), jnp.asarray(keys))).materialize(3, 9)
+        wanted = np.stack([in_order[:, q][:, :, k] for q, k in zip(queries, keys, strict=True)])
+        np.testing.assert_array_equal(got, wanted)
+        rows = make(positions=(jnp.asarray(queries), jnp.asarray(keys))).materialize(
+            3, 9, jnp.asarray([2, 0]), jnp.asarray([4, 1, 1]))
+        np.testing.assert_array_equal(rows, wanted[:, :, [2, 0]][..., [4, 1, 1]])
+
+
+def test_relative_buckets_of_t5():
+    """T5's own sizes: 8 distances alone in each direction, and from 91 on (of 128) the last bucket."""
+    buckets = relative_buckets(np.arange(-130, 131), 32, 128, False)
+    at = dict(zip(range(-130, 131), buckets.tolist(), strict=True))
+    assert [at[-d] for d in range(9)] == list(range(9)) and [at[d] for d in range(1, 8)] == list(range(17, 24))
+    # Boundaries at 8 * 16^(i / 8): 11.3, 16, 22.6, 32, 45.3, 64, 90.5.
+    assert [at[-d] for d in (11, 12, 15, 16, 22, 23, 31, 32, 45, 46, 63, 64, 90, 91, 128, 130)] == [
+        8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15, 15]
+    causal = relative_buckets(np.array([5, 0, -15, -16, -127, -128, -500]), 32, 128, True)
+    assert causal.tolist() == [0, 0, 15, 16, 31, 31, 31]
+
+
+def test_sinusoids_in_halves_are_those_in_pairs():
+    pairs, halves = (np.asarray(sinusoidal(jnp.arange(7), 10, halves=halves)) for halves in (False, True))
+    np.testing.assert_array_equal(halves, np.concatenate([pairs[:, 0::2], pairs[:, 1::2]], axis=1))

@@ -1,0 +1,57 @@
+"""Small models of transformers with random weights, in directories that ``save_pretrained`` wrote."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the extra `bench` is not installed")
+transformers = pytest.importorskip("transformers", reason="the extra `bench` is not installed")
+
+VOCAB = 61
+_ENCODER = dict(vocab_size=VOCAB, hidden_size=20, num_hidden_layers=3, num_attention_heads=5, intermediate_size=28,
+                hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+_PAIR = dict(vocab_size=VOCAB, d_model=20, encoder_layers=3, decoder_layers=2, encoder_attention_heads=5, dropout=0.0,
+             decoder_attention_heads=5, encoder_ffn_dim=28, decoder_ffn_dim=28, max_position_embeddings=256)
+_T5 = dict(vocab_size=VOCAB, d_model=20, d_kv=6, d_ff=28, num_layers=3, num_decoder_layers=2, num_heads=3,
+           relative_attention_num_buckets=8, relative_attention_max_distance=21, dropout_rate=0.0,
+           decoder_start_token_id=0)
+# Class and config; and the tokens that pad and that end a text.
+KINDS = {
+    "bert": ("BertForMaskedLM", "BertConfig", dict(**_ENCODER, max_position_embeddings=40), 0, None),
+    "bert-untied": ("BertForMaskedLM", "BertConfig",
+                    dict(**_ENCODER, max_position_embeddings=40, tie_word_embeddings=False), 0, None),
+    "roberta": ("RobertaForMaskedLM", "RobertaConfig",
+                dict(**_ENCODER, max_position_embeddings=42, type_vocab_size=1), 1, None),
+    "bart": ("BartForConditionalGeneration", "BartConfig", _PAIR, 1, 2),
+    "bart-scaled": ("BartForConditionalGeneration", "BartConfig", dict(**_PAIR, scale_embedding=True), 1, 2),
+    "mbart": ("MBartForConditionalGeneration", "MBartConfig",
+              dict(**_PAIR, scale_embedding=True, decoder_start_token_id=2), 1, 2),
+    "marian": ("MarianMTModel", "MarianConfig",
+               dict(**_PAIR, activation_function="swish", scale_embedding=True, pad_token_id=60, eos_token_id=0,
+                    decoder_start_token_id=60, forced_eos_token_id=None), 60, 0),
+    "pegasus": ("PegasusForConditionalGeneration", "PegasusConfig",
+                dict(**_PAIR, scale_embedding=True, activation_function="relu"), 0, 1),
+    "t5": ("T5ForConditionalGeneration", "T5Config", _T5, 0, 1),
+    "t5-1.1": ("T5ForConditionalGeneration", "T5Config",
+               dict(**_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False), 0, 1),
+}
+
+
+def make(kind, seed=0, std=0.2):
+    """A model in evaluation mode whose weights are all random, those of norms around 1."""
+    name, config, settings, _, end = KINDS[kind]
+    torch.manual_seed(seed)
+    model = getattr(transformers, name)(getattr(transformers, config)(**settings, attn_implementation="eager"))
+    if kind == "t5-1.1":  # transformers 5 makes it tied, whatever the config says
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(VOCAB, 20))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            sinusoids = kind in ("marian", "pegasus") and "embed_positions" in name
+            if not sinusoids:
+                weight.normal_(1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0, std)
+        if hasattr(model, "final_logits_bias"):
+            model.final_logits_bias.normal_(0.0, std)
+    if end is not None:
+        generation = model.generation_config
+        generation.eos_token_id, generation.pad_token_id, generation.forced_eos_token_id = end, KINDS[kind][3], None
+        generation.forced_bos_token_id = {"bart": 0, "mbart": 5}.get(kind)
+        generation.bad_words_ids = [[60]] if kind == "marian" else None
+    return model.eval()
