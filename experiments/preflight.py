@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 
 from absl import flags
 
@@ -38,6 +39,7 @@ def main() -> None:
         # Of one chip libtpu has no topology: the first of four is one.
         from experiments.benchmark_tpu import devices_of
 
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs: other programs may use theirs
         devices = devices_of(f"{_DEVICE.value}:{_TOPOLOGIES[max(count, 4)]}")[:count]
     else:
         import jax

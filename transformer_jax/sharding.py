@@ -158,11 +158,11 @@ _gathered.defvjp(lambda weight, axes: (_gathered(weight, axes), None),
 def look_up(table_VD: jax.Array, ids_BT: jax.Array, axes: tuple[str | None, str | None]) -> jax.Array:
     """``table_VD[ids_BT]`` of a table in parts, of which no device sees the whole.
 
-    Each device finds the rows it has, of its columns, for the tokens of all that share its rows of the batch over
-    ``fsdp``; then columns are exchanged for tokens.
+    Each device finds the rows it has, of its columns, for the tokens of all that divide the batch over ``fsdp``; then
+    columns are exchanged for tokens. A small table, whose rows have no logical name, is put together instead.
 
     Args:
-      table_VD: its rows may be divided over ``tensor``, its columns over ``fsdp``.
+      table_VD: the rows of a vocabulary may be divided over ``tensor``, its columns over ``fsdp``.
       ids_BT: in ``[0, V)``.
       axes: the logical names of the table's axes.
 
@@ -178,6 +178,10 @@ def look_up(table_VD: jax.Array, ids_BT: jax.Array, axes: tuple[str | None, str 
         return gathered(table_VD, axes)[ids_BT]
 
     def local(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+        if axes[0] is None:
+            if table_spec[1] is not None:
+                table_VD = jax.lax.all_gather(table_VD, table_spec[1], axis=1, tiled=True)
+            return table_VD[ids_BT]
         if table_spec[1] is not None:
             ids_BT = jax.lax.all_gather(ids_BT, table_spec[1], axis=0, tiled=True)
         if table_spec[0] is None:

@@ -11,7 +11,7 @@ from flax import nnx
 from transformer_jax.config import ModelConfig
 from transformer_jax.nn.layers import Norm, dropout, parameter
 from transformer_jax.ops.positions import sinusoidal
-from transformer_jax.sharding import as_rows, constrain, gathered, look_up
+from transformer_jax.sharding import as_rows, gathered, look_up
 
 
 def _table(config: ModelConfig, key: jax.Array, rows: int, axis: str | None) -> nnx.Param:
@@ -62,13 +62,13 @@ class Embeddings(nnx.Module):
             x_BTD = x_BTD * math.sqrt(self.config.model_dim)
         if own.position is not None:
             rows_BT = positions_BT + self.config.position_offset
-            x_BTD = x_BTD + gathered(own.position[...], own.position.axes)[rows_BT].astype(x_BTD.dtype)
+            x_BTD = x_BTD + look_up(own.position[...], rows_BT, own.position.axes).astype(x_BTD.dtype)
         elif self.config.positions.startswith("sinusoidal"):
             halves = self.config.positions == "sinusoidal_halves"
             x_BTD = x_BTD + sinusoidal(positions_BT, self.config.model_dim, halves=halves).astype(x_BTD.dtype)
         if self.token_type is not None:
             types_BT = jnp.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
-            x_BTD = x_BTD + constrain(self.token_type[...], None, None)[types_BT].astype(x_BTD.dtype)
+            x_BTD = x_BTD + look_up(self.token_type[...], types_BT, self.token_type.axes).astype(x_BTD.dtype)
         if own.norm is not None:
             x_BTD = own.norm(x_BTD)
         return dropout(x_BTD, self.config.dropout, key)

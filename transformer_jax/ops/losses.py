@@ -30,10 +30,10 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, *, label_smoothing: flo
     return loss + z_loss * log_z**2 if z_loss else loss
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 7))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 7, 8))
 def linear_cross_entropy(hidden: jax.Array, unembedding_VD: jax.Array, targets: jax.Array,
                          label_smoothing: float = 0.0, z_loss: float = 0.0, chunk: int | None = None,
-                         bias_V: jax.Array | None = None, parts: int = 1) -> jax.Array:
+                         bias_V: jax.Array | None = None, parts: int = 1, precision: str | None = None) -> jax.Array:
     """:func:`cross_entropy` of ``hidden @ unembedding_VD.T + bias_V``, without ever holding the logits.
 
     The vocabulary is walked in chunks, forward (a running log-sum-exp) and backward (the chunk's logits are
@@ -50,11 +50,12 @@ def linear_cross_entropy(hidden: jax.Array, unembedding_VD: jax.Array, targets: 
       bias_V: added to the logits.
       parts: into how many equal parts devices have divided the vocabulary. They are walked side by side: one after
         the other each chunk would be on one device.
+      precision: of the products, see :func:`transformer_jax.ops.attend`.
 
     Returns:
       float32 ``[...]``.
     """
-    return _forward(hidden, unembedding_VD, targets, label_smoothing, z_loss, chunk, bias_V, parts)[0]
+    return _forward(hidden, unembedding_VD, targets, label_smoothing, z_loss, chunk, bias_V, parts, precision)[0]
 
 
 _MOST_LOGITS = 1 << 25  # float32: 128 MiB
@@ -65,13 +66,13 @@ class _Chunks:
     """The vocabulary in chunks of C rows, the last one short; with several parts, in chunks of each (an axis X)."""
 
     def __init__(self, hidden: jax.Array, unembedding_VD: jax.Array, targets: jax.Array, bias_V: jax.Array | None,
-                 chunk: int | None, parts: int):
+                 chunk: int | None, parts: int, precision: str | None):
         vocab_size, dim = unembedding_VD.shape
         if vocab_size % parts:
             raise ValueError(f"a vocabulary of {vocab_size} does not divide into {parts} parts")
         self.size = vocab_size // parts
         self.parts = () if parts == 1 else (parts,)
-        self.hidden = hidden
+        self.hidden, self.precision = hidden, precision
         self.rows_XVD = unembedding_VD.reshape(*self.parts, self.size, dim)
         self.bias_XV = None if bias_V is None else bias_V.reshape(*self.parts, self.size)
         self.targets = targets[..., None] - self.size * jnp.arange(parts) if self.parts else targets
@@ -84,7 +85,8 @@ class _Chunks:
         def step(carry, start, size):
             rows_XCD = jax.lax.dynamic_slice_in_dim(self.rows_XVD, start, size, axis=-2).astype(self.hidden.dtype)
             logits = jax.lax.dot_general(self.hidden, rows_XCD, (((self.hidden.ndim - 1,), (rows_XCD.ndim - 1,)),
-                                                                 ((), ())), preferred_element_type=jnp.float32)
+                                                                 ((), ())), precision=self.precision,
+                                         preferred_element_type=jnp.float32)
             if self.bias_XV is not None:
                 logits += jax.lax.dynamic_slice_in_dim(self.bias_XV, start, size, axis=-1).astype(jnp.float32)
             return body(carry, start, rows_XCD, logits, (self.targets - start)[..., None])
@@ -94,8 +96,8 @@ class _Chunks:
         return step(carry, whole * self.chunk, rest) if rest else carry
 
 
-def _forward(hidden, unembedding_VD, targets, label_smoothing, z_loss, chunk, bias_V, parts):
-    chunks = _Chunks(hidden, unembedding_VD, targets, bias_V, chunk, parts)
+def _forward(hidden, unembedding_VD, targets, label_smoothing, z_loss, chunk, bias_V, parts, precision):
+    chunks = _Chunks(hidden, unembedding_VD, targets, bias_V, chunk, parts, precision)
 
     def body(carry, start, rows_XCD, logits, columns):
         largest, total, target, sum_ = carry
@@ -116,9 +118,9 @@ def _forward(hidden, unembedding_VD, targets, label_smoothing, z_loss, chunk, bi
     return loss + z_loss * log_z**2, (hidden, unembedding_VD, targets, bias_V, log_z)
 
 
-def _backward(label_smoothing, z_loss, chunk, parts, saved, cotangent):
+def _backward(label_smoothing, z_loss, chunk, parts, precision, saved, cotangent):
     hidden, unembedding_VD, targets, bias_V, log_z = saved
-    chunks = _Chunks(hidden, unembedding_VD, targets, bias_V, chunk, parts)
+    chunks = _Chunks(hidden, unembedding_VD, targets, bias_V, chunk, parts, precision)
     softmax_scale = cotangent * (1.0 + 2.0 * z_loss * log_z)
     tokens = tuple(range(targets.ndim))
     to_columns = tuple(range(targets.ndim, targets.ndim + 1 + len(chunks.parts)))
@@ -133,8 +135,8 @@ def _backward(label_smoothing, z_loss, chunk, parts, saved, cotangent):
             d_bias_XV = jax.lax.dynamic_update_slice_in_dim(d_bias_XV, d_logits.sum(tokens), start, axis=-1)
         d_logits = d_logits.astype(hidden.dtype)
         d_hidden += jax.lax.dot_general(d_logits, rows_XCD, ((to_columns, tuple(range(len(to_columns)))), ((), ())),
-                                        preferred_element_type=jnp.float32)
-        d_rows_XCD = jax.lax.dot_general(d_logits, hidden, ((tokens, tokens), ((), ())),
+                                        precision=precision, preferred_element_type=jnp.float32)
+        d_rows_XCD = jax.lax.dot_general(d_logits, hidden, ((tokens, tokens), ((), ())), precision=precision,
                                          preferred_element_type=jnp.float32)
         return d_hidden, jax.lax.dynamic_update_slice_in_dim(
             d_rows_XVD, d_rows_XCD.astype(unembedding_VD.dtype), start, axis=-2), d_bias_XV

@@ -6,8 +6,6 @@ switches dropout on.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +14,7 @@ from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.encoder_decoder import EncoderDecoder
 from transformer_jax.models.output import Output
+from transformer_jax.nn.embeddings import Embeddings
 from transformer_jax.ops.losses import cross_entropy, linear_cross_entropy
 from transformer_jax.sharding import as_rows, gathered, num_parts
 from transformer_jax.training.step import Batch, LossFn
@@ -50,7 +49,8 @@ def masked_token_loss(config: LossConfig = LossConfig()) -> LossFn:
         targets_BP = batch["masked_targets"]
         hidden_BPD = _masked_hidden(model, batch, key)
         if targets_BP.size * model.config.vocab_size >= config.most_logits:
-            losses_BP = _chunked(model, model.head.transformed(hidden_BPD), targets_BP, config, model.head.bias[...])
+            losses_BP = _chunked(model.embeddings, model.head.transformed(hidden_BPD), targets_BP, config,
+                                 model.head.bias[...])
         else:
             losses_BP = cross_entropy(model.predict(hidden_BPD), targets_BP, label_smoothing=config.label_smoothing,
                                       z_loss=config.z_loss)
@@ -72,10 +72,7 @@ def _masked_hidden(model: Encoder, batch: Batch, key: jax.Array | None) -> jax.A
 def _target_loss(model: Decoder | EncoderDecoder, out: Output, batch: Batch,
                  config: LossConfig) -> tuple[jax.Array, jax.Array]:
     if batch["targets"].size * model.config.vocab_size >= config.most_logits:
-        embeddings = model.embeddings
-        losses_BT = linear_cross_entropy(
-            embeddings.read(out.hidden), embeddings.unembedding_VD, batch["targets"], config.label_smoothing,
-            config.z_loss, bias_V=None if embeddings.output_bias is None else embeddings.output_bias[...])
+        losses_BT = _chunked(model.embeddings, out.hidden, batch["targets"], config)
     else:
         losses_BT = cross_entropy(out.logits, batch["targets"], label_smoothing=config.label_smoothing,
                                   z_loss=config.z_loss)
@@ -84,11 +81,13 @@ def _target_loss(model: Decoder | EncoderDecoder, out: Output, batch: Batch,
     return (losses_BT * batch["weights"]).sum(), batch["weights"].sum()
 
 
-def _chunked(model: Any, hidden_BTD: jax.Array, targets_BT: jax.Array, config: LossConfig,
+def _chunked(embeddings: Embeddings, hidden_BTD: jax.Array, targets_BT: jax.Array, config: LossConfig,
              bias_V: jax.Array | None = None) -> jax.Array:
-    """The cross entropy ``[B, T]`` without the logits."""
-    table_VD, rows = model.embeddings.unembedding_VD, as_rows(hidden_BTD)
-    losses = linear_cross_entropy(rows, gathered(table_VD, ("vocab", "embed")), targets_BT.reshape(rows.shape[:-1]),
+    """The cross entropy ``[B, T]`` without the logits; ``bias_V`` is that of a head."""
+    if embeddings.output_bias is not None:
+        bias_V = embeddings.output_bias[...] if bias_V is None else embeddings.output_bias[...] + bias_V
+    table_VD, rows = embeddings.unembedding_VD, as_rows(embeddings.read(hidden_BTD))
+    losses = linear_cross_entropy(rows, gathered(table_VD, embeddings.token.axes), targets_BT.reshape(rows.shape[:-1]),
                                   config.label_smoothing, config.z_loss, bias_V=bias_V,
-                                  parts=num_parts(table_VD.shape[0], "vocab"))
+                                  parts=num_parts(table_VD.shape[0], "vocab"), precision=embeddings.config.precision)
     return losses.reshape(targets_BT.shape)
