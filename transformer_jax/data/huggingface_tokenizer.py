@@ -55,6 +55,8 @@ class HuggingFaceTokenizer:
             ids.get(role) for role in ("bos", "eos", "pad", "unk", "mask"))
         self.bos_id = ids.get("cls") if self.bos_id is None else self.bos_id
         self.eos_id = ids.get("sep") if self.eos_id is None else self.eos_id
+        if self.unk_id == self.eos_id:  # as GPT-2's files say, whose bytes leave nothing unknown
+            self.unk_id = None
         self.end_ids: tuple[int, ...] = tuple(ids.get("end") or ([] if self.eos_id is None else [self.eos_id]))
         self.mask_token = None if self.mask_id is None else self._tokenizer.id_to_token(self.mask_id)
         added = self._tokenizer.get_added_tokens_decoder()

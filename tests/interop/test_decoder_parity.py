@@ -1,0 +1,196 @@
+"""GPT-2 and decoders in Llama's form against transformers in float32 torch, on random weights made on the spot."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import transformer_jax as tj
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+VOCAB, MAX_LEN = 97, 260
+_GPT2 = dict(vocab_size=VOCAB, n_positions=MAX_LEN, n_embd=36, n_layer=3, n_head=3, bos_token_id=1, eos_token_id=1)
+_LLAMA = dict(vocab_size=VOCAB, max_position_embeddings=MAX_LEN, hidden_size=36, intermediate_size=52,
+              num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, bos_token_id=1, eos_token_id=1)
+_LLAMA3 = dict(rope_theta=5000.0, rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+               original_max_position_embeddings=64)
+CASES = {
+    "gpt2": ("GPT2LMHeadModel", "GPT2", _GPT2),
+    "gpt2, untied, erf": ("GPT2LMHeadModel", "GPT2", _GPT2 | dict(
+        tie_word_embeddings=False, activation_function="gelu", n_inner=50)),
+    "llama, tied": ("LlamaForCausalLM", "Llama", _LLAMA | dict(tie_word_embeddings=True)),
+    "llama 3": ("LlamaForCausalLM", "Llama", _LLAMA | dict(head_dim=10, rope_parameters=_LLAMA3)),
+    "llama, linear scaling, biases": ("LlamaForCausalLM", "Llama", _LLAMA | dict(
+        attention_bias=True, mlp_bias=True, rope_parameters=dict(rope_theta=500.0, rope_type="linear", factor=3.0))),
+    "mistral": ("MistralForCausalLM", "Mistral", _LLAMA | dict(sliding_window=5)),
+    "qwen2, tied": ("Qwen2ForCausalLM", "Qwen2", _LLAMA | dict(tie_word_embeddings=True)),
+    "qwen2, window": ("Qwen2ForCausalLM", "Qwen2", _LLAMA | dict(use_sliding_window=True, sliding_window=4,
+                                                                 max_window_layers=0)),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3", _LLAMA | dict(head_dim=8)),
+}
+
+
+@functools.cache
+def torch_model(name, seed=0, std=0.2):
+    kind, config, settings = CASES[name]
+    torch.manual_seed(seed)
+    model = getattr(transformers, kind)(getattr(transformers, f"{config}Config")(
+        **settings, attn_implementation="eager")).eval()
+    for path, weight in model.named_parameters():
+        is_scale = path.endswith("weight") and ("norm" in path or "ln_" in path)
+        weight.data.normal_(1.0 if is_scale else 0.0, std)
+    return model
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The torch model of a case and seed, and ours loaded from what it saved."""
+    @functools.cache
+    def make(name, seed=0, std=0.2):
+        directory = tmp_path_factory.mktemp("model")
+        model = torch_model(name, seed, std)
+        model.save_pretrained(directory)
+        return model, tj.from_huggingface(directory), directory
+
+    return make
+
+
+@jax.jit
+def whole_output(model, tokens, segments):
+    return model(tokens, segment_ids_BT=segments)
+
+
+def left_padded(seed, rows=3, length=17):
+    """Tokens, and a mask of padding on the left (none, some, much)."""
+    rng = np.random.default_rng(seed)
+    mask = np.arange(length)[None] >= np.array([0, 4, 11])[:rows, None]
+    return rng.integers(0, VOCAB, (rows, length)) * mask, mask
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", CASES)
+def test_logits_hidden_states_and_maps(pair, name, seed):
+    model, bundle, _ = pair(name, seed)
+    tokens, mask = left_padded(seed)
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(np.int64)),
+                       position_ids=torch.tensor(np.maximum(mask.cumsum(1) - 1, 0)), output_hidden_states=True,
+                       output_attentions=True)
+    ours = whole_output(bundle.model, jnp.asarray(tokens), jnp.asarray(mask, jnp.int32))
+    assert np.ptp(theirs.logits.numpy()[mask]) > 2
+    np.testing.assert_allclose(np.asarray(ours.logits)[mask], theirs.logits.numpy()[mask], atol=2e-5)
+    hidden = [*ours.trace.residual[:-1], ours.hidden]  # transformers shows the last after the final norm
+    assert len(hidden) == len(theirs.hidden_states)
+    for layer, (a, b) in enumerate(zip(hidden, theirs.hidden_states, strict=True)):
+        np.testing.assert_allclose(np.asarray(a)[mask], b.numpy()[mask], atol=2e-5, err_msg=f"hidden state {layer}")
+    for layer, (a, b) in enumerate(zip(ours.trace.attention(), theirs.attentions, strict=True)):
+        a, b = np.asarray(a).swapaxes(1, 2)[mask], b.numpy().swapaxes(1, 2)[mask]
+        np.testing.assert_allclose(a, b, atol=2e-5, err_msg=f"map {layer}")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama 3"])
+def test_loss_and_its_gradients(pair, name):
+    model, bundle, _ = pair(name)
+    tokens = np.random.default_rng(2).integers(0, VOCAB, (2, 19))
+    model.zero_grad()
+    theirs = model(torch.tensor(tokens), labels=torch.tensor(tokens)).loss
+    theirs.backward()
+
+    def loss(model):
+        logprobs = jax.nn.log_softmax(model(jnp.asarray(tokens)).logits[:, :-1])
+        return -jnp.take_along_axis(logprobs, jnp.asarray(tokens)[:, 1:, None], -1).mean()
+
+    ours, gradients = jax.jit(jax.value_and_grad(loss))(bundle.model)
+    assert float(ours) == pytest.approx(theirs.item(), abs=1e-4)
+    assert _compare_gradients(model, gradients) >= 9
+
+
+def _compare_gradients(model, gradients):
+    """Gradients under their names, by the tables that the export uses; the number of those compared."""
+    from transformer_jax.interop import huggingface
+
+    family = huggingface.FAMILIES[model.config.model_type]
+    theirs = {name: weight.grad.numpy() for name, weight in model.named_parameters()}
+    compared = 0
+    for name, _, _, values in huggingface._their_tensors(family, gradients):
+        scale = max(1.0, np.abs(theirs[name]).max())
+        np.testing.assert_allclose(values(), theirs[name], atol=1e-4 * scale, err_msg=name)
+        compared += 1
+    assert compared == len(theirs)
+    return compared
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama 3", "mistral", "qwen2, tied"])
+def test_greedy_generation_of_200_tokens(pair, name):
+    model, bundle, _ = pair(name, std=0.3)
+    prompts = [[5, 9, 2], [7, 7, 30, 31, 32]]
+    new = 200
+    found = tj.generate(bundle.model, prompts, max_new_tokens=new, end_ids=[], sampling=tj.Sampling(temperature=0))
+    for prompt, ours in zip(prompts, found.tokens, strict=True):
+        theirs = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                                max_new_tokens=new, min_new_tokens=new, do_sample=False, eos_token_id=None,
+                                pad_token_id=0)[0, len(prompt):].tolist()
+        assert len(ours) == new and ours == theirs
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_theirs_to_ours_to_theirs(pair, name, tmp_path):
+    model, bundle, _ = pair(name)
+    tj.to_huggingface(bundle, tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert type(again) is type(model)
+    theirs, ours = model.state_dict(), again.state_dict()
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], ours[key]) for key in theirs)
+    old, new = model.config.to_dict(), again.config.to_dict()
+    for settings in (old, new):
+        if settings["model_type"] == "gpt2":
+            settings["n_inner"] = settings["n_inner"] or 4 * settings["n_embd"]
+        if "num_attention_heads" in settings:
+            derived = settings["hidden_size"] // settings["num_attention_heads"]
+            settings["head_dim"] = settings.get("head_dim") or derived
+    # Which of its layers have a window does not matter where there is none.
+    unimportant = {"_name_or_path", "max_window_layers", "bos_token_id", "eos_token_id"}
+    assert {key: value for key, value in old.items() if key not in unimportant} == {
+        key: value for key, value in new.items() if key not in unimportant}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama 3"])
+def test_bfloat16(pair, name):
+    model, _, directory = pair(name)
+    bundle = tj.from_huggingface(directory, dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(bundle.model)} == {jnp.dtype("bfloat16")}
+    tokens = np.random.default_rng(3).integers(0, VOCAB, (2, 17))
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens)).logits.numpy()
+    error = np.abs(np.asarray(tj.forward(bundle.model, jnp.asarray(tokens))) - theirs)
+    # bfloat16 has 8 bits: rounding weights and three layers costs a few per cent of the logits' standard deviation.
+    assert 1e-4 < error.mean() < 0.05 * theirs.std() and error.max() < 0.3 * theirs.std()
+
+
+def test_stored_bfloat16_is_kept(pair, tmp_path):
+    model, _, _ = pair("llama 3")
+    transformers.LlamaForCausalLM(model.config).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
+    bundle = tj.from_huggingface(tmp_path / "theirs")
+    assert bundle.config.dtype == bundle.config.param_dtype == "bfloat16"
+    tj.to_huggingface(bundle, tmp_path / "ours")
+    theirs, ours = (transformers.LlamaForCausalLM.from_pretrained(tmp_path / name) for name in ("theirs", "ours"))
+    assert ours.dtype == torch.bfloat16
+    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), ours.parameters(), strict=True))
+
+
+def test_score_is_the_models_log_probability(pair):
+    model, bundle, _ = pair("gpt2")
+    tokenizer = tj.Tokenizer.train(["what a text says, and what it does not say"] * 3, kind="char")
+    text = "what it says"
+    ids = tokenizer.encode(text)
+    assert max(ids) < VOCAB
+    with torch.no_grad():
+        logits = model(torch.tensor([[tokenizer.start_id, *ids[:-1]]])).logits[0]
+    expected = torch.log_softmax(logits, -1)[torch.arange(len(ids)), torch.tensor(ids)]
+    found = tj.score(bundle.model, [text], tokenizer=tokenizer)
+    np.testing.assert_allclose(found.logprobs[0], expected.numpy(), atol=2e-5)
+    assert found.totals[0] == pytest.approx(expected.sum().item(), abs=1e-4)
