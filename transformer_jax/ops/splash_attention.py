@@ -109,9 +109,13 @@ def _block_size(length: int) -> int:
     return next(size for size in (_LONGEST_BLOCK, _LONGEST_BLOCK // 2, _LANES) if length % size == 0)
 
 
+def _has_ids(mask: AttentionMask) -> bool:
+    return bool(mask.segment_pairs) or mask.valid_BS is not None or mask.lengths_B is not None
+
+
 def _segment_ids(mask: AttentionMask, B: int, T: int, S: int) -> tuple[jax.Array, jax.Array] | None:
     """Ids of queries and keys, equal where one may see the other; keys that nobody may see have -1."""
-    if not mask.segment_pairs and mask.valid_BS is None and mask.lengths_B is None:
+    if not _has_ids(mask):
         return None
     if mask.segment_pairs:
         query_ids_BT, key_ids_BS = mask.segment_pairs[0]
@@ -127,7 +131,7 @@ def _segment_ids(mask: AttentionMask, B: int, T: int, S: int) -> tuple[jax.Array
 
 def _sees_something(mask: AttentionMask, T: int, S: int) -> jax.Array | None:
     """Which queries may attend to some key, ``[B, T]``; ``None``: all of them."""
-    if _segment_ids(mask, 1, T, S) is None:
+    if not _has_ids(mask):
         return None
     (query_ids, key_ids), = mask.segment_pairs or ((None, None),)
     if query_ids is not None and query_ids is key_ids and mask.valid_BS is None and mask.lengths_B is None:

@@ -60,7 +60,8 @@ def init_state(make_params: Callable[[jax.Array], Any], optimizer: optax.Gradien
 def abstract_state(make_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation,
                    mesh: Mesh | None = None) -> TrainState:
     """The shapes and shardings of :func:`init_state`, without allocating: what a checkpoint is restored into."""
-    shapes = jax.eval_shape(functools.partial(_make, optimizer, make_params), jax.random.key(0))
+    # The key is made inside: the devices of the mesh may be those of a topology, on which nothing runs.
+    shapes = jax.eval_shape(lambda: _make(optimizer, make_params, jax.random.key(0)))
     if mesh is None:
         return shapes
     return jax.tree.map(lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
