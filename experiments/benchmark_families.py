@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import statistics
+import tempfile
 import time
 
 import jax
@@ -12,10 +13,11 @@ import numpy as np
 
 import transformer_jax as tj
 from experiments import cli, masked_language_model, runs, translation
-from experiments.huggingface_peers import marian_beam_search, marian_weights, roberta_training, roberta_weights
+from experiments.huggingface_peers import marian_beam_search, roberta_training, write_marian
 from experiments.timing import OtherProcess, take_turns
 from transformer_jax.config import OptimConfig
 from transformer_jax.data import LineRows, Masking, Tokenizer, make_batches, masked_evaluation_batches
+from transformer_jax.interop.huggingface import to_huggingface
 from transformer_jax.training.objectives import masked_token_loss
 from transformer_jax.training.optimizer import make_optimizer, make_schedule
 from transformer_jax.training.state import init_state
@@ -33,7 +35,8 @@ def mlm(book: str, steps: int) -> list[dict]:
     """RoBERTa at the size of ``book_mlm``, ours and theirs, from the same weights, ten steps in turn."""
     config = cli.named("book_mlm")
     model = tj.presets.get("roberta-base").replace(
-        vocab_size=None, **{name: getattr(config.model, name) for name in _SIZES}, init_std=config.model.init_std)
+        vocab_size=None, position_offset=1, init_std=config.model.init_std,
+        **{name: getattr(config.model, name) for name in _SIZES})
     config = config.replace(steps=steps, model=model, optim=_ROBERTA_ADAMW,
                             data=dataclasses.replace(config.data, path=book))
     lines, held_out = masked_language_model.split(config)
@@ -50,8 +53,10 @@ def mlm(book: str, steps: int) -> list[dict]:
     optimizer, schedule = make_optimizer(config.optim, steps), make_schedule(config.optim, steps)
     train_step = make_train_step(masked_token_loss(config.loss), optimizer)
     state = init_state(lambda key: tj.Encoder(config.model, key=key), optimizer, jax.random.key(config.seed))
-    theirs = OtherProcess(roberta_training, config, [float(schedule(step)) for step in range(steps)],
-                          roberta_weights(state.params))
+    with tempfile.TemporaryDirectory() as directory:
+        to_huggingface(tj.Bundle(state.params, None, config.model), directory)
+        theirs = OtherProcess(roberta_training, config, [float(schedule(step)) for step in range(steps)], directory)
+        theirs(("evaluate", validation_batches[:1]))  # has read its weights then
     seconds: dict[str, list[float]] = {"transformer_jax": [], "Hugging Face": []}
     for start in range(0, steps, _TURN):
         turn = batches[start:start + _TURN]
@@ -85,7 +90,10 @@ def translate(workdir: str, rounds: int) -> list[dict]:
     texts = [source for source, _ in itertools.islice(pairs, _BATCH_SIZE * _NUM_BATCHES)]
     by_length = sorted(texts, key=lambda text: len(tokenizer.encode(text)), reverse=True)
     ids = {"pad": tokenizer.pad_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
-    theirs = OtherProcess(marian_beam_search, bundle.config, marian_weights(bundle.model), ids, *_BEAM.values())
+    with tempfile.TemporaryDirectory() as directory:
+        write_marian(bundle.model, directory)
+        theirs = OtherProcess(marian_beam_search, bundle.config, directory, ids, *_BEAM.values())
+        theirs([[ids["eos"]]])  # has read its weights then
     found: dict[str, list] = {}
 
     def batches(texts: list[str]) -> list[list[list[int]]]:

@@ -8,6 +8,7 @@ import pytest
 
 import transformer_jax as tj
 from transformer_jax.config import ExperimentConfig, OptimConfig
+from transformer_jax.interop.huggingface import to_huggingface
 from transformer_jax.training.objectives import masked_token_loss
 from transformer_jax.training.optimizer import make_optimizer, make_schedule
 from transformer_jax.training.state import init_state
@@ -21,13 +22,13 @@ needs_peers = pytest.mark.skipif(
 
 
 @needs_peers
-def test_roberta_learns_as_ours_does_where_there_is_no_dropout():
-    from experiments.huggingface_peers import roberta_training, roberta_weights
+def test_roberta_learns_as_ours_does_where_there_is_no_dropout(tmp_path):
+    from experiments.huggingface_peers import roberta_training
     from experiments.timing import OtherProcess
 
     steps, rng = 12, np.random.default_rng(0)
     model = tj.presets.get("roberta-base").replace(vocab_size=60, max_len=16, num_layers=2, num_heads=2, model_dim=16,
-                                                   init_std=0.1, dropout=0.0)
+                                                   init_std=0.1, dropout=0.0, position_offset=1)
     optim = OptimConfig(peak_lr=1e-2, schedule="linear", warmup_steps=3, weight_decay=0.1)
     config = ExperimentConfig(steps=steps, model=model, optim=optim)
     tokens = rng.integers(1, 60, (steps, 4, 16))
@@ -39,8 +40,8 @@ def test_roberta_learns_as_ours_does_where_there_is_no_dropout():
     schedule, optimizer = make_schedule(optim, steps), make_optimizer(optim, steps)
     step = make_train_step(masked_token_loss(), optimizer)
     state = init_state(lambda key: tj.Encoder(model, key=key), optimizer, jax.random.key(0))
-    theirs = OtherProcess(roberta_training, config, [float(schedule(at)) for at in range(steps)],
-                          roberta_weights(state.params))
+    to_huggingface(tj.Bundle(state.params, None, model), tmp_path)
+    theirs = OtherProcess(roberta_training, config, [float(schedule(at)) for at in range(steps)], str(tmp_path))
     losses = []
     for batch in batches:
         state, metrics = step(state, batch)
@@ -52,10 +53,10 @@ def test_roberta_learns_as_ours_does_where_there_is_no_dropout():
 
 
 @needs_peers
-def test_marian_with_our_weights_has_our_logits():
+def test_marian_with_our_weights_has_our_logits(tmp_path):
     import torch
 
-    from experiments.huggingface_peers import marian, marian_weights
+    from experiments.huggingface_peers import marian, write_marian
 
     config = tj.presets.get("transformer-base").replace(
         vocab_size=50, max_len=16, num_layers=2, num_decoder_layers=3, num_heads=2, model_dim=16, mlp_dim=24)
@@ -68,7 +69,8 @@ def test_marian_with_our_weights_has_our_logits():
     valid = np.ones(source.shape, int)
     source[1, 4:] = valid[1, 4:] = 0
     ours = tj.forward(model, source, target, source_segment_ids_BS=valid)
-    theirs = marian(config, marian_weights(model), {"pad": 0, "bos": 1, "eos": 2})
+    write_marian(model, str(tmp_path))
+    theirs = marian(config, str(tmp_path), {"pad": 0, "bos": 1, "eos": 2})
     with torch.no_grad():
         logits = theirs(input_ids=torch.from_numpy(source), attention_mask=torch.from_numpy(valid),
                         decoder_input_ids=torch.from_numpy(target)).logits

@@ -1,6 +1,7 @@
 """BERT and RoBERTa compute what transformers computes, and survive the way there and back."""
 
 import functools
+import tempfile
 
 import jax
 import numpy as np
@@ -18,11 +19,11 @@ LENGTHS = np.array([13, 6, 1])
 
 
 @functools.cache
-def loaded(kind, seed, tmp):
+def loaded(kind, seed):
     theirs = their_models.make(kind, seed)
-    directory = tmp.mktemp(kind)
-    theirs.save_pretrained(directory)
-    return theirs, from_huggingface(directory)
+    with tempfile.TemporaryDirectory() as directory:
+        theirs.save_pretrained(directory)
+        return theirs, from_huggingface(directory)
 
 
 def batch(kind, seed, side="right"):
@@ -46,8 +47,8 @@ def of_torch(array):
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_logits_hidden_states_and_maps(kind, seed, tmp_path_factory):
-    theirs, bundle = loaded(kind, seed, tmp_path_factory)
+def test_logits_hidden_states_and_maps(kind, seed):
+    theirs, bundle = loaded(kind, seed)
     for side in ("right", "left") if kind == "roberta" else ("right",):  # BERT counts positions through padding
         tokens, mask, types = batch(kind, seed, side)
         with torch.no_grad():
@@ -62,8 +63,8 @@ def test_logits_hidden_states_and_maps(kind, seed, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_loss_and_gradients(kind, tmp_path_factory):
-    theirs, bundle = loaded(kind, 0, tmp_path_factory)
+def test_loss_and_gradients(kind, tmp_path):
+    theirs, bundle = loaded(kind, 0)
     tokens, mask, _ = batch(kind, 5)
     places, weights = np.array([[1, 4, 12], [5, 0, 3], [0, 0, 0]]), np.array([[1, 1, 1], [1, 1, 1], [1, 0, 0]])
     targets = np.random.default_rng(9).integers(3, VOCAB, places.shape)
@@ -82,34 +83,31 @@ def test_loss_and_gradients(kind, tmp_path_factory):
 
     ours, gradient = jax.jit(jax.value_and_grad(mean_loss))(bundle.model)
     np.testing.assert_allclose(ours, loss.item(), rtol=1e-4)
-    directory = tmp_path_factory.mktemp("gradient")
-    to_huggingface(Bundle(gradient, None, bundle.config), directory)
-    for name, values in load_file(directory / "model.safetensors").items():
+    to_huggingface(Bundle(gradient, None, bundle.config), tmp_path)
+    for name, values in load_file(tmp_path / "model.safetensors").items():
         np.testing.assert_allclose(values, theirs.get_parameter(name).grad.numpy(), atol=1e-4, rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_round_trip_is_exact(kind, tmp_path_factory):
-    theirs, bundle = loaded(kind, 1, tmp_path_factory)
-    directory = tmp_path_factory.mktemp("back")
-    to_huggingface(bundle, directory)
-    again = from_huggingface(directory)
+def test_round_trip_is_exact(kind, tmp_path):
+    theirs, bundle = loaded(kind, 1)
+    to_huggingface(bundle, tmp_path)
+    again = from_huggingface(tmp_path)
     assert again.config == bundle.config
     jax.tree.map(np.testing.assert_array_equal, again.model, bundle.model)
-    back = type(theirs).from_pretrained(directory)
+    back = type(theirs).from_pretrained(tmp_path)
     for name, values in theirs.state_dict().items():
         assert torch.equal(values, back.state_dict()[name]), name
     assert set(back.state_dict()) == set(theirs.state_dict())
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_in_bfloat16_logits_stay_within_two_percent(kind, tmp_path_factory):
+def test_in_bfloat16_logits_stay_within_two_percent(kind, tmp_path):
     """Root mean square of the difference, of that of the logits; torch's own bfloat16 is about as far away."""
-    theirs, bundle = loaded(kind, 0, tmp_path_factory)
+    theirs, bundle = loaded(kind, 0)
     tokens, mask, types = batch(kind, 0)
-    directory = tmp_path_factory.mktemp("half")
-    to_huggingface(bundle, directory)
-    half = from_huggingface(directory, dtype="bfloat16")
+    to_huggingface(bundle, tmp_path)
+    half = from_huggingface(tmp_path, dtype="bfloat16")
     assert half.model.embeddings.token.dtype == "bfloat16"
     with torch.no_grad():
         wanted = theirs(of_torch(tokens), attention_mask=of_torch(mask),

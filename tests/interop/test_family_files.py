@@ -1,4 +1,4 @@
-"""Files of the families of BERT, BART and T5, without torch: names, layouts, the way there and back, what is refused."""
+"""Files of the families of BERT, BART and T5, without torch: names, layouts, there and back, what is refused."""
 
 import functools
 import json
@@ -17,13 +17,13 @@ numpy_files = pytest.importorskip("safetensors.numpy", reason="the extra `hf` is
 _BERT = tj.presets.get("bert-base").replace(vocab_size=17, max_len=9, num_layers=3, num_heads=2, model_dim=6,
                                            mlp_dim=10)
 _BART = tj.ModelConfig(
-    family="encoder_decoder", vocab_size=17, max_len=9, num_layers=2, num_encoder_layers=3, num_heads=2, model_dim=6,
+    family="encoder_decoder", vocab_size=17, max_len=9, num_layers=3, num_decoder_layers=2, num_heads=2, model_dim=6,
     mlp_dim=10, norm_position="post", activation="gelu", positions="learned", position_offset=2,
     use_embedding_norm=True, use_output_bias=True, start_ids=(2, 0))
 _MARIAN = _BART.replace(positions="sinusoidal_halves", position_offset=0, use_embedding_norm=False, activation="silu",
                         scale_embeddings=True, start_ids=(16,), banned_ids=(16,))
 _T5 = tj.ModelConfig(
-    family="encoder_decoder", vocab_size=17, max_len=9, num_layers=2, num_encoder_layers=3, num_heads=2, model_dim=6,
+    family="encoder_decoder", vocab_size=17, max_len=9, num_layers=3, num_decoder_layers=2, num_heads=2, model_dim=6,
     head_dim=5, mlp_dim=10, positions="relative", attention_scale=1.0, norm="rmsnorm", norm_epsilon=1e-6,
     use_bias=False, activation="relu", scale_logits=True, init_std=None, start_ids=(0,))
 CONFIGS = {

@@ -35,8 +35,8 @@ KINDS = {
 }
 
 
-def make(kind, seed=0, std=0.2):
-    """A model in evaluation mode whose weights are all random, those of norms around 1."""
+def make(kind, seed=0, std=0.2, embedding=1.0):
+    """A model in evaluation mode whose weights are all random, those of norms around 1, of tokens times a factor."""
     name, config, settings, _, end = KINDS[kind]
     torch.manual_seed(seed)
     model = getattr(transformers, name)(getattr(transformers, config)(**settings, attn_implementation="eager"))
@@ -47,6 +47,7 @@ def make(kind, seed=0, std=0.2):
             sinusoids = kind in ("marian", "pegasus") and "embed_positions" in name
             if not sinusoids:
                 weight.normal_(1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0, std)
+        model.get_input_embeddings().weight.mul_(embedding)
         if hasattr(model, "final_logits_bias"):
             model.final_logits_bias.normal_(0.0, std)
     if end is not None:

@@ -79,7 +79,8 @@ def _read_config(settings: Settings) -> ModelConfig:
     if (settings.get("decoder_vocab_size") or vocab_size) != vocab_size:
         raise ValueError(f"this {model_type} model has {vocab_size} tokens for sources and "
                          f"{settings['decoder_vocab_size']} for targets; here both share a vocabulary")
-    form = _FORMS[model_type]
+    form, dropout = _FORMS[model_type], settings.get("dropout", 0.1)
+    attention_dropout = settings.get("attention_dropout", 0.0)
     return ModelConfig(
         family="encoder_decoder", vocab_size=vocab_size, max_len=settings.get("max_position_embeddings", 1024),
         position_offset=_OFFSET if form["positions"] == "learned" else 0,
@@ -89,7 +90,7 @@ def _read_config(settings: Settings) -> ModelConfig:
         activation=translated(settings.get("activation_function", "gelu"), _ACTIVATIONS, "activation_function"),
         scale_embeddings=settings.get("scale_embedding", False),
         tie_embeddings=settings.get("tie_word_embeddings", True), use_output_bias=True,
-        dropout=settings.get("dropout", 0.1), attention_dropout=settings.get("attention_dropout", 0.0),
+        dropout=dropout, attention_dropout=None if attention_dropout == dropout else attention_dropout,
         init_std=settings.get("init_std", 0.02), **form,
         **read_targets({"decoder_start_token_id": _STARTS[model_type]} | dict(settings)))
 
@@ -103,7 +104,9 @@ def _write_config(model_type: str, config: ModelConfig) -> dict[str, Any]:
         "num_token_types": 0, "position_offset": _OFFSET if form["positions"] == "learned" else 0,
         "sliding_window": None} | form)
     activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
-    return {
+    # Their padding is a row of the table; Marian's is what starts its targets.
+    padding = {"pad_token_id": config.start_ids[0]} if model_type == "marian" and config.start_ids else {}
+    return padding | {
         "vocab_size": config.vocab_size, "max_position_embeddings": config.max_len, "d_model": config.model_dim,
         "encoder_layers": config.num_encoder_layers, "decoder_layers": config.num_decoder_layers,
         "encoder_attention_heads": config.num_heads, "decoder_attention_heads": config.num_heads,

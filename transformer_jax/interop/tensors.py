@@ -16,7 +16,7 @@ from transformer_jax.interop.mapping import Weight
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_READ_BYTES = 1 << 22
+_READ_BYTES = 1 << 20
 _SHARD_BYTES = 5 * 10**9
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -62,7 +62,7 @@ class TensorFiles:
           index: the slice, one ``slice`` an axis.
 
         Returns:
-          The only array made of its size; tensors are read in blocks of rows of some megabytes.
+          The only array made of its size; tensors are read in blocks of rows of a megabyte.
         """
         bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
         result = np.empty([stop - start for start, stop in bounds], dtype)
@@ -96,8 +96,8 @@ class TensorFiles:
         rows = max(1, _READ_BYTES // (4 * max(math.prod(shape[1:]), 1)))
         with _opened(self.places[name][0]) as a, _opened(self.places[other][0]) as b:
             left, right = a.get_slice(self.places[name][1]), b.get_slice(self.places[other][1])
-            return all(np.array_equal(left[first:first + rows], right[first:first + rows])
-                       for first in range(0, shape[0], rows))
+            parts = (slice(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows))
+            return all(np.array_equal(left[part], right[part]) for part in parts)
 
 
 def _opened(path: pathlib.Path):
