@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 from transformer_jax.config import ExperimentConfig, ModelConfig
-from transformer_jax.runtime import join_processes
+from transformer_jax.runtime import end_without_others, join_processes, leave_processes
 from transformer_jax.settings import check_field_names, from_dict
 from transformer_jax.training.errors import Interrupted, LostProcessError, NotFiniteError, OutOfMemoryError
 
@@ -117,14 +117,15 @@ def run(main: Callable[[], None]) -> None:
             _use_compilation_cache()
             join_processes()
             main()
+            leave_processes()
         except Interrupted as stopped:
+            leave_processes()
             print(f"{stopped}; the same command resumes", file=sys.stderr)
             sys.exit(128 + stopped.signum)
         except OSError as error:
             _fail(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
         except LostProcessError as error:
-            print("error:", error, file=sys.stderr, flush=True)
-            os._exit(2)  # leaving in order would wait for the lost process
+            end_without_others(str(error))
         except (ValueError, ImportError, NotFiniteError, OutOfMemoryError) as error:
             _fail(str(error))
         except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from transformer_jax.sharding import batch_sharding, make_mesh, shardings
 from transformer_jax.training.objectives import next_token_loss
 
 # Sizes by which an array is known.
-V, L, D, F, N, K, H, B, T = 48, 3, 32, 96, 4, 2, 8, 8, 16
+V, L, D, F, N, K, H, B, T = 80, 3, 32, 160, 4, 2, 8, 8, 24
 CONFIG = tj.ModelConfig(vocab_size=V, max_len=T, num_layers=L, num_heads=N, num_kv_heads=K, model_dim=D, mlp_dim=F)
 LAYOUTS = {"data": dict(data=8), "fsdp": dict(fsdp=8), "tensor": dict(data=4, tensor=2), "all": dict(fsdp=2, tensor=2),
            "sequence": dict(fsdp=2, sequence=4), "long": dict(tensor=2, sequence=4)}
@@ -72,7 +72,7 @@ def test_over_data_alone_gradients_are_summed_and_nothing_else_is_sent():
 def test_fsdp_gathers_weights_layer_by_layer():
     gathered = gradient("fsdp")[2]["all-gather"]
     assert {D * F, D * N * H, D * K * H, V * D} <= sizes(gathered)  # kernels of a layer, and the table for the logits
-    assert max(sizes(gathered)) == D * F < L * D * K * H * 3
+    assert max(sizes(gathered)) == D * F
     assert sizes(gathered).isdisjoint({L * D * F, L * D * N * H, L * D * K * H})
     assert [shape for shape in gathered if math.prod(shape) == V * D] == [(V, D)]  # once, not for the tokens too
 
@@ -96,6 +96,6 @@ def test_over_the_sequence_keys_and_values_are_gathered_and_no_scores(name):
     parts = LAYOUTS[name]
     keys = B // parts.get("fsdp", 1) * T * K // parts.get("tensor", 1) * H
     assert sum(math.prod(shape) == keys for shape in gathered) >= 2
-    assert not [shape for shape in gathered if shape.count(T) > 1 and math.prod(shape) > D * T]
+    assert not [shape for shape in gathered if shape.count(T) > 1]
     if name == "long":
         assert max(sizes(gathered)) == keys  # no weight

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import logging
+import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 import transformer_jax as tj
 from transformer_jax.config import MeshConfig, OptimConfig
-from transformer_jax.sharding import batch_sharding, make_mesh, partition_spec, shardings
+from transformer_jax.sharding import AXES, batch_sharding, data_share, make_mesh, partition_spec, shardings
+from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.objectives import next_token_loss
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import abstract_state, init_state
@@ -136,9 +139,11 @@ def test_what_does_not_divide_stays_whole():
 
 
 def test_meshes():
-    assert dict(make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
-    assert dict(make_mesh(MeshConfig(fsdp=2, tensor=2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert dict(make_mesh(MeshConfig(tensor=2), jax.devices()[:2]).shape) == {"data": 1, "fsdp": 1, "tensor": 2}
+    assert make_mesh().axis_names == ("data", "fsdp", "sequence", "tensor")
+    assert make_mesh().devices.shape == (8, 1, 1, 1)
+    assert make_mesh(MeshConfig(fsdp=2, tensor=2)).devices.shape == (2, 2, 1, 2)
+    assert make_mesh(MeshConfig(tensor=2), jax.devices()[:2]).devices.shape == (1, 1, 1, 2)
+    assert make_mesh(MeshConfig(sequence=4)).devices.shape == (2, 1, 4, 1)
     for wrong in (MeshConfig(data=3), MeshConfig(fsdp=3), MeshConfig(data=2, fsdp=2)):
         with pytest.raises(ValueError, match=rf"fsdp={wrong.fsdp} .* does not multiply out to the 8 devices"):
             make_mesh(wrong)
@@ -150,3 +155,62 @@ def test_a_batch_is_divided_over_data_and_fsdp():
     assert sharding.shard_shape((8, 16)) == (2, 16)
     rows = jax.device_put(jnp.arange(8), sharding)
     assert sorted({tuple(shard.data.tolist()) for shard in rows.addressable_shards}) == [(0, 1), (2, 3), (4, 5), (6, 7)]
+
+
+class Elsewhere:
+    """A device of some process and slice, none of which is here."""
+
+    platform, device_kind = "tpu", "TPU v5 lite"
+
+    def __init__(self, id, process_index, slice_index):
+        self.id, self.process_index, self.slice_index = id, process_index, slice_index
+        self.coords, self.core_on_chip = (id % 2, id // 2 % 2, 0), 0
+
+    def __repr__(self):
+        return f"Elsewhere({self.id})"
+
+
+def test_slices_of_tpus_are_divided_along_data():
+    devices = [Elsewhere(index, index // 4, index // 4) for index in range(8)]
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), devices)
+    assert mesh.devices.shape == (2, 2, 1, 2)
+    assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
+    with pytest.raises(ValueError, match=r"mesh data=1 is no multiple of the 2 slices"):
+        make_mesh(MeshConfig(fsdp=8), devices)
+
+
+@pytest.mark.parametrize(("shape", "shares"), [
+    ((2, 1, 1, 1), [0, 1]), ((1, 4, 1, 2), [0, 0, 1, 1, 2, 2, 3, 3]), ((2, 2, 2, 1), [0, 0, 1, 1]),
+    ((1, 1, 4, 2), [0, 0, 0, 0])])
+def test_processes_that_hold_the_same_rows_read_the_same_share(shape, shares, monkeypatch):
+    """Devices in order of their processes, one or two to a process."""
+    size, count = math.prod(shape), len(shares)
+    devices = [Elsewhere(index, index * count // size, 0) for index in range(size)]
+    mesh = types.SimpleNamespace(shape=dict(zip(AXES, shape, strict=True)), devices=np.reshape(devices, shape))
+    for process, share in enumerate(shares):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert data_share(mesh) == (share, max(shares) + 1)
+
+
+def test_rows_of_a_process_that_are_not_in_one_piece_are_refused(monkeypatch):
+    devices = [Elsewhere(index, index % 2, 0) for index in range(4)]
+    mesh = types.SimpleNamespace(shape={"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1},
+                                 devices=np.reshape(devices, (4, 1, 1, 1)))
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with pytest.raises(ValueError, match="rows of a batch that are not in one piece"):
+        data_share(mesh)
+
+
+def test_checkpoints_restore_onto_any_layout(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        state = fresh(mesh_of("sequence"))
+        checkpoints.save(0, state, metadata={})
+        for name in ("all", "long", None):
+            mesh = None if name is None else mesh_of(name)
+            wanted = abstract_state(lambda key: tj.Decoder(CONFIG, key=key), optimizer(), mesh)
+            restored = checkpoints.restore(jax.tree.map(
+                lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, like.dtype, sharding=leaf.sharding), wanted, state))
+            for a, b, like in zip(*map(jax.tree.leaves, (state.params, restored.state.params, wanted.params)),
+                                  strict=True):
+                np.testing.assert_array_equal(a, b)
+                assert name is None or b.sharding == like.sharding

@@ -172,30 +172,30 @@ def look_up(table_VD: jax.Array, ids_BT: jax.Array, axes: tuple[str | None, str 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return table_VD[ids_BT]
-    table_spec = _divisible(partition_spec(*axes), table_VD.shape, mesh)
-    ids_spec = _divisible(partition_spec("batch", "sequence"), ids_BT.shape, mesh)
-    if ids_spec[0] is None:  # too few rows to divide
+    rows, columns = (divided(size, axis) for size, axis in zip(table_VD.shape, axes, strict=True))
+    batch, tokens = divided(ids_BT.shape[0], "batch"), divided(ids_BT.shape[1], "sequence")
+    if batch is None and columns is not None:  # too few rows to divide
         return gathered(table_VD, axes)[ids_BT]
 
     def local(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
         if axes[0] is None:
-            if table_spec[1] is not None:
-                table_VD = jax.lax.all_gather(table_VD, table_spec[1], axis=1, tiled=True)
+            if columns is not None:
+                table_VD = jax.lax.all_gather(table_VD, columns, axis=1, tiled=True)
             return table_VD[ids_BT]
-        if table_spec[1] is not None:
-            ids_BT = jax.lax.all_gather(ids_BT, table_spec[1], axis=0, tiled=True)
-        if table_spec[0] is None:
+        if columns is not None:
+            ids_BT = jax.lax.all_gather(ids_BT, columns, axis=0, tiled=True)
+        if rows is None:
             x_BTD = table_VD[ids_BT]
         else:
-            places_BT = ids_BT - jax.lax.axis_index(table_spec[0]) * table_VD.shape[0]
+            places_BT = ids_BT - jax.lax.axis_index(rows) * table_VD.shape[0]
             here_BT = (places_BT >= 0) & (places_BT < table_VD.shape[0])
-            x_BTD = jax.lax.psum(table_VD[jnp.where(here_BT, places_BT, 0)] * here_BT[..., None], table_spec[0])
-        if table_spec[1] is not None:
-            x_BTD = jax.lax.all_to_all(x_BTD, table_spec[1], split_axis=0, concat_axis=2, tiled=True)
+            x_BTD = jax.lax.psum(table_VD[jnp.where(here_BT, places_BT, 0)] * here_BT[..., None], rows)
+        if columns is not None:
+            x_BTD = jax.lax.all_to_all(x_BTD, columns, split_axis=0, concat_axis=2, tiled=True)
         return x_BTD
 
-    return jax.shard_map(local, in_specs=(table_spec, ids_spec), out_specs=PartitionSpec(*ids_spec, None))(
-        table_VD, ids_BT)
+    return jax.shard_map(local, in_specs=(PartitionSpec(rows, columns), PartitionSpec(batch, tokens)),
+                         out_specs=PartitionSpec(batch, tokens, None))(table_VD, ids_BT)
 
 
 def as_rows(x: jax.Array) -> jax.Array:

@@ -35,7 +35,7 @@ def launch(start, tmp_path_factory):
     def run(workdir, count):
         with socket.socket() as free:
             free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+            port = free.getsockname()[1] - 1
         flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={8 // count}"
         return [start("train", *TRAIN, f"--config.data.path={corpus}", f"--workdir={workdir}",
                       JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES=str(count),
@@ -79,7 +79,7 @@ def test_the_survivor_ends_soon_and_says_why(killed):
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert status == 2 and len(lines) == 1, err
     assert "another process of this run has ended" in lines[0] and "resumes from the last checkpoint" in lines[0]
-    assert seconds < 120
+    assert seconds < 20  # at once, on a machine that is not busy
 
 
 def test_two_processes_resumed_learn_what_one_does_to_the_bit(alone, killed, launch):
@@ -104,7 +104,7 @@ def test_what_two_wrote_one_reads(alone, killed):
 def test_half_an_address_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
-    with pytest.raises(ValueError, match="needs the numbers JAX_NUM_PROCESSES and JAX_PROCESS_ID beside it"):
+    with pytest.raises(ValueError, match="the numbers JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set beside it"):
         join_processes()
 
 

@@ -196,7 +196,8 @@ def plain_gradient():
     return gradient_of(make(num_layers=3, dropout=0.2))
 
 
-@pytest.mark.parametrize("changes", [dict(unroll=2), dict(unroll=3), dict(remat="dots"), dict(remat="full")], ids=str)
+@pytest.mark.parametrize("changes", [dict(unroll=2), dict(unroll=3), dict(remat="dots"), dict(remat="full"),
+                                     dict(remat="offload")], ids=str)
 def test_unroll_and_remat_change_no_result(changes, plain_gradient):
     loss, gradient = gradient_of(make(num_layers=3, dropout=0.2), **changes)
     np.testing.assert_allclose(loss, plain_gradient[0], rtol=1e-6)

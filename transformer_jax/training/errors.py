@@ -61,7 +61,5 @@ def explained(config: ExperimentConfig, num_devices: int) -> Iterator[None]:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
             raise OutOfMemoryError(config, num_devices) from error
         if jax.process_count() > 1 and _LOST.search(text):
-            raise LostProcessError("another process of this run has ended or cannot be reached; its own output says "
-                                   "why. The same command, for all processes, resumes from the last checkpoint "
-                                   f"({' '.join(text.split())[:200]})") from error
+            raise LostProcessError(" ".join(text.split())[:200]) from error
         raise
