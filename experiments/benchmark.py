@@ -6,7 +6,10 @@ python -m experiments.benchmark decode                      generation beside Hu
 python -m experiments.benchmark compile                     compile time by depth, and with the cache warm
 python -m experiments.benchmark mlm --data=dom_casmurro.txt masked language modelling beside Hugging Face's RoBERTa
 python -m experiments.benchmark translate --workdir=DIR     beam search beside Hugging Face's Marian, same weights
+python -m experiments.benchmark interop                     GPT-2 from the same files beside transformers, compiled too
 python -m experiments.benchmark rl                          GRPO and PPO beside TRL's GRPO
+python -m experiments.benchmark gpu --data=input.txt        everything that is measured on a GPU, in ten minutes
+python -m experiments.benchmark tpu                         programs compiled for TPUs that are not here
 
 Medians over rounds in which both sides take turns, each in a process of its own; warm, unless compilation is what is
 measured.
@@ -14,6 +17,7 @@ measured.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pathlib
@@ -29,7 +33,6 @@ import numpy as np
 from absl import app, flags
 
 import transformer_jax as tj
-from experiments import benchmark_alignment, benchmark_families
 from experiments.timing import OtherProcess, take_turns, timed
 from transformer_jax.config import ModelConfig, OptimConfig
 from transformer_jax.runtime import keep_freed_memory
@@ -42,6 +45,8 @@ _DATA = flags.DEFINE_string("data", None, "A text file, for quality and mlm.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "What a translator was trained in, for translate.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Training steps of mlm.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each side; the median is reported.")
+_TINY = flags.DEFINE_bool("tiny", False, "Run every part of gpu at toy size, on any machine.")
+_PARTS = flags.DEFINE_list("parts", None, "Only these parts of gpu, or programs of tpu.")
 _JSON = flags.DEFINE_string("json", None, "Also write the figures here.")
 
 _ADAMW = OptimConfig(peak_lr=1e-3, end_lr=0.1, warmup_steps=100, beta2=0.99, weight_decay=0.1)
@@ -218,16 +223,23 @@ def _given(flag: str, value: str | None) -> str:
 
 
 def main(arguments: list[str]) -> None:
+    def of(module: str):  # imported when asked for: a machine with a GPU need not have what the others need
+        return importlib.import_module(f"experiments.{module}")
+
     programs = {"train": train, "quality": quality, "decode": decode, "compile": compilation,
-                "mlm": lambda: benchmark_families.mlm(_given("data", _DATA.value), _STEPS.value),
-                "translate": lambda: benchmark_families.translate(_given("workdir", _WORKDIR.value), _ROUNDS.value),
-                "rl": lambda: benchmark_alignment.rl(_ROUNDS.value)}
+                "mlm": lambda: of("benchmark_families").mlm(_given("data", _DATA.value), _STEPS.value),
+                "translate": lambda: of("benchmark_families").translate(
+                    _given("workdir", _WORKDIR.value), _ROUNDS.value),
+                "interop": lambda: of("benchmark_interop").interop(_ROUNDS.value),
+                "rl": lambda: of("benchmark_alignment").rl(_ROUNDS.value),
+                "gpu": lambda: of("benchmark_gpu").gpu(_DATA.value, tiny=_TINY.value, parts=_PARTS.value),
+                "tpu": lambda: of("benchmark_tpu").tpu(_PARTS.value)}
     if len(arguments) != 2 or arguments[1] not in programs:
         sys.exit(f"error: say what to measure: python -m experiments.benchmark {{{','.join(programs)}}}")
     if arguments[1] in ("train", "mlm", "rl"):
         keep_freed_memory()  # as programs that train do
     rows = programs[arguments[1]]()
-    for row in rows:
+    for row in [] if arguments[1] == "gpu" else rows:  # which shows its tables as they come
         print("  ".join(f"{name} {value:,.3g}" if isinstance(value, float) and value < 100 else
                         f"{name} {value:,.0f}" if isinstance(value, float) else str(value)
                         for name, value in row.items()))
