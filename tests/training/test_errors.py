@@ -23,8 +23,8 @@ def test_too_large_an_array_names_the_levers_in_order():
 
 
 def test_levers_that_are_pulled_are_not_named():
-    config = ExperimentConfig(model=CONFIG.model.replace(remat="full", dtype="bfloat16"), batch_size=12,
-                              optim=OptimConfig(accumulation=12), mesh=MeshConfig(fsdp=8), loss=LossConfig(most_logits=0))
+    config = CONFIG.replace(model=CONFIG.model.replace(remat="full", dtype="bfloat16"), mesh=MeshConfig(fsdp=8),
+                            optim=OptimConfig(accumulation=12), loss=LossConfig(most_logits=0))
     message = str(OutOfMemoryError(config, 8))
     assert not any(lever in message for lever in ("remat", "fsdp", "dtype", "most_logits")) and "(1)" in message
 
