@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import MeshConfig
@@ -92,6 +91,8 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         those named is that of stacked layers.
       mesh: from :func:`make_mesh`.
     """
+    from flax import nnx  # here, since operations on arrays, which need no flax, read the rest of this file
+
     def of_node(node: Any) -> Any:
         if not isinstance(node, nnx.Variable):
             return NamedSharding(mesh, PartitionSpec())
