@@ -102,6 +102,8 @@ def main() -> None:
             sides["transformers, compiled"] = OtherProcess(theirs, directory, task, tokens, True)
         answers = {name: side() for name, side in sides.items()}
         seconds = take_turns(sides, _ROUNDS.value)
+        for side in sides.values():
+            side.close()
     first = answers.pop("transformer_jax")
     if task == "encode":
         agreement = {name: float(np.abs(first - other).max()) for name, other in answers.items()}

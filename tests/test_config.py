@@ -60,6 +60,19 @@ def test_replace_keeps_what_was_given():
     assert ModelConfig(num_heads=4, model_dim=32).replace(mlp_dim=64).replace(num_heads=2).mlp_dim == 64
 
 
+def test_a_width_of_heads_that_does_not_divide_is_kept():
+    config = ModelConfig(num_heads=3, model_dim=20, head_dim=6)
+    assert config.replace(dropout=0.5).head_dim == 6
+
+
+def test_token_ids_survive_json():
+    config = ModelConfig(family="encoder_decoder", vocab_size=9, start_ids=(2, 0), banned_ids=(1,))
+    stored = json.loads(json.dumps(to_dict(config)))
+    assert stored["start_ids"] == [2, 0] and from_dict(ModelConfig, stored) == config
+    with pytest.raises(ValueError, match=r"ModelConfig.start_ids=.*'2'.*expected int"):
+        from_dict(ModelConfig, stored | {"start_ids": ["2"]})
+
+
 def test_replace_validates():
     with pytest.raises(ValueError, match="num_heads=5"):
         ModelConfig().replace(num_heads=5)
@@ -77,11 +90,19 @@ def test_replace_validates():
       for field in ("num_encoder_layers", "num_decoder_layers") for value in (0, 2.0)),
     *((ModelConfig, {"family": family, field: 2}, [field, "family='encoder_decoder'", f"family={family!r} has num_la"])
       for field in ("num_encoder_layers", "num_decoder_layers") for family in ("decoder", "encoder")),
+    (ModelConfig, dict(positions="rope", position_offset=2), ["position_offset=2", "positions='learned'", "'rope'"]),
+    (ModelConfig, dict(position_offset=-1), ["position_offset=-1"]),
+    (ModelConfig, dict(relative_buckets=6), ["relative_buckets=6", "multiple of 4"]),
+    (ModelConfig, dict(relative_buckets=32, relative_max_distance=16), ["relative_max_distance=16"]),
+    (ModelConfig, dict(attention_scale=0.0), ["attention_scale=0.0 must be positive"]),
+    (ModelConfig, dict(family="encoder", use_output_bias=True), ["use_output_bias", "family='encoder'"]),
+    (ModelConfig, dict(start_ids=(1,)), ["start_ids=(1,)", "encoder-decoder", "family='decoder'"]),
+    (ModelConfig, dict(vocab_size=9, banned_ids=(9,)), ["banned_ids=(9,)", "vocab_size=9"]),
     (ModelConfig, dict(family="encoder-decoder"), ["family='encoder-decoder'", "did you mean 'encoder_decoder'?"]),
     (ModelConfig, dict(num_token_types=-1), ["num_token_types=-1"]),
     *((ModelConfig, {field: "x"}, [f"{field}='x'", "not one of"])
       for field in ("positions", "norm", "norm_position", "activation", "dtype", "param_dtype", "remat")),
-    (ModelConfig, dict(positions="rotary_rope"), ["positions='rotary_rope'", "sinusoidal, learned, rope, alibi, none"]),
+    (ModelConfig, dict(positions="rotary_rope"), ["positions='rotary_rope'", "sinusoidal, sinusoidal_halves, learned, rope, alibi, relative, none"]),
     (ModelConfig, dict(activation="gelu_tan"), ["did you mean 'gelu_tanh'"]),
     (ModelConfig, dict(num_heads=7), ["model_dim=768", "num_heads=7", "set head_dim"]),
     (ModelConfig, dict(num_kv_heads=5), ["num_heads=12", "num_kv_heads=5"]),

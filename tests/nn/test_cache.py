@@ -79,12 +79,15 @@ def test_maps_of_a_cached_pass_have_the_keys_of_the_cache():
 
 
 def test_append_is_pure():
-    cache = tj.KVCache.empty(BASE, batch_size=2, capacity=5)
-    new = jnp.ones((2, 2, 2, 4))
-    longer = cache.append_segments(jnp.ones((2, 2), jnp.int32)).append_layer(1, new, 2 * new).advance(2)
+    cache = tj.KVCache.empty(BASE.replace(positions="relative"), batch_size=2, capacity=5)
+    new, ones = jnp.ones((2, 2, 2, 4)), jnp.ones((2, 2), jnp.int32)
+    longer = cache.append_segments(ones, 7 * ones).append_layer(1, new, 2 * new).advance(2)
     assert all((array == 0).all() for array in jax.tree.leaves(cache))
     assert (longer.keys[0] == 0).all() and (longer.keys[1][:, :2] == 1).all() and (longer.keys[1][:, 2:] == 0).all()
     assert (longer.values[1][:, :2] == 2).all() and longer.length == 2
+    assert longer.positions_BS.tolist() == [[7, 7, 0, 0, 0]] * 2
+    assert longer.resized(jnp.asarray([1]), 2).positions_BS.tolist() == [[7, 7, 0, 0, 0, 0, 0]]
+    assert tj.KVCache.empty(BASE, 1, 3).positions_BS is None
     assert tj.KVCache.empty(BASE.replace(dtype="bfloat16"), 1, 3).keys[0].dtype == jnp.bfloat16
 
 
