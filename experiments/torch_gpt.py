@@ -42,14 +42,15 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.model_dim, bias=config.use_bias)
         self.up = nn.Linear(config.model_dim, config.mlp_dim, bias=config.use_bias)
         self.down = nn.Linear(config.mlp_dim, config.model_dim, bias=config.use_bias)
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attention(self.attention_norm(x))
-        return x + self.down(functional.gelu(self.up(self.mlp_norm(x))))
+        return x + self.down(functional.gelu(self.up(self.mlp_norm(x)), approximate=self.approximate))
 
 
 class TorchGPT(nn.Module):
-    """Pre-norm, learned positions, exact GELU, tied embeddings: the shape of ``nanogpt-char-*``."""
+    """Pre-norm, learned positions, GELU, tied embeddings: the shape of ``nanogpt-char-*`` and ``gpt2-*``."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -65,7 +66,7 @@ class TorchGPT(nn.Module):
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean cross entropy."""
-        x = self.token(tokens) + self.position(torch.arange(tokens.shape[1]))
+        x = self.token(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x)
         logits = functional.linear(self.norm(x), self.token.weight)

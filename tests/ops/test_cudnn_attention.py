@@ -93,9 +93,11 @@ def test_equals_the_formula_on_a_gpu(case):
     expected = reference_attend(*(x.astype(jnp.float32) for x in (q, k, v)), allowed=allowed, bias=array)
 
     def loss(implementation):
-        return jax.jit(jax.value_and_grad(
-            lambda q, k, v: (attend(q, k, v, mask, bias=bias, implementation=implementation).astype(jnp.float32)**2).sum(),
-            (0, 1, 2)))
+        def squared(q, k, v):
+            out = attend(q, k, v, mask, bias=bias, implementation=implementation)
+            return (out.astype(jnp.float32) ** 2).sum()
+
+        return jax.jit(jax.value_and_grad(squared, (0, 1, 2)))
 
     out = attend(q, k, v, mask, bias=bias, implementation="cudnn")
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.03)

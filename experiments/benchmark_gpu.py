@@ -1,0 +1,113 @@
+"""Everything that this library measures on one GPU; run by ``python -m experiments.benchmark gpu``.
+
+Prints a Markdown table a part, and writes the same figures with ``--json``. A part that fails, that lacks something or
+for which the minutes no longer suffice says so in its table, and the others go on. Peers run in PyTorch where that is
+installed, each in a process of its own. ``--tiny`` runs every part at toy size on any machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+
+from experiments import gpu_kernels, gpu_models
+from experiments.gpu_sizes import FULL, TINY, Sizes
+from transformer_jax.runtime import use_xla_flags
+
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+# Each part, with the seconds that it may take: it is begun only while so many are left.
+_PARTS: dict[str, tuple[Callable[..., list[dict]], int]] = {
+    "ceilings": (gpu_kernels.ceilings, 15),
+    "kernels against float64": (gpu_kernels.errors, 40),
+    "training": (gpu_models.training, 150),
+    "attention": (gpu_kernels.attention, 60),
+    "cross entropy": (gpu_kernels.cross_entropy, 20),
+    "decoding": (gpu_models.decoding, 120),
+    "compiling": (gpu_models.compiling, 60),
+    "nanoGPT's characters": (gpu_models.characters, 90),
+}
+
+
+def gpu(data: str | None, *, tiny: bool = False, parts: list[str] | None = None, minutes: float = 10.0) -> dict:
+    """The figures of every part, by its name.
+
+    Args:
+      data: a text to train the character model on.
+      tiny: at toy size, on any machine.
+      parts: only these.
+      minutes: parts for which these no longer suffice are left out.
+    """
+    start = time.monotonic()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peers need some of the memory
+    added = {} if tiny else use_xla_flags("gpu")
+    device = jax.devices()[0]
+    if device.platform != "gpu" and not tiny:
+        sys.exit(f"error: this is a {device.platform.upper()}, and what is measured is a GPU; --tiny runs at toy size")
+    unknown = sorted(set(parts or ()) - {*_PARTS, "determinism"})
+    if unknown:
+        sys.exit(f"error: there is no part {unknown[0]!r}; known: {', '.join(_PARTS)}, determinism")
+    sizes = TINY if tiny else FULL
+    found: dict[str, list[dict]] = {"machine": [{
+        "device": device.device_kind, "jax": jax.__version__, "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "of which set here": " ".join(f"{name}={value}" for name, value in added.items())}]}
+    show("machine", found["machine"])
+    for name, (part, seconds) in _PARTS.items():
+        if parts is not None and name not in parts:
+            continue
+        left = 60 * minutes - (time.monotonic() - start)
+        if left < seconds and not tiny:
+            found[name] = [{"left out": f"{left:.0f} s are left and it may take {seconds} s"}]
+        else:
+            found[name] = _tried(lambda part=part: part(sizes, found, data))
+        show(name, found[name])
+    if parts is None or "determinism" in parts:
+        found["determinism"] = _tried(lambda: _determinism(sizes, found, tiny))
+        show("determinism", found["determinism"])
+    return found
+
+
+def _tried(part: Callable[[], list[dict]]) -> list[dict]:
+    try:
+        return part()
+    except Exception as error:  # whatever it is: a lease of minutes must not end with the first part that fails
+        return [{"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}]
+
+
+def _determinism(sizes: Sizes, found: dict[str, list[dict]], tiny: bool) -> list[dict]:
+    """The first model's training again, in a process whose XLA may only use deterministic kernels."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [sys.executable, "-m", "experiments.benchmark", "gpu", "--parts=training", f"--json={file.name}"]
+        flags = " ".join([os.environ.get("XLA_FLAGS", ""), _DETERMINISTIC])
+        environment = os.environ | {"XLA_FLAGS": flags, gpu_models.FIRST_ONLY: "1"}
+        command += ["--tiny"] if tiny else []
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-300:])
+        slow = json.loads(pathlib.Path(file.name).read_text())["training"][0]
+    rows = found.get("training") or gpu_models.training(sizes, found, None)
+    fast = rows[0]
+    return [{"model": slow["model"], "tokens/s": fast.get("tokens/s"), "deterministic tokens/s": slow["tokens/s"],
+             "share": slow["tokens/s"] / fast["tokens/s"]}]
+
+
+def show(title: str, rows: list[dict]) -> None:
+    """Prints rows as a Markdown table."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    print(f"\n### {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in rows:
+        print(f"| {' | '.join(_cell(row.get(name, '')) for name in columns)} |", flush=True)
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,77 @@
+"""The GPU benchmark at toy size on this machine, with what the machines with GPUs lack taken away."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Packages that need not be installed where the benchmark runs.
+LACKING = ("grain", "tensorflow_datasets", "ml_collections", "tensorboardX", "sacrebleu", "torch")
+PROGRAM = f"""
+import sys
+for name in {LACKING}:
+    sys.modules[name] = None
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+from absl import app
+from experiments import benchmark
+app.run(benchmark.main)
+"""
+
+
+def run(*arguments):
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    return subprocess.run([sys.executable, "-c", PROGRAM, "gpu", *arguments], env=environment, capture_output=True,
+                          text=True)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("gpu")
+    (directory / "input.txt").write_text("To be, or not to be, that is the question.\n" * 200)
+    done = run("--tiny", f"--data={directory / 'input.txt'}", f"--json={directory / 'figures.json'}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads((directory / "figures.json").read_text()), done.stdout
+
+
+def test_every_part_has_its_figures(found):
+    figures, shown = found
+    assert list(figures) == ["machine", "ceilings", "kernels against float64", "training", "attention", "cross entropy",
+                             "decoding", "compiling", "nanoGPT's characters", "determinism"]
+    for part, rows in figures.items():
+        assert rows and not any("failed" in row or "left out" in row for row in rows), (part, rows)
+        assert f"### {part}\n" in shown
+    assert "| model | rows x tokens |" in shown
+    training = figures["training"][0]
+    assert training["tokens/s"] > 0 and training["PyTorch tokens/s"] == "not installed, or no GPU"
+    assert figures["determinism"][0]["share"] > 0
+
+
+def test_kernels_are_checked_before_they_are_timed(found):
+    rows = found[0]["kernels against float64"]
+    assert {row["kernel"] for row in rows} == {"xla", "chunked"}
+    assert all(row["within 2 %"] and 0 < row["largest relative error"] < 0.02 for row in rows)
+    assert {row["kernel"] for row in found[0]["attention"]} == {"xla", "chunked", "cuDNN through PyTorch"}
+    assert found[0]["cross entropy"][0]["largest error against float64"] < 0.05
+
+
+def test_without_a_gpu_it_ends_with_one_line():
+    done = run()
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        "error: this is a CPU, and what is measured is a GPU; --tiny runs at toy size")
+
+
+def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
+    from experiments import gpu_kernels
+    from experiments.gpu_sizes import TINY
+
+    right = gpu_kernels.attend
+    monkeypatch.setattr(gpu_kernels, "attend", lambda *args, **kwargs: 1.1 * right(*args, **kwargs))
+    rows = gpu_kernels.errors(TINY, {}, None)
+    assert not any(row["within 2 %"] for row in rows)
+    timed = gpu_kernels.attention(TINY, {"kernels against float64": rows}, None)
+    assert [row.get("note") for row in timed][:2] == ["wrong, so not timed"] * 2
