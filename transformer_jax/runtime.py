@@ -45,8 +45,6 @@ def keep_freed_memory() -> bool:
     return all([mallopt(name, value) == 1 for name, value in settings])
 
 
-# How long a process that stays silent counts as alive.
-_HEARTBEAT_SECONDS = 30
 _JOIN_SECONDS = 120
 _LOST = ("another process of this run has ended or cannot be reached; its own output says why. The same command, for "
          "all processes, resumes from the last checkpoint")
@@ -68,11 +66,10 @@ def join_processes() -> bool:
         return False
     import jax
 
-    timeouts = {"heartbeat_timeout_seconds": _HEARTBEAT_SECONDS, "shutdown_timeout_seconds": _HEARTBEAT_SECONDS}
     try:
         if address == "auto":
             del os.environ["JAX_COORDINATOR_ADDRESS"]  # else jax takes it for a host
-            jax.distributed.initialize(**timeouts)
+            jax.distributed.initialize()
             return True
         host, _, port = address.rpartition(":")
         try:
@@ -80,7 +77,7 @@ def join_processes() -> bool:
         except (KeyError, ValueError) as error:
             raise ValueError(f"it must be HOST:PORT, or auto on a cluster, and the numbers JAX_NUM_PROCESSES and "
                              f"JAX_PROCESS_ID must be set beside it ({error})") from None
-        jax.distributed.initialize(address, count, index, **timeouts)
+        jax.distributed.initialize(address, count, index)
         _watch(host, port + 1, count, index)
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
