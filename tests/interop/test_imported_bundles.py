@@ -67,7 +67,7 @@ KINDS = {
                "PreTrainedTokenizerFast"),
     "t5": (_pieces, _PAIR.replace(
         positions="relative", attention_scale=1.0, norm="rmsnorm", norm_position="pre", use_bias=False,
-        use_output_bias=False, scale_logits=True, activation="relu", start_ids=(0,), norm_epsilon=1e-6),
+        use_output_bias=False, tie_embeddings=False, activation="geglu", start_ids=(0,), norm_epsilon=1e-6),
         "PreTrainedTokenizerFast"),
 }
 

@@ -35,8 +35,11 @@ KINDS = {
 }
 
 
-def make(kind, seed=0, std=0.2, embedding=1.0):
-    """A model in evaluation mode whose weights are all random, those of norms around 1, of tokens times a factor."""
+def make(kind, seed=0, std=0.2, turned=False):
+    """A model in evaluation mode whose weights are all random, those of norms around 1.
+
+    Turned, the last norm is around -1, and what is the same for all tokens is small: so texts do not repeat a token.
+    """
     name, config, settings, _, end = KINDS[kind]
     torch.manual_seed(seed)
     model = getattr(transformers, name)(getattr(transformers, config)(**settings, attn_implementation="eager"))
@@ -47,9 +50,16 @@ def make(kind, seed=0, std=0.2, embedding=1.0):
             sinusoids = kind in ("marian", "pegasus") and "embed_positions" in name
             if not sinusoids:
                 weight.normal_(1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0, std)
-        model.get_input_embeddings().weight.mul_(embedding)
+        if turned:
+            model.model.decoder.layers[-1].final_layer_norm.weight.mul_(-1.0)
+            for name, weight in model.named_parameters():
+                weight.mul_(0.1 if name.endswith("bias") or "attn.out_proj" in name else 1.0)
+                if "decoder.embed_positions" in name and kind == "bart":
+                    weight.mul_(5.0)
+        if kind == "bert-untied":  # the bias of the unembedding counts, not this one, which was the same before 5
+            model.cls.predictions.bias.copy_(model.cls.predictions.decoder.bias)
         if hasattr(model, "final_logits_bias"):
-            model.final_logits_bias.normal_(0.0, std)
+            model.final_logits_bias.normal_(0.0, 0.01 if turned else std)
     if end is not None:
         generation = model.generation_config
         generation.eos_token_id, generation.pad_token_id, generation.forced_eos_token_id = end, KINDS[kind][3], None

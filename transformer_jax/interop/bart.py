@@ -99,7 +99,7 @@ def _write_config(model_type: str, config: ModelConfig) -> dict[str, Any]:
     form = _FORMS[model_type]
     require_config(model_type, config, {
         "family": "encoder_decoder", "norm": "layernorm", "norm_epsilon": 1e-5, "use_bias": True, "use_qkv_bias": None,
-        "use_qk_norm": False, "use_output_bias": True, "num_kv_heads": config.num_heads,
+        "tie_embeddings": True, "use_qk_norm": False, "use_output_bias": True, "num_kv_heads": config.num_heads,
         "head_dim": config.model_dim // config.num_heads, "attention_scale": None, "scale_logits": False,
         "num_token_types": 0, "position_offset": _OFFSET if form["positions"] == "learned" else 0,
         "sliding_window": None} | form)

@@ -16,7 +16,7 @@ from transformer_jax.interop.mapping import Family, Settings, Weight, linear, no
 _BLOCK = "stack.blocks"
 
 
-def _weights(prefix: str, head: str, transform: str, head_norm: str, bias_also: str) -> tuple[Weight, ...]:
+def _weights(prefix: str, head: str, transform: str, head_norm: str) -> tuple[Weight, ...]:
     embeddings, layer = f"{prefix}.embeddings", f"{prefix}.encoder.layer.{{layer}}"
     unembedding = f"{head}.decoder.weight"
     return (
@@ -34,7 +34,9 @@ def _weights(prefix: str, head: str, transform: str, head_norm: str, bias_also: 
         *norm(f"{_BLOCK}.mlp_norm", f"{layer}.output.LayerNorm"),
         *linear("head.transform", transform),
         *norm("head.norm", head_norm),
-        Weight("head.bias", f"{head}.bias", also=(bias_also,)),
+        # Where the unembedding is not tied, transformers 5 does not tie its bias either, and adds this one.
+        Weight("head.bias", f"{head}.decoder.bias", also=(f"{head}.bias",), beside="embeddings.output"),
+        Weight("head.bias", f"{head}.bias", also=(f"{head}.decoder.bias",)),
         Weight("embeddings.output", unembedding),
     )
 
@@ -93,8 +95,7 @@ def _write_config(model_type: str, config: ModelConfig) -> dict[str, Any]:
 
 BERT = Family(
     "bert", "BertForMaskedLM",
-    _weights("bert", "cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm",
-             "cls.predictions.decoder.bias"),
+    _weights("bert", "cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
     _read_config, functools.partial(_write_config, "bert"),
     ignored=(r"bert\.pooler\..*", r"cls\.seq_relationship\..*", r"bert\.embeddings\.position_ids"),
     # The files of 2018 name a norm's weights by the letters of the paper.
@@ -102,6 +103,6 @@ BERT = Family(
 
 ROBERTA = Family(
     "roberta", "RobertaForMaskedLM",
-    _weights("roberta", "lm_head", "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder.bias"),
+    _weights("roberta", "lm_head", "lm_head.dense", "lm_head.layer_norm"),
     _read_config, functools.partial(_write_config, "roberta"),
     ignored=(r"roberta\.pooler\..*", r"roberta\.embeddings\.position_ids"))
