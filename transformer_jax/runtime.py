@@ -95,7 +95,7 @@ def leave_processes() -> None:
 def end_without_others(reason: str = "") -> NoReturn:
     """Ends the process at once, with one line: leaving in order would wait for the one that is lost."""
     _ending.acquire()  # the first to come here speaks
-    print("error:", _LOST, reason, file=sys.stderr, flush=True)
+    print(f"\nerror: {_LOST} {reason}".rstrip(), file=sys.stderr, flush=True)  # below a progress bar
     os._exit(2)
 
 

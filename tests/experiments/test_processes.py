@@ -79,7 +79,7 @@ def test_the_survivor_ends_soon_and_says_why(killed):
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert status == 2 and len(lines) == 1, err
     assert "another process of this run has ended" in lines[0] and "resumes from the last checkpoint" in lines[0]
-    assert seconds < 20  # at once, on a machine that is not busy
+    assert seconds < 60  # at once, on a machine that is not busy; by heartbeats alone it takes 100
 
 
 def test_two_processes_resumed_learn_what_one_does_to_the_bit(alone, killed, launch):
