@@ -12,6 +12,7 @@ import transformer_jax as tj
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+torch.set_num_threads(1)  # with several, small products wait for each other
 VOCAB, MAX_LEN = 97, 260
 _GPT2 = dict(vocab_size=VOCAB, n_positions=MAX_LEN, n_embd=36, n_layer=3, n_head=3, bos_token_id=1, eos_token_id=1)
 _LLAMA = dict(vocab_size=VOCAB, max_position_embeddings=MAX_LEN, hidden_size=36, intermediate_size=52,

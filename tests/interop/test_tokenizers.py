@@ -232,3 +232,29 @@ def test_ours_is_written_under_a_name_that_transformers_does_not_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["transformer_jax_tokenizer.model"]
     assert settings["eos_token_id"] == [ours.eos_id, ours.end_of_text_id] and settings["pad_token_id"] == ours.pad_id
     assert read_tokenizer(tmp_path, {}).digest == ours.digest
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_sentencepiece_models_as_transformers(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    import sentencepiece
+
+    options = {"llama": dict(model_type="bpe", byte_fallback=True, vocab_size=420, normalization_rule_name="identity",
+                             remove_extra_whitespaces=False),
+               "t5": dict(model_type="unigram", vocab_size=150, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)}[kind]
+    model = tmp_path / {"llama": "tokenizer", "t5": "spiece"}[kind]
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_prefix=str(model),
+                                             minloglevel=2, hard_vocab_limit=False, **options)
+    model.with_suffix(".vocab").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    settings = {"llama": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True},
+                "t5": {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}}[kind]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = read_tokenizer(tmp_path, {})
+    raw = sentencepiece.SentencePieceProcessor(model_file=str(model.with_suffix(".model")))
+    assert ours.encode("The quick brown fox") == raw.encode("The quick brown fox")
+    for text in TORTURE:
+        assert ours.encode_source(text) == theirs.encode(text), text
+        ids = theirs.encode(text)
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), text

@@ -9,9 +9,11 @@ from typing import Any
 
 from transformer_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from transformer_jax.data.tokenizer import Tokenizer
+from transformer_jax.interop.sentencepiece import tokenizer_json
 
 # Ours, which transformers would read as something else: under a name that it does not look for.
 _OURS = "transformer_jax_tokenizer.model"
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _NOT_READ = ("vocab.json", "vocab.txt", "merges.txt", "source.spm")
 
 
@@ -19,7 +21,7 @@ def read_tokenizer(directory: pathlib.Path, settings: Mapping[str, Any]) -> Toke
     """The tokenizer of a directory; ``None`` where there are no files of one.
 
     Args:
-      directory: with ``tokenizer.json``, or a file that :func:`write_tokenizer` wrote.
+      directory: with ``tokenizer.json``, or else a SentencePiece model, or a file that :func:`write_tokenizer` wrote.
       settings: those of ``config.json``, which names special tokens that ``tokenizer_config.json`` may not name.
 
     Raises:
@@ -27,19 +29,24 @@ def read_tokenizer(directory: pathlib.Path, settings: Mapping[str, Any]) -> Toke
     """
     if (directory / _OURS).is_file():
         return Tokenizer.load(directory / _OURS)
-    if not (directory / "tokenizer.json").is_file():
+    named = _read(directory / "special_tokens_map.json") | _read(directory / "tokenizer_config.json")
+    pieces = [directory / name for name in _SENTENCEPIECE if (directory / name).is_file()]
+    if (directory / "tokenizer.json").is_file():
+        text, roles = (directory / "tokenizer.json").read_text(encoding="utf-8"), {}
+    elif pieces:
+        text, roles = tokenizer_json(pieces[0].read_bytes(), named)
+    else:
         others = [name for name in _NOT_READ if (directory / name).is_file()]
         if others:
             raise ValueError(f"{directory} has its tokenizer as {', '.join(others)}; expected tokenizer.json, which "
                              "transformers writes: AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)")
         return None
-    named = _read(directory / "special_tokens_map.json") | _read(directory / "tokenizer_config.json")
-    ids = {role: settings[f"{role}_token_id"] for role in ("bos", "eos", "pad")
-           if isinstance(settings.get(f"{role}_token_id"), int)}
+    ids = roles | {role: settings[f"{role}_token_id"] for role in ("bos", "eos", "pad")
+                   if isinstance(settings.get(f"{role}_token_id"), int)}
     end = _read(directory / "generation_config.json").get("eos_token_id", settings.get("eos_token_id"))
     if end is not None:
         ids["end"] = end if isinstance(end, list) else [end]
-    return HuggingFaceTokenizer.make((directory / "tokenizer.json").read_text(encoding="utf-8"), named, ids)
+    return HuggingFaceTokenizer.make(text, named, ids)
 
 
 def write_tokenizer(directory: pathlib.Path, tokenizer: Tokenizer | HuggingFaceTokenizer | None) -> dict[str, Any]:
