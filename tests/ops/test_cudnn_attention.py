@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from test_attention import reference_attend
 
+from transformer_jax.config import MeshConfig
 from transformer_jax.ops import AttentionMask, LinearBias, alibi_slopes, attend, attention
 from transformer_jax.ops.cudnn_attention import why_not_cudnn
+from transformer_jax.sharding import make_mesh
 
 B, T, N, K, H = 2, 64, 4, 2, 32
 SEGMENTS = np.sort(np.random.default_rng(3).integers(0, 4, (B, T)), axis=1)
@@ -72,6 +74,14 @@ def test_what_it_cannot_take_is_said(reason):
     x = jax.ShapeDtypeStruct((B, asked.get("length", T), N, asked.get("head_dim", H)),
                              asked.get("dtype", jnp.bfloat16))
     assert reason in why_not_cudnn(x, x, asked.get("mask"), asked.get("bias"))
+
+
+def test_queries_divided_over_a_mesh_are_not_for_it():
+    x = jax.ShapeDtypeStruct((B, T, N, H), jnp.bfloat16)
+    with jax.set_mesh(make_mesh(MeshConfig(sequence=2), jax.devices()[:2])):
+        assert "over a mesh" in why_not_cudnn(x, x, None, None)
+    with jax.set_mesh(make_mesh(MeshConfig(tensor=2), jax.devices()[:2])):
+        assert why_not_cudnn(x, x, None, None) is None
 
 
 def test_what_it_cannot_take_is_chosen_away(on_a_gpu):

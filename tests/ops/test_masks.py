@@ -130,3 +130,22 @@ def test_wrong_masks_are_refused():
         AttentionMask.explicit(jnp.ones((1, 1, 1, 3, 3), bool))
     with pytest.raises(ValueError, match="query_start"):
         AttentionMask.causal(1) & AttentionMask.sliding_window(2, query_start=2)
+
+
+def test_lengths_equal_a_loop_and_the_shorter_one_counts():
+    lengths = np.array([4, 0])
+    mask = AttentionMask.lengths(jnp.asarray(lengths)) & AttentionMask.lengths(jnp.asarray([6, 3])) & joined(["window"])
+    expected = table(lambda b, n, t, s: s < lengths[b], PARTS["window"][1])
+    np.testing.assert_array_equal(full(mask, T, S), expected)
+    np.testing.assert_array_equal(mask.block(2, 5).materialize(3, 5), expected[:, :1, 2:5, :5])
+
+
+def test_some_rows_and_columns_are_those_of_the_whole():
+    mask = joined(PARTS) & AttentionMask.lengths(jnp.asarray([5, 2]))
+    rows, columns = np.array([4, 0, 4]), np.array([5, 1])
+    whole = np.asarray(mask.materialize(T, S))
+    np.testing.assert_array_equal(mask.materialize(T, S, jnp.asarray(rows), jnp.asarray(columns)),
+                                  whole[:, :, rows][..., columns])
+    # Beyond the end, as in a last block that is not full, the last row and key of what is stored stand in.
+    beyond = mask.materialize(T, S, jnp.asarray([T + 1]), jnp.asarray([1]))
+    assert beyond.shape == (B, N, 1, 1)

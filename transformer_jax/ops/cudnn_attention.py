@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.ops.masks import AttentionMask
+from transformer_jax.sharding import num_parts
 
 _LARGEST_MASK = 1 << 24
 
@@ -18,11 +19,13 @@ def why_not_cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: AttentionMask | No
 
     Source: the conditions of cuDNN 9's fused attention, as ``jax._src.cudnn`` checks them on Ampere, the narrower ones.
     """
-    (_, T, _, H), S = q_BTNH.shape, k_BSKH.shape[1]
+    (_, T, N, H), (_, S, K, _) = q_BTNH.shape, k_BSKH.shape
     if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16) or k_BSKH.dtype != q_BTNH.dtype:
         return f"cuDNN takes bfloat16 or float16, not queries of {q_BTNH.dtype} and keys of {k_BSKH.dtype}"
     if H % 8 or H > 128:
         return f"cuDNN takes a head dim that is a multiple of 8 up to 128, not {H}"
+    if num_parts(T, "sequence") > 1 or num_parts(N, "heads") != num_parts(K, "kv_heads"):
+        return f"over a mesh cuDNN divides rows and heads alike; here are {T} queries of {N} heads and {K} key heads"
     if mask is not None and mask.query_start is not None:
         return "cuDNN's masks begin with the first key, not in the middle of a cache"
     if mask is not None and mask.window is not None and not mask.is_causal:
