@@ -17,6 +17,7 @@ from transformer_jax.config import (
     MetricsConfig,
     ModelConfig,
     OptimConfig,
+    RopeScaling,
     SampleConfig,
     TokenizerConfig,
 )
@@ -63,6 +64,21 @@ def test_replace_keeps_what_was_given():
 def test_a_width_of_heads_that_does_not_divide_is_kept():
     config = ModelConfig(num_heads=3, model_dim=20, head_dim=6)
     assert config.replace(dropout=0.5).head_dim == 6
+
+
+def test_scaled_rotations():
+    scaling = RopeScaling("llama3", 8.0, original_max_len=64)
+    config = ModelConfig(positions="rope", rope_scaling=scaling, use_qkv_bias=True)
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
+    assert ModelConfig().rope_scaling == RopeScaling("none")
+    for wrong, message in ((dict(kind="yarn"), "kind='yarn' is not one of none, linear, llama3"),
+                           (dict(factor=0.5), "rope_scaling.factor=0.5 must be at least 1"),
+                           (dict(low_frequency_factor=4.0), "low_frequency_factor=4.0 must be positive and below"),
+                           (dict(original_max_len=0), "original_max_len=0 must be a positive integer")):
+        with pytest.raises(ValueError, match=message):
+            RopeScaling(**wrong)
+    with pytest.raises(ValueError, match="rope_scaling.kind='llama3' is for positions='rope', not 'learned'"):
+        ModelConfig(rope_scaling=scaling)
 
 
 def test_token_ids_survive_json():
