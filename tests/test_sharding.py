@@ -180,7 +180,8 @@ def test_slices_of_tpus_are_divided_along_data():
 
 
 @pytest.mark.parametrize(("shape", "shares"), [
-    ((2, 1, 1, 1), [0, 1]), ((1, 4, 1, 2), [0, 0, 1, 1, 2, 2, 3, 3]), ((2, 2, 2, 1), [0, 0, 1, 1]),
+    ((2, 1, 1, 1), [0, 1]), ((1, 4, 1, 2), [0, 0, 1, 1, 2, 2, 3, 3]), ((2, 1, 2, 1), [0, 0, 1, 1]),
+    ((2, 2, 2, 1), [0, 1, 2, 3]),
     ((1, 1, 4, 2), [0, 0, 0, 0])])
 def test_processes_that_hold_the_same_rows_read_the_same_share(shape, shares, monkeypatch):
     """Devices in order of their processes, one or two to a process."""
