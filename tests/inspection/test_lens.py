@@ -33,7 +33,8 @@ VARIANTS = {
     "encoder, pre-norm": dict(family="encoder"),
     "paper": dict(family="encoder_decoder", norm_position="post", positions="sinusoidal", scale_embeddings=True,
                   num_encoder_layers=2),
-    "encoder-decoder, pre-norm": dict(family="encoder_decoder", num_encoder_layers=2),
+    "encoder-decoder, pre-norm": dict(family="encoder_decoder", num_encoder_layers=2, positions="relative",
+                                      attention_scale=1.0, scale_logits=True, use_output_bias=True),
 }
 
 
