@@ -100,7 +100,7 @@ class Preflight:
             f"{'fits' if self.fits else 'DOES NOT FIT'}; largest batch: {largest}", "",
             f"{'chip':<6}{'memory':>8}{'':>6}{'step at least':>16}{'tokens/s at most':>20}{'MFU at most':>14}",
             *(f"{at.chip.name:<6}{at.chip.memory / _GB:>5.0f} GB{'fits' if at.fits else 'no':>6}"
-              f"{at.seconds * 1e3:>13.1f} ms{at.tokens_per_second:>20,.0f}{at.mfu:>14.0%}" for at in self.rooflines)]
+              f"{at.seconds * 1e3:>13.3g} ms{at.tokens_per_second:>20,.0f}{at.mfu:>14.0%}" for at in self.rooflines)]
         return "\n".join(lines)
 
 
