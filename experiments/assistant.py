@@ -3,7 +3,8 @@
 python -m experiments.assistant --data=../shared/data --workdir=runs/assistant
 
 Each stage is a run of its own in the workdir, and the same command resumes what was stopped. The judge is a bag of
-words of reviews that no stage saw. --quick rehearses every stage in a minute, at a size that learns nothing.
+words of reviews and sentences that no stage saw. --quick rehearses every stage in a minute, at a size that learns
+nothing.
 """
 
 from __future__ import annotations

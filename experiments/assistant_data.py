@@ -8,6 +8,7 @@ import itertools
 import json
 import pathlib
 import random
+from collections.abc import Sequence
 
 from transformer_jax.alignment.bag_of_words import BagOfWords
 from transformer_jax.data import Comparison, Conversation, Message
@@ -34,7 +35,8 @@ class AssistantData:
     Attributes:
       documents: to pretrain on: half of the reviews, and novels.
       held_out_documents: a few reviews to validate that on.
-      judge: knows the other half of the reviews, and nothing else.
+      judge: knows the other half of the reviews, and the sentences that are about no topic or too long, which no stage
+        sees.
       demonstrations: prompts of one or two topics, and sentences about them, good and bad alike.
       held_out_demonstrations: of sentences that no stage learns from.
       comparisons: a sentence of praise is preferred to one of blame.
@@ -70,9 +72,11 @@ def read(folder: pathlib.Path) -> AssistantData:
         reviews = [json.loads(line) for line in lines]
     novels = [path.read_text(encoding="utf-8").lower() for path in sorted((folder / "english_novels").glob("*.txt"))]
     read, judged = [review["text"] for review in reviews[0::2]], reviews[1::2]
-    judge = BagOfWords(*([review["text"] for review in judged if review["label"] == label] for label in ("pos", "neg")))
     draw = random.Random(0)
-    tuning, ranking, held_out = _split([_about(path, draw) for path in paths[1:]])
+    about, others = zip(*(_about(path, draw) for path in paths[1:]), strict=True)
+    judge = BagOfWords(*([review["text"] for review in judged if review["label"] == label] + rest
+                         for label, rest in zip(("pos", "neg"), others, strict=True)))
+    tuning, ranking, held_out = _split(about)
     pairs = [(a, b) for a, b in itertools.permutations(sorted(TOPICS), 2)]
     draw.shuffle(pairs)
     met = {tuple(topics) for _, topics in itertools.chain(*tuning, *ranking)}
@@ -89,16 +93,22 @@ def read(folder: pathlib.Path) -> AssistantData:
 _Sentence = tuple[str, list[str]]  # with its topics
 
 
-def _about(path: pathlib.Path, draw: random.Random) -> list[_Sentence]:
-    """The sentences of a file that are about a topic and not too long, shuffled."""
+def _about(path: pathlib.Path, draw: random.Random) -> tuple[list[_Sentence], list[str]]:
+    """The sentences of a file that are about a topic and not too long, shuffled; and the others."""
     sentences = dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    found = [(sentence, [word for word in dict.fromkeys(sentence.split()) if word in TOPICS]) for sentence in sentences]
-    found = [(sentence, topics[:2]) for sentence, topics in found if topics and len(sentence.split()) <= _LONGEST]
+    found, others = [], []
+    for sentence in sentences:
+        words = sentence.split()
+        topics = [word for word in dict.fromkeys(words) if word in TOPICS][:2]
+        if topics and len(words) <= _LONGEST:
+            found.append((sentence, topics))
+        else:
+            others.append(sentence)
     draw.shuffle(found)
-    return found
+    return found, others
 
 
-def _split(kinds: list[list[_Sentence]]) -> list[list[list[_Sentence]]]:
+def _split(kinds: Sequence[list[_Sentence]]) -> list[list[list[_Sentence]]]:
     """Two fifths of each kind to tune on, half to rank, a tenth held out."""
     cuts = [(int(0.4 * len(kind)), int(0.9 * len(kind))) for kind in kinds]
     return [[kind[:a] for kind, (a, _) in zip(kinds, cuts, strict=True)],

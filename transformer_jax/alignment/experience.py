@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -117,9 +118,13 @@ class Experience:
         return {name: float(mean) for name, mean in _means(rollout).items()}
 
     def _collect(self, policy: Decoder, prompts: Sequence[Sequence[int]], key: jax.Array, num_samples: int) -> Rollout:
-        return collect(policy, prompts, reference=self._reference, reward=self._reward, tokenizer=self._tokenizer,
-                       key=key, prompt_len=self._prompt_len, max_new_tokens=self._settings.max_new_tokens,
-                       num_samples=num_samples)[0]
+        rollout, _ = collect(policy, prompts, reference=self._reference, reward=self._reward,
+                             tokenizer=self._tokenizer, key=key, prompt_len=self._prompt_len,
+                             max_new_tokens=self._settings.max_new_tokens, num_samples=num_samples)
+        if not self._settings.min_length:
+            return rollout
+        lacking_B = jnp.maximum(0.0, 1.0 - rollout.mask_BR.sum(1) / self._settings.min_length)
+        return dataclasses.replace(rollout, scores_B=rollout.scores_B - lacking_B)
 
     def __iter__(self):
         return self

@@ -29,6 +29,8 @@ class ReinforcementConfig:
       num_prompts: of a rollout.
       num_samples: responses to each prompt.
       max_new_tokens: longest response.
+      min_length: a response of fewer tokens loses as much reward as the share of them that it lacks, so that a reward
+        model that likes few words is not served with fewer and fewer.
       epochs: how often a rollout is gone through.
       clip: how far from 1 the ratio of the probabilities now and then still gains.
       value_clip: likewise for values, in units of reward.
@@ -47,6 +49,7 @@ class ReinforcementConfig:
     num_prompts: int = 64
     num_samples: int = 1
     max_new_tokens: int = 48
+    min_length: int = 0
     epochs: int = 4
     clip: float = 0.2
     value_clip: float = 0.2
@@ -63,6 +66,8 @@ class ReinforcementConfig:
         check_positive(self, "num_prompts", "num_samples", "max_new_tokens", "epochs")
         require(self.algorithm == "ppo" or self.num_samples > 1,
                 "rl.algorithm='grpo' compares the responses to a prompt: rl.num_samples must be at least 2")
+        require(0 <= self.min_length <= self.max_new_tokens,
+                f"rl.min_length={self.min_length} must be from 0 to rl.max_new_tokens={self.max_new_tokens}")
         for field in ("clip", "value_clip", "kl_target", "max_step_kl"):
             value = getattr(self, field)
             require(value is None or value > 0, f"rl.{field}={value} must be positive")
