@@ -118,7 +118,8 @@ def test_replace_validates():
     (ModelConfig, dict(num_token_types=-1), ["num_token_types=-1"]),
     *((ModelConfig, {field: "x"}, [f"{field}='x'", "not one of"])
       for field in ("positions", "norm", "norm_position", "activation", "dtype", "param_dtype", "remat")),
-    (ModelConfig, dict(positions="rotary_rope"), ["positions='rotary_rope'", "sinusoidal, sinusoidal_halves, learned, rope, alibi, relative, none"]),
+    (ModelConfig, dict(positions="rotary_rope"), [
+        "positions='rotary_rope'", "sinusoidal, sinusoidal_halves, learned, rope, alibi, relative, none"]),
     (ModelConfig, dict(activation="gelu_tan"), ["did you mean 'gelu_tanh'"]),
     (ModelConfig, dict(num_heads=7), ["model_dim=768", "num_heads=7", "set head_dim"]),
     (ModelConfig, dict(num_kv_heads=5), ["num_heads=12", "num_kv_heads=5"]),

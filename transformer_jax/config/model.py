@@ -179,7 +179,7 @@ class ModelConfig:
         require(self.relative_buckets % 4 == 0 and self.relative_max_distance > self.relative_buckets // 2,
                 f"relative_buckets={self.relative_buckets} must be a multiple of 4, and relative_max_distance="
                 f"{self.relative_max_distance} more than half of it")
-        require(self.position_offset == 0 or self.position_offset > 0 and self.positions == "learned",
+        require(self.position_offset == 0 or (self.position_offset > 0 and self.positions == "learned"),
                 f"position_offset={self.position_offset} counts rows of a table before that of position 0: it must not "
                 f"be negative, and is for positions='learned', not {self.positions!r}")
         for field in ("dropout", "attention_dropout"):
