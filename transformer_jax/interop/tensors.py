@@ -8,7 +8,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -71,24 +71,18 @@ class TensorFiles:
         offset = weight.part[0] * shape[-1]
         inside = [*inside[:-1], (inside[-1][0] + offset, inside[-1][1] + offset)]
         inside = [(0, 1), *inside] if weight.is_row else inside
-        for place, layer in enumerate(layers):
-            target = result[place] if weight.stacked else result
-            target = target[None] if weight.is_row else target
-            self._read_into(target.T if weight.transposed else target, weight.their_name(layer),
-                            inside[::-1] if weight.transposed else inside)
+        # Opened anew for each parameter: what was read of a mapped file counts as memory in use until it is closed.
+        with contextlib.ExitStack() as stack:
+            opened: dict[pathlib.Path, Any] = {}
+            for place, layer in enumerate(layers):
+                path, name = self.places[weight.their_name(layer)]
+                if path not in opened:
+                    opened[path] = stack.enter_context(_opened(path))
+                target = result[place] if weight.stacked else result
+                target = target[None] if weight.is_row else target
+                _read_into(target.T if weight.transposed else target, opened[path].get_slice(name),
+                           inside[::-1] if weight.transposed else inside)
         return result
-
-    def _read_into(self, target: np.ndarray, name: str, bounds: list[tuple[int, int]]) -> None:
-        path, stored = self.places[name]
-        (start, stop), *others = bounds
-        width = math.prod(end - begin for begin, end in others)
-        rows = max(1, _READ_BYTES // (4 * max(width, 1)))
-        # Opened anew for each tensor: what was read of a mapped file counts as memory in use until it is closed.
-        with _opened(path) as file:
-            view = file.get_slice(stored)
-            for first in range(start, stop, rows):
-                last = min(first + rows, stop)
-                target[first - start:last - start] = view[(slice(first, last), *(slice(*pair) for pair in others))]
 
     def equal(self, name: str, other: str) -> bool:
         """Whether two tensors of one shape hold the same values, compared in blocks of rows."""
@@ -98,6 +92,15 @@ class TensorFiles:
             left, right = a.get_slice(self.places[name][1]), b.get_slice(self.places[other][1])
             parts = (slice(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows))
             return all(np.array_equal(left[part], right[part]) for part in parts)
+
+
+def _read_into(target: np.ndarray, view: Any, bounds: list[tuple[int, int]]) -> None:
+    (start, stop), *others = bounds
+    width = math.prod(end - begin for begin, end in others)
+    rows = max(1, _READ_BYTES // (4 * max(width, 1)))
+    for first in range(start, stop, rows):
+        last = min(first + rows, stop)
+        target[first - start:last - start] = view[(slice(first, last), *(slice(*pair) for pair in others))]
 
 
 def _opened(path: pathlib.Path):
