@@ -58,7 +58,7 @@ def test_in_bfloat16_no_product_has_a_float32_operand(implementation):
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="matmul_precision='float32'.*'highest'"):
+    with pytest.raises(ValueError, match="matmul_precision='float32'.*highest"):
         CONFIG.replace(matmul_precision="float32")
 
 

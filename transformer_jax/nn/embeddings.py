@@ -10,6 +10,7 @@ from flax import nnx
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.nn.layers import Norm, dropout, parameter
+from transformer_jax.ops.linear import float32_logits
 from transformer_jax.ops.positions import sinusoidal
 from transformer_jax.sharding import as_rows, gathered, look_up
 
@@ -82,8 +83,7 @@ class Embeddings(nnx.Module):
         """Logits, float32 ``[B, T, V]``."""
         rows_MD = as_rows(self.read(hidden_BTD))
         unembedding_VD = gathered(self.unembedding_VD.astype(rows_MD.dtype), self.token.axes)
-        logits_MV = jax.lax.dot_general(rows_MD, unembedding_VD, (((rows_MD.ndim - 1,), (1,)), ((), ())),
-                                        precision=self.config.precision, preferred_element_type=jnp.float32)
+        logits_MV = float32_logits(rows_MD, unembedding_VD, self.config.precision)
         if self.output_bias is not None:
             logits_MV = logits_MV + self.output_bias[...].astype(jnp.float32)
         return logits_MV.reshape(*hidden_BTD.shape[:-1], -1)

@@ -49,6 +49,34 @@ def _backward(precision: str | None, saved: tuple[jax.Array, jax.Array],
 linear.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def float32_logits(x_MD: jax.Array, table_VD: jax.Array, precision: str | None = None) -> jax.Array:
+    """``x_MD @ table_VD.T`` in float32, whose gradient is rounded to the type of ``x_MD`` before it is multiplied.
+
+    Args:
+      x_MD: hidden states; ``[..., D]`` is taken too.
+      table_VD: the unembedding, in the same type.
+      precision: see :func:`linear`.
+
+    Returns:
+      float32 ``[M, V]``.
+    """
+    return jax.lax.dot_general(x_MD, table_VD, (((x_MD.ndim - 1,), (1,)), ((), ())), precision=precision,
+                               preferred_element_type=jnp.float32)
+
+
+def _logits_backward(precision: str | None, saved: tuple[jax.Array, jax.Array],
+                     gradient_MV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_MD, table_VD = saved
+    gradient_MV, rows = gradient_MV.astype(x_MD.dtype), range(x_MD.ndim - 1)
+    return (_product(gradient_MV, table_VD, (len(rows),), (0,), precision),
+            _product(gradient_MV, x_MD, rows, rows, precision))
+
+
+float32_logits.defvjp(lambda x_MD, table_VD, precision: (float32_logits(x_MD, table_VD, precision), (x_MD, table_VD)),
+                      _logits_backward)
+
+
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, x * P(normal <= x), by erf: ``jax.nn.gelu`` takes three passes by erfc on XLA:CPU.
