@@ -76,9 +76,9 @@ def configs(quick: bool) -> dict[str, ExperimentConfig]:
             steps=steps(150), batch_size=32, model=tuned, optim=optim(1e-4, weight_decay=0.0), checkpoint=keep,
             dpo=PreferenceConfig(beta=0.1), eval=EvalConfig(every=steps(50), batch_size=32), sample=sample),
         "ppo": ExperimentConfig(
-            steps=steps(640), batch_size=8 if quick else 32, optim=optim(2e-4, weight_decay=0.0), checkpoint=keep,
-            rl=ReinforcementConfig(num_prompts=8 if quick else 64, max_new_tokens=_NEW_TOKENS, epochs=4,
-                                   kl_coefficient=0.05, kl_target=15.0, max_step_kl=0.05),
+            steps=steps(720), batch_size=8 if quick else 32, optim=optim(3e-4, weight_decay=0.0), checkpoint=keep,
+            rl=ReinforcementConfig(num_prompts=8 if quick else 64, max_new_tokens=_NEW_TOKENS, min_length=_NEW_TOKENS,
+                                   epochs=4, kl_coefficient=0.02, kl_target=28.0, max_step_kl=0.05),
             eval=EvalConfig(every=steps(160)), sample=sample),
     }
 

@@ -1,5 +1,6 @@
 """PPO and GRPO in the training loop: rollouts and updates compile once, stops go on to the bit, devices agree."""
 
+import dataclasses
 import os
 import signal
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from transformer_jax.alignment import experience as experiences
 from transformer_jax.alignment import rollout as rollouts
 from transformer_jax.alignment.experience import Experience
 from transformer_jax.alignment.ppo import grpo_loss, ppo_loss, with_value_head
@@ -196,6 +198,19 @@ def test_eight_devices_have_the_losses_of_one(run, whole, tmp_path):
     np.testing.assert_allclose(found, one, rtol=2e-3, atol=1e-5)
 
 
+def test_short_responses_lose_the_share_that_they_lack(make_decoder, make_experience, monkeypatch):
+    drawn = []
+    collect = rollouts.collect
+    monkeypatch.setattr(experiences, "collect", lambda *arguments, **options: drawn.append(
+        collect(*arguments, **options)) or drawn[-1])
+    policy = make_decoder(2)
+    plain, least = (make_experience(CONFIG.replace(rl=dataclasses.replace(
+        PPO, max_new_tokens=30, min_length=length))).measure(policy) for length in (0, 25))
+    lengths_B = np.asarray(drawn[0][0].mask_BR).sum(1)
+    assert plain["response_length"] == least["response_length"] and lengths_B.min() < 25, "some end early"
+    assert plain["reward"] - least["reward"] == pytest.approx(np.mean(np.maximum(0, 1 - lengths_B / 25)), abs=1e-5)
+
+
 def test_what_does_not_fit(make_experience, make_decoder, reward_model, config):
     long = "a" * 45
     with pytest.raises(ValueError, match=r"a prompt of 48 tokens and a response of rl.max_new_tokens=8 do not fit the "
@@ -218,6 +233,7 @@ def test_settings_that_cannot_be():
     for changes, message in (({"algorithm": "grpo"}, "rl.num_samples must be at least 2"),
                              ({"clip": 0.0}, "rl.clip=0.0 must be positive"), ({"epochs": 0}, "epochs=0 must be"),
                              ({"kl_coefficient": -1.0}, "rl.kl_coefficient=-1.0 must not be negative"),
+                             ({"min_length": 49}, "rl.min_length=49 must be from 0 to rl.max_new_tokens=48"),
                              ({"discount": 1.5}, r"rl.discount=1.5 must be in \[0, 1\]")):
         with pytest.raises(ValueError, match=message):
             ReinforcementConfig(**changes)
