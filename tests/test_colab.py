@@ -25,7 +25,8 @@ SHOWN = {
     "2_look_inside": ["induction heads (layer, head): (1, ", "<iframe srcdoc=", "without the induction heads"],
     "3_masked_model_from_one_book": ["bigram", "--- step 200 ---\nO diretor do", "p = "],
     "4_translation": ["exactly the reference: ", "1998-04-23", "<iframe srcdoc="],
-    "5_your_own_research_code": ["8 device(s): {'data': 2, 'fsdp': 2, 'tensor': 2}", "on each device (2, 32, 32)"],
+    "5_your_own_research_code": ["8 device(s): {'data': 2, 'fsdp': 2, 'sequence': 1, 'tensor': 2}",
+                                 "on each device (2, 32, 32)"],
 }
 
 

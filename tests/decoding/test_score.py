@@ -43,7 +43,7 @@ def test_probabilities_of_all_continuations_sum_to_one():
     first, *_ = TOKENIZER.encode("t")
 
     class Ids:  # reads a text as its number: texts that no characters spell, such as "t</s>", have a number too
-        end_of_text_id = TOKENIZER.end_of_text_id
+        start_id = TOKENIZER.start_id
 
         def encode(self, text: str) -> list[int]:
             return [first, int(text)]

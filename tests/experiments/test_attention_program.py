@@ -124,7 +124,8 @@ def test_a_continuation_and_a_mask(program, saved, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ([], "--workdir is missing"),
+    ([], "--workdir is missing: a directory that experiments.train wrote; or --model, a directory or an id of Hugging "
+         "Face"),
     (["--workdir={}"], "--text is missing"),
     (["--workdir={}", "--text=da"], "say what to write: --out=maps.html is a page for the browser, --png=maps.png a "
                                     "picture"),

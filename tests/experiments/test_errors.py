@@ -63,8 +63,8 @@ def trained(tmp_path_factory):
     ("--config.model.num_kv_heads=4", "num_heads=2 is not a multiple of num_kv_heads=4"),
     ("--config.optim.accumulation=3", "batch_size=8 does not split into optim.accumulation=3 parts"),
     ("--config.batch_size=12", "batch_size=12 does not divide among the 8 devices of mesh.data x mesh.fsdp"),
-    ("--config.mesh.tensor=3", "mesh data=None x fsdp=1 x tensor=3 does not multiply out to the 8 devices here; change "
-                               "mesh.data, mesh.fsdp or mesh.tensor"),
+    ("--config.mesh.tensor=3", "mesh data=None x fsdp=1 x sequence=1 x tensor=3 does not multiply out to the 8 devices "
+                               "here; change mesh.data, mesh.fsdp, mesh.sequence or mesh.tensor"),
     ("--config.eval.max_batches=0", "max_batches=0 must be a positive integer"),
     ("--config.sample.temperature=-1", "temperature=-1.0 must be 0 (greedy) or positive"),
     ("--config.model.vocab_size=9", "model.vocab_size=9, but the tokenizer has 24 pieces; leave model.vocab_size out"),

@@ -59,7 +59,7 @@ def continue_from(model, stream_1TD, first):
     tail.stack.blocks = jax.tree.map(lambda leaf: leaf[first:], model.stack.blocks)
     tail.stack.num_layers = L - first
     tail.embeddings.config = tail.config
-    tail.embeddings.token = type(model.embeddings.token)(stream_1TD[0].astype(jnp.float32))
+    tail.embeddings.token = model.embeddings.token.replace(stream_1TD[0].astype(jnp.float32))
     return tail(jnp.arange(T)[None]).logits
 
 

@@ -158,5 +158,5 @@ def _all_eqns(jaxpr):
 @pytest.mark.parametrize("dim", [64, 768])
 def test_no_logits_are_held(dim):
     chunked = megabytes(lambda h, u, t: linear_cross_entropy(h, u, t).sum(), dim)
-    assert chunked <= 110
+    assert chunked <= 100
     assert megabytes(lambda h, u, t: cross_entropy(h @ u.T, t).sum(), dim) > 800

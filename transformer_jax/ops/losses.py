@@ -59,7 +59,7 @@ def linear_cross_entropy(hidden: jax.Array, unembedding_VD: jax.Array, targets: 
 
 
 _MOST_LOGITS = 1 << 25  # float32: 128 MiB
-_SMALLEST_CHUNK, _LARGEST_CHUNK = 256, 2048
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 256, 1024
 
 
 class _Chunks:
