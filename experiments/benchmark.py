@@ -6,7 +6,7 @@ python -m experiments.benchmark decode                      generation beside Hu
 python -m experiments.benchmark compile                     compile time by depth, and with the cache warm
 python -m experiments.benchmark mlm --data=dom_casmurro.txt masked language modelling beside Hugging Face's RoBERTa
 python -m experiments.benchmark translate --workdir=DIR     beam search beside Hugging Face's Marian, same weights
-python -m experiments.benchmark interop                     GPT-2 from the same files beside transformers, compiled too
+python -m experiments.benchmark interop                     GPT-2, RoBERTa and BART from the same files as transformers
 python -m experiments.benchmark rl                          GRPO and PPO beside TRL's GRPO
 python -m experiments.benchmark gpu --data=input.txt        everything that is measured on a GPU, in ten minutes
 python -m experiments.benchmark tpu                         programs compiled for TPUs that are not here
@@ -45,8 +45,8 @@ _DATA = flags.DEFINE_string("data", None, "A text file, for quality and mlm.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "What a translator was trained in, for translate.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Training steps of mlm.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each side; the median is reported.")
-_TINY = flags.DEFINE_bool("tiny", False, "Run every part of gpu at toy size, on any machine.")
-_PARTS = flags.DEFINE_list("parts", None, "Only these parts of gpu, or programs of tpu.")
+_TINY = flags.DEFINE_bool("tiny", False, "Run gpu or interop at toy size, on any machine.")
+_PARTS = flags.DEFINE_list("parts", None, "Only these parts of gpu or interop, or programs of tpu.")
 _JSON = flags.DEFINE_string("json", None, "Also write the figures here.")
 
 _ADAMW = OptimConfig(peak_lr=1e-3, end_lr=0.1, warmup_steps=100, beta2=0.99, weight_decay=0.1)
@@ -230,7 +230,8 @@ def main(arguments: list[str]) -> None:
                 "mlm": lambda: of("benchmark_families").mlm(_given("data", _DATA.value), _STEPS.value),
                 "translate": lambda: of("benchmark_families").translate(
                     _given("workdir", _WORKDIR.value), _ROUNDS.value),
-                "interop": lambda: of("benchmark_interop").interop(_ROUNDS.value),
+                "interop": lambda: of("benchmark_interop").interop(
+                    _ROUNDS.value, _PARTS.value, tiny=_TINY.value),
                 "rl": lambda: of("benchmark_alignment").rl(_ROUNDS.value),
                 "gpu": lambda: of("benchmark_gpu").gpu(_DATA.value, tiny=_TINY.value, parts=_PARTS.value),
                 "tpu": lambda: of("benchmark_tpu").tpu(_PARTS.value)}

@@ -1,14 +1,22 @@
-"""Models of Hugging Face here and in transformers: the same files, float32, each side in a process of its own.
+"""Models of Hugging Face here and in transformers; run by ``python -m experiments.benchmark interop``.
 
-python -m experiments.benchmark interop: GPT-2 124M with random weights, loading and greedy decoding of 128 tokens after
-prompts of 32, beside transformers with its growing cache, and with its static cache under ``torch.compile``.
+Both read the same files of random float32 weights, each side in a process of its own, and what they answer is compared:
+
+load, decode: GPT-2 124M; greedy, 128 tokens after prompts of 32, one row and eight
+encode: RoBERTa-base's shape; hidden states of 64 texts of 128 tokens
+beam: BART-base's shape; 32 tokens of 16 sources, beam of 4
+
+transformers comes as it is, with its growing cache, and under ``torch.compile``, with its static cache.
 """
 
 from __future__ import annotations
 
-import pathlib
+import dataclasses
+import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,94 +25,160 @@ import numpy as np
 import transformer_jax as tj
 from experiments.timing import OtherProcess, take_turns
 from transformer_jax.config import ModelConfig
+from transformer_jax.models.functional import make_model
 
-_PROMPT, _NEW = 32, 128
-_BATCHES = (1, 8)
-_LOADS = 3
+PARTS = ("load", "decode", "encode", "beam")
+_BEAM, _LOADS = 4, 5
+_THEIRS = {"transformers": False, "torch.compile": True}
 
 
-def interop(rounds: int, config: ModelConfig | None = None, new_tokens: int = _NEW) -> list[dict[str, Any]]:
-    """A row for each batch size, and one of seconds to load.
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """Rows of ``length`` tokens each, after which ``new_tokens`` are to come."""
+
+    config: ModelConfig
+    rows: tuple[int, ...]
+    length: int
+    new_tokens: int = 0
+
+    def tiny(self) -> _Work:
+        config = self.config.replace(vocab_size=512, num_layers=2, num_heads=4, model_dim=64)
+        return _Work(config, tuple(min(rows, 2) for rows in self.rows), 8, min(self.new_tokens, 8))
+
+
+_WORK = {
+    "decode": _Work(tj.presets.get("gpt2-small"), (1, 8), 32, 128),
+    "encode": _Work(tj.presets.get("roberta-base").replace(position_offset=2), (64,), 128),
+    "beam": _Work(ModelConfig(
+        family="encoder_decoder", vocab_size=50_265, max_len=1024, num_layers=6, num_heads=12, model_dim=768,
+        norm_position="post", activation="gelu", positions="learned", position_offset=2, use_embedding_norm=True,
+        use_output_bias=True, init_std=0.05, start_ids=(2,)), (16,), 32, 32),
+}
+
+
+def interop(rounds: int, parts: list[str] | None = None, *, tiny: bool = False) -> list[dict[str, Any]]:
+    """A row for each part and number of texts, with the medians of seconds.
 
     Args:
       rounds: turns of each side.
-      config: of a decoder in GPT-2's form; by default that of 124M weights.
-      new_tokens: to decode.
+      parts: of :data:`PARTS`; by default all.
+      tiny: at toy size.
     """
-    config = tj.presets.get("gpt2-small") if config is None else config
-    with tempfile.TemporaryDirectory() as folder:
-        model = tj.Decoder(config, key=jax.random.key(0))
-        tj.to_huggingface(tj.Bundle(model, None, config), folder)
+    parts = PARTS if parts is None else parts
+    unknown = sorted({*parts} - {*PARTS})
+    if unknown:
+        sys.exit(f"error: interop has no part {unknown[0]!r}; it has {', '.join(PARTS)}")
+    rows = []
+    for name, work in _WORK.items():
+        asked = [part for part in parts if part == name or (part, name) == ("load", "decode")]
+        if asked:
+            rows += _measure(name, work.tiny() if tiny else work, asked, rounds)
+    return rows
+
+
+def _measure(name: str, work: _Work, asked: list[str], rounds: int) -> list[dict[str, Any]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        model = jax.jit(lambda key: make_model(work.config, key=key))(jax.random.key(0))
+        tj.to_huggingface(tj.Bundle(model, None, work.config), directory)
         del model
-        sides = {"transformer_jax": OtherProcess(_ours, folder, new_tokens),
-                 "transformers": OtherProcess(_theirs, folder, new_tokens, False),
-                 "compiled": OtherProcess(_theirs, folder, new_tokens, True)}
+        sides = {"transformer_jax": OtherProcess(_ours, name, directory, work.new_tokens)} | {
+            side: OtherProcess(_theirs, name, directory, work.new_tokens, compiled)
+            for side, compiled in _THEIRS.items()}
         try:
-            loads = {name: sorted(side("load") for _ in range(_LOADS))[_LOADS // 2]
-                     for name, side in sides.items() if name != "compiled"}
-            rows = [{"what": "load", **{f"{name} s": seconds for name, seconds in loads.items()},
-                     "ratio": loads["transformers"] / loads["transformer_jax"]}]
-            prompts = np.random.default_rng(0).integers(1, config.vocab_size, (max(_BATCHES), _PROMPT))
-            for batch in _BATCHES:
-                rows.append(_decoding(sides, prompts[:batch].tolist(), rounds, new_tokens))
+            if "load" in asked:
+                seconds = {side: statistics.median(sides[side]("load") for _ in range(_LOADS))
+                           for side in ("transformer_jax", "transformers")}
+                rows.append(_row("load", seconds))
+            for count in work.rows if name in asked else ():
+                tokens = np.random.default_rng(0).integers(4, work.config.vocab_size, (count, work.length))
+                rows.append(_taking_turns(f"{name}, {count} x {work.length} tokens", sides, tokens, rounds))
         finally:
             for side in sides.values():
                 side.close()
     return rows
 
 
-def _decoding(sides: dict[str, OtherProcess], prompts: list[list[int]], rounds: int, new_tokens: int) -> dict[str, Any]:
-    found = {name: side(prompts) for name, side in sides.items()}
-    # A static cache adds in another order, so an argmax between equals may differ: only the first two must agree.
-    if found["transformer_jax"] != found["transformers"]:
-        raise RuntimeError("the two sides generated different tokens")
-    runs = {name: lambda side=side: side(prompts) for name, side in sides.items()}
-    medians = take_turns(runs, rounds)
-    best = min(seconds for name, seconds in medians.items() if name != "transformer_jax")
-    rate = len(prompts) * new_tokens
-    return {"what": f"decode, batch {len(prompts)}",
-            **{f"{name} tokens/s": rate / seconds for name, seconds in medians.items()},
-            "ratio": best / medians["transformer_jax"]}
+def _taking_turns(what: str, sides: dict[str, OtherProcess], tokens: np.ndarray, rounds: int) -> dict[str, Any]:
+    answers = {}
+    for side, run in list(sides.items()):
+        try:
+            answers[side] = np.asarray(run(tokens))
+        except EOFError:  # its process has ended; what it said is on the terminal
+            if side != "torch.compile":
+                raise
+            del sides[side]
+    seconds = take_turns({side: lambda run=run: run(tokens) for side, run in sides.items()}, rounds)
+    ours, theirs = answers["transformer_jax"], answers["transformers"]
+    if np.issubdtype(ours.dtype, np.floating):
+        agreement = {"largest difference": float(np.abs(ours - theirs).max())}
+    else:
+        agreement = {"equal rows": float(np.mean([np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)]))}
+    return _row(what, seconds) | agreement
 
 
-def _ours(pipe, directory: str, new_tokens: int) -> None:
-    """Answers ``"load"`` with seconds, and prompts with the tokens generated."""
-    def load() -> tj.Decoder:
-        return jax.block_until_ready(tj.from_huggingface(pathlib.Path(directory)).model)
+def _row(what: str, seconds: dict[str, float]) -> dict[str, Any]:
+    best = min(value for side, value in seconds.items() if side != "transformer_jax")
+    return {"what": what, **{f"{side} s": value for side, value in seconds.items()},
+            "ratio to the best": best / seconds["transformer_jax"]}
 
-    model = None
+
+def _serve(pipe, load: Callable[[], Any], run: Callable[[Any, np.ndarray], Any]) -> None:
+    """Answers ``"load"`` with seconds, and tokens with what the model makes of them."""
+    model = load()
     while True:
         message = pipe.recv()
-        if message == "load":
+        if isinstance(message, str):
+            del model
             start = time.perf_counter()
             model = load()
             pipe.send(time.perf_counter() - start)
         else:
-            pipe.send(tj.generate(model, message, max_new_tokens=new_tokens, end_ids=[],
-                                  sampling=tj.Sampling(temperature=0.0)).tokens)
+            pipe.send(run(model, message))
 
 
-def _theirs(pipe, directory: str, new_tokens: int, compiled: bool) -> None:
+def _ours(pipe, name: str, directory: str, new_tokens: int) -> None:
+    encode = jax.jit(lambda model, tokens: model(tokens).hidden)
+
+    def run(model, tokens):
+        if name == "encode":
+            return np.asarray(encode(model, tokens))
+        if name == "decode":
+            return tj.generate(model, tokens.tolist(), max_new_tokens=new_tokens, end_ids=[],
+                               sampling=tj.Sampling(temperature=0.0)).tokens
+        return tj.beam_search(model, tokens.tolist(), beam_size=_BEAM, length_penalty=1.0, penalty="length",
+                              max_new_tokens=new_tokens, end_ids=[]).tokens
+
+    _serve(pipe, lambda: jax.block_until_ready(tj.from_huggingface(directory).model), run)
+
+
+def _theirs(pipe, name: str, directory: str, new_tokens: int, compiled: bool) -> None:
     """As :func:`_ours`, by transformers."""
     import torch
-    from transformers import GPT2LMHeadModel
+    import transformers
 
-    def load() -> GPT2LMHeadModel:
-        return GPT2LMHeadModel.from_pretrained(directory).eval()
+    kind = {"decode": transformers.GPT2LMHeadModel, "encode": transformers.AutoModel,
+            "beam": transformers.AutoModelForSeq2SeqLM}[name]
+    options = {"decode": {"min_new_tokens": new_tokens, "eos_token_id": None, "pad_token_id": 0},
+               "beam": {"num_beams": _BEAM, "length_penalty": 1.0}}.get(name, {})
 
-    model = load()
-    if compiled:
-        model.generation_config.cache_implementation = "static"
-        model.forward = torch.compile(model.forward)
-    while True:
-        message = pipe.recv()
-        if message == "load":
-            start = time.perf_counter()
-            model = load()
-            pipe.send(time.perf_counter() - start)
-            continue
-        tokens = torch.tensor(message)
-        with torch.no_grad():
-            out = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new_tokens,
-                                 min_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
-        pipe.send(out[:, tokens.shape[1]:].tolist())
+    def load():
+        model = kind.from_pretrained(directory).eval()
+        if name == "beam":
+            model.generation_config.forced_eos_token_id = None
+        if compiled and name != "encode":
+            model.generation_config.cache_implementation = "static"
+        if compiled:
+            model.forward = torch.compile(model.forward)
+        return model
+
+    @torch.no_grad()
+    def run(model, tokens):
+        tokens = torch.from_numpy(tokens).long()
+        mask = torch.ones_like(tokens)
+        if name == "encode":
+            return model(tokens, attention_mask=mask).last_hidden_state.numpy()
+        found = model.generate(tokens, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, **options)
+        return found[:, tokens.shape[1] if name == "decode" else 1:].tolist()
+
+    _serve(pipe, load, run)

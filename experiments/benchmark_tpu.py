@@ -23,17 +23,12 @@ from transformer_jax.decoding.logits import Settings
 from transformer_jax.decoding.loop import decode, prefill
 from transformer_jax.models.functional import make_model
 from transformer_jax.nn.stack import unstack
-from transformer_jax.sharding import batch_sharding, make_mesh
+from transformer_jax.sharding import make_mesh
 from transformer_jax.training.chips import get_chip
 from transformer_jax.training.metrics import flops_per_token
-from transformer_jax.training.objectives import masked_token_loss, next_token_loss, translation_loss
-from transformer_jax.training.optimizer import make_optimizer
-from transformer_jax.training.preflight import batch_shapes
-from transformer_jax.training.state import abstract_state
-from transformer_jax.training.step import make_train_step
+from transformer_jax.training.preflight import batch_shapes, lower_train_step
 
 TOPOLOGIES = ("v5e:2x4", "v6e:2x4")
-_LOSSES = {"decoder": next_token_loss, "encoder": masked_token_loss, "encoder_decoder": translation_loss}
 
 
 def _bfloat16(name: str, **changes) -> ModelConfig:
@@ -108,14 +103,9 @@ def lower(program: Program, topology: str) -> jax.stages.Lowered:
 
 
 def _training(program: Program, mesh: Mesh) -> jax.stages.Lowered:
-    config = program.config
-    optimizer = make_optimizer(OptimConfig(peak_lr=6e-4), 1000)
-    shapes = batch_shapes(ExperimentConfig(model=config), program.batch_size)
-    with jax.set_mesh(mesh):
-        state = abstract_state(lambda key: make_model(config, key=key), optimizer, mesh)
-        batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
-                 for name, x in shapes.items()}
-        return make_train_step(_LOSSES[config.family](), optimizer).lower(state, batch)
+    config = ExperimentConfig(model=program.config, steps=1000, optim=OptimConfig(peak_lr=6e-4))
+    lowered, _ = lower_train_step(config, batch_shapes(config, program.batch_size), mesh)
+    return lowered
 
 
 def _inference(program: Program, mesh: Mesh) -> jax.stages.Lowered:

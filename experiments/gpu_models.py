@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
 import tempfile
@@ -52,6 +53,7 @@ def training(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
         step = make_train_step(next_token_loss(), optimizer)
         compiled = step.lower(state, batch).compile()
         compiling = time.perf_counter() - start
+        step = functools.partial(compiled, **step.keywords)  # calling the jitted one would compile again
 
         def some_steps(step=step, batch=batch):
             nonlocal state

@@ -182,25 +182,26 @@ def test_shards_onto_a_mesh_with_a_cast(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_the_host_holds_one_array_at_a_time(tmp_path, monkeypatch, sharded):
-    config = _LLAMA.replace(model_dim=512, mlp_dim=4096, num_layers=2, vocab_size=1000)
+def test_the_host_holds_one_tensor_at_a_time(tmp_path, monkeypatch, sharded):
+    config = _LLAMA.replace(model_dim=512, mlp_dim=4096, num_layers=3, vocab_size=1000)
     shapes = jax.eval_shape(lambda key: tj.Decoder(config, key=key), jax.random.key(0))
     model = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
     tj.to_huggingface(tj.Bundle(model, None, config), tmp_path)
     del model
-    largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    largest = 4 * config.model_dim * config.mlp_dim
 
     def put(shape, sharding, read):
         # In place of the devices, whose memory a CPU's is: reads what they would, and keeps none of it.
         parts = [read(index) for index in sharding.addressable_devices_indices_map(shape).values()]
         assert all((part == 1).all() for part in parts)
-        return jnp.zeros(())
+        return jnp.ones(shape, parts[0].dtype, device=sharding)
 
     monkeypatch.setattr(huggingface.jax, "make_array_from_callback", put)
     tracemalloc.start()
-    tj.from_huggingface(tmp_path, mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)) if sharded else None)
+    loaded = tj.from_huggingface(tmp_path, mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)) if sharded else None)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    assert all((np.asarray(leaf) == 1).all() for leaf in jax.tree.leaves(loaded.model))
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     # Of all booleans of the check above there is a byte for each four.
     assert largest < peak < 1.1 * largest + largest / 4 < total / 2

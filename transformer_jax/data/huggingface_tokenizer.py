@@ -5,7 +5,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ _BLOCK_TEXTS = 256
 
 
 class HuggingFaceTokenizer:
-    """An immutable tokenizer that encodes and decodes as transformers does, with the methods of `Tokenizer`.
+    """An immutable tokenizer that encodes and decodes as transformers does, with the methods of
+    `Tokenizer` that read and write text.
 
     Unlike ours it may normalise text, so that `decode(encode(text))` need not be the text. Special tokens that a model
     does not have are `None`.
@@ -92,20 +92,6 @@ class HuggingFaceTokenizer:
                 found[role] = token
         stored = {"tokenizer": tokenizer_json, "settings": dict(settings), "ids": found}
         return cls(json.dumps(stored, ensure_ascii=False, sort_keys=True).encode())
-
-    @classmethod
-    def load(cls, path: str | Path) -> "HuggingFaceTokenizer":
-        """Reads a tokenizer that `save` wrote."""
-        return cls(Path(path).read_bytes())
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "HuggingFaceTokenizer":
-        """Makes a tokenizer of what `to_bytes` returned."""
-        return cls(data)
-
-    def save(self, path: str | Path) -> None:
-        """Writes `to_bytes` to a file."""
-        Path(path).write_bytes(self._data)
 
     def to_bytes(self) -> bytes:
         """Returns the tokenizer as JSON; `digest` is its SHA-256 in hexadecimal."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.interop import tensors
@@ -38,7 +41,7 @@ def from_huggingface(source: str | pathlib.Path, *, dtype: str | None = None, me
     """Loads a model, its config and its tokenizer.
 
     Tensors go from disk to the devices one by one, each slice to the device that holds it: the host never has more
-    than the largest of our (stacked) arrays.
+    than the largest tensor of the files.
 
     Args:
       source: a directory that transformers' ``save_pretrained`` wrote; or the id of a model on the Hugging Face hub,
@@ -161,19 +164,38 @@ def _read_model(family: Family, config: ModelConfig, files: TensorFiles, directo
     rows = family.rows(shapes)
     _check(family, rows, parameters(shapes), files, directory)
     where = None if mesh is None else parameters(shardings(shapes, mesh))
+    largest = max(math.prod(shape) for shape in files.shapes.values())
 
     def read(path: str, node: nnx.Variable) -> nnx.Variable:
-        slices: dict[str, np.ndarray] = {}  # devices that hold the same slice share one reading
-
-        def read_slice(index: tuple[slice, ...]) -> np.ndarray:
-            if str(index) not in slices:
-                slices[str(index)] = files.read(rows[path], node.shape, np.dtype(node.dtype), index)
-            return slices[str(index)]
-
         sharding = SingleDeviceSharding(jax.devices()[0]) if where is None else where[path].get_raw_value()
-        return node.replace(jax.make_array_from_callback(node.shape, sharding, read_slice))
+        if not rows[path].stacked or math.prod(node.shape) <= largest:
+            return node.replace(_from_files(files, rows[path], node, sharding, slice(0, node.shape[0])))
+        whole = jnp.zeros(node.shape, node.dtype, device=sharding)
+        for layer in range(node.shape[0]):
+            one = _from_files(files, rows[path], node, sharding, slice(layer, layer + 1))
+            whole = jax.block_until_ready(_put_layer(whole, one, layer))
+        return node.replace(whole)
 
     return map_parameters(read, shapes)
+
+
+def _from_files(files: TensorFiles, weight: Weight, node: nnx.Variable, sharding: Sharding, rows: slice) -> jax.Array:
+    """Rows of one of our parameters, along its first axis: of a stacked one, layers."""
+    slices: dict[str, np.ndarray] = {}  # devices that hold the same slice share one reading
+
+    def read_slice(index: tuple[slice, ...]) -> np.ndarray:
+        if str(index) not in slices:
+            start, stop, _ = index[0].indices(rows.stop - rows.start)
+            inside = (slice(rows.start + start, rows.start + stop), *index[1:])
+            slices[str(index)] = files.read(weight, node.shape, np.dtype(node.dtype), inside)
+        return slices[str(index)]
+
+    return jax.make_array_from_callback((rows.stop - rows.start, *node.shape[1:]), sharding, read_slice)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_layer(whole: jax.Array, layer: jax.Array, index: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(whole, layer, index, 0)
 
 
 def _check(family: Family, rows: dict[str, Weight], nodes: dict[str, nnx.Variable], files: TensorFiles,

@@ -44,15 +44,8 @@ def splash_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask:
                   scale: float | None, *, interpret: bool = False) -> jax.Array:
     """:func:`transformer_jax.ops.attend` of arguments that :func:`why_not_splash` has nothing against.
 
-    Over a mesh every device takes its rows, heads and queries, and all keys of its rows.
-
-    Args:
-      q_BTNH: see :func:`transformer_jax.ops.attend`, as all that follow.
-      k_BSKH: .
-      v_BSKH: .
-      mask: .
-      scale: .
-      interpret: run the kernel step by step on any platform, for tests.
+    Over a mesh every device takes its rows, heads and queries, and all keys of its rows. ``interpret`` runs the kernel
+    step by step on any platform, for tests.
     """
     (B, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
     mask = AttentionMask() if mask is None else mask

@@ -18,7 +18,7 @@ from transformer_jax.training.chips import CHIPS, Chip, get_chip
 from transformer_jax.training.metrics import attention_flops_per_token, flops_per_token
 from transformer_jax.training.objectives import masked_token_loss, next_token_loss, translation_loss
 from transformer_jax.training.optimizer import make_optimizer
-from transformer_jax.training.state import abstract_state
+from transformer_jax.training.state import TrainState, abstract_state
 from transformer_jax.training.step import make_train_step
 
 # Of a device's memory; the rest is for the runtime, its programs and gaps between arrays.
@@ -153,6 +153,18 @@ def batch_shapes(config: ExperimentConfig, batch_size: int) -> dict[str, jax.Sha
     return {name: jax.ShapeDtypeStruct((B, length), dtype) for name, (length, dtype) in fields.items()}
 
 
+def lower_train_step(config: ExperimentConfig, batch: Mapping[str, jax.ShapeDtypeStruct],
+                     mesh: Mesh) -> tuple[jax.stages.Lowered, TrainState]:
+    """The training step of a config for the devices of a mesh, which need not be here, and the state's shapes."""
+    optimizer = make_optimizer(config.optim, config.steps)
+    loss_fn = _LOSSES[config.model.family](config.loss)
+    with jax.set_mesh(mesh):
+        state = abstract_state(lambda key: make_model(config.model, key=key), optimizer, mesh)
+        sharding = batch_sharding(mesh)
+        placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in batch.items()}
+        return make_train_step(loss_fn, optimizer, config.optim.accumulation).lower(state, placed), state
+
+
 def _complete(config: ExperimentConfig) -> Any:
     model = config.model
     if model.family not in _LOSSES or config.lora.rank:
@@ -172,14 +184,8 @@ def _shapes(config: ExperimentConfig, batch: int | Mapping[str, Any] | None) -> 
 def _compile(config: ExperimentConfig, shapes: Mapping[str, jax.ShapeDtypeStruct],
              mesh: Mesh) -> tuple[dict[str, int], int]:
     """Bytes on each device, and the number of parameters."""
-    optimizer = make_optimizer(config.optim, config.steps)
-    loss_fn = _LOSSES[config.model.family](config.loss)
-    with jax.set_mesh(mesh):
-        state = abstract_state(lambda key: make_model(config.model, key=key), optimizer, mesh)
-        sharding = batch_sharding(mesh)
-        placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in shapes.items()}
-        compiled = make_train_step(loss_fn, optimizer, config.optim.accumulation).lower(state, placed).compile()
-    found = compiled.memory_analysis()
+    lowered, state = lower_train_step(config, shapes, mesh)
+    found = lowered.compile().memory_analysis()
     parameters, optimizer_bytes = _bytes_held(state.params), _bytes_held(state.opt_state)
     arguments = found.argument_size_in_bytes
     temporaries = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
