@@ -10,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 import transformer_jax as tj
 from experiments import cli, masked_language_model, runs, translation
@@ -58,7 +59,7 @@ def mlm(book: str, steps: int) -> list[dict]:
         theirs = OtherProcess(roberta_training, config, [float(schedule(step)) for step in range(steps)], directory)
         theirs(("evaluate", validation_batches[:1]))  # has read its weights then
     seconds: dict[str, list[float]] = {"transformer_jax": [], "Hugging Face": []}
-    for start in range(0, steps, _TURN):
+    for start in tqdm(range(0, steps, _TURN), unit="turn"):
         turn = batches[start:start + _TURN]
         begun = time.perf_counter()
         for batch in turn:
