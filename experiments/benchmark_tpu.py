@@ -122,7 +122,7 @@ def _inference(program: Program, mesh: Mesh) -> jax.stages.Lowered:
 
     with jax.set_mesh(mesh):
         model = here(jax.eval_shape(separate))
-        settings = here(Settings.of(tj.Sampling(temperature=0.0), config.vocab_size, []))
+        settings = here(jax.eval_shape(lambda: Settings.of(tj.Sampling(temperature=0.0), config.vocab_size, [])))
         ids = jax.ShapeDtypeStruct((B, P), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
         keys = here(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B)))
         number = here(jax.eval_shape(lambda: jnp.int32(0)))
@@ -142,14 +142,16 @@ class Compiled:
       seconds: that compiling took.
       peak: bytes of memory: arguments, results not written over them, temporaries and the program.
       aliased: bytes of donated arguments that results are written over.
-      flops: as XLA counts them, without those of kernels.
-      bytes_accessed: of memory, likewise.
+      moved: bytes of arguments and results, each of which goes through memory at least once.
+      flops: as XLA counts them, without those of kernels; of a loop, one turn.
+      bytes_accessed: likewise, those in the chip's fast memory too.
     """
 
     text: str
     seconds: float
     peak: int
     aliased: int
+    moved: int
     flops: float
     bytes_accessed: float
 
@@ -164,13 +166,13 @@ def compile_for(program: Program, topology: str) -> Compiled:
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     peak = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
             + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
-    return Compiled(compiled.as_text(), seconds, peak, memory.alias_size_in_bytes, cost["flops"],
-                    cost["bytes accessed"])
+    return Compiled(compiled.as_text(), seconds, peak, memory.alias_size_in_bytes,
+                    memory.argument_size_in_bytes + memory.output_size_in_bytes, cost["flops"], cost["bytes accessed"])
 
 
 def tpu(names: list[str] | None = None, topologies: tuple[str, ...] = TOPOLOGIES, *,
         compile_program: Callable[[Program, str], Compiled] = compile_for) -> list[dict]:
-    """One row a program and topology; a step takes at least its model FLOPs, or its bytes, at the chip's rates."""
+    """One row a program and topology; a step takes at least its model FLOPs, or what it moves, at the chip's rates."""
     try:
         devices_of(topologies[0])
     except ImportError:
@@ -185,7 +187,7 @@ def tpu(names: list[str] | None = None, topologies: tuple[str, ...] = TOPOLOGIES
             compiled, chip = compile_program(program, topology), get_chip(topology.partition(":")[0])
             count = len(devices_of(topology)) if program.kind == "train" else 1
             bounds = {"products": program.flops / count / chip.peak_flops,
-                      "memory": compiled.bytes_accessed / chip.bandwidth}
+                      "memory": compiled.moved / chip.bandwidth}
             rows.append({
                 "config": name, "topology": topology if count > 1 else f"{chip.name}, 1 device",
                 "compile s": compiled.seconds, "peak HBM GB": compiled.peak / 1e9,

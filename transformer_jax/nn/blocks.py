@@ -14,7 +14,7 @@ from flax import nnx
 from transformer_jax.config import ModelConfig
 from transformer_jax.nn.attention import Attention, AttentionContext
 from transformer_jax.nn.cache import KVCache
-from transformer_jax.nn.layers import Linear, Norm, dropout
+from transformer_jax.nn.layers import Linear, Norm, dropout, recomputed
 from transformer_jax.ops.attention import Bias
 from transformer_jax.ops.linear import gelu
 from transformer_jax.ops.masks import AttentionMask
@@ -69,7 +69,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         up_BTF = self.up(x_BTD)
-        activate = _ACTIVATIONS[self.activation]
+        activate = recomputed(_ACTIVATIONS[self.activation])
         return self.down(activate(up_BTF) if self.gate is None else activate(self.gate(x_BTD)) * up_BTF)
 
 
