@@ -1,4 +1,4 @@
-"""What a layer keeps for its gradient: no float32 copy of an activation, and of the wide ones only what products need."""
+"""What a layer keeps for its gradient: no float32 activation, of the wide ones what products need, and no weight."""
 
 import re
 
@@ -15,7 +15,7 @@ B, T, D, F, LAYERS = 3, 8, 16, 64, 2
 @pytest.mark.parametrize("changes", [
     dict(), dict(norm="rmsnorm", use_bias=False, activation="swiglu", mlp_dim=F, positions="rope"),
     dict(norm_position="post", activation="gelu")])
-def test_a_bfloat16_layer_keeps_no_float32_activation(capsys, changes):
+def test_a_bfloat16_layer_keeps_no_float32_and_no_weight(capsys, changes):
     config = tj.presets.get("gpt2-small").replace(
         vocab_size=11, max_len=T, num_layers=LAYERS, num_heads=2, model_dim=D, dtype="bfloat16",
         attention_implementation="chunked").replace(**changes)
@@ -27,3 +27,5 @@ def test_a_bfloat16_layer_keeps_no_float32_activation(capsys, changes):
     wide = [dtype for dtype, shape in kept if shape in (f"{B},{T},{F}", f"{B * T},{F}")]
     # What goes into the activation and what goes into the product after it; a gate's factors are two more.
     assert wide == ["bf16"] * (4 if config.activation == "swiglu" else 2), kept
+    weights = {f"{rows},{columns}" for rows in (D, F) for columns in (D, F)}
+    assert weights.isdisjoint(shape for _, shape in kept), kept  # no copies in bfloat16

@@ -25,9 +25,10 @@ def parameter(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
 
 
 def recomputed(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """An elementwise function whose gradient keeps its arguments and computes the steps between again.
+    """A function whose gradient keeps its arguments alone and computes what it needs of the steps between again.
 
-    Kept, the float32 arrays inside a norm are half of what a bfloat16 step remembers of a layer.
+    For norms, whose float32 arrays are half of what a bfloat16 step would remember of a layer, for activations, and
+    for the cast and gathered copies of weights. What a gradient does not need, such as a product, is not repeated.
     """
     return jax.checkpoint(f, prevent_cse=False)
 
@@ -55,14 +56,16 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         # As one matrix product over all tokens: with two leading axes the gradient of the kernel
         # contracts both and misses XLA:CPU's fast path (twice the time).
-        rows, kernel = as_rows(x), gathered(self.kernel[...].astype(x.dtype), self.kernel.axes)
-        if self.transposed:
-            rows = jax.lax.dot_general(rows, kernel, (((rows.ndim - 1,), (1,)), ((), ())), precision=self.precision)
-        else:
-            rows = checkpoint_name(linear(rows, kernel, self.precision), LINEAR_OUTPUT)
+        rows = checkpoint_name(recomputed(self._product)(as_rows(x), self.kernel[...]), LINEAR_OUTPUT)
         if self.bias is not None:
             rows = rows + gathered(self.bias[...].astype(x.dtype), self.bias.axes)
         return rows.reshape(*x.shape[:-1], rows.shape[-1])
+
+    def _product(self, rows: jax.Array, kernel: jax.Array) -> jax.Array:
+        kernel = gathered(kernel.astype(rows.dtype), self.kernel.axes)
+        if self.transposed:
+            return jax.lax.dot_general(rows, kernel, (((rows.ndim - 1,), (1,)), ((), ())), precision=self.precision)
+        return linear(rows, kernel, self.precision)
 
 
 def joined(*linears: Linear) -> Linear:
