@@ -53,7 +53,7 @@ def main() -> None:
     made = make_mesh(MeshConfig(mesh.data, mesh.fsdp, mesh.tensor, mesh.sequence), devices)
     print(preflight(config, mesh=made, device=_DEVICE.value, search=_SEARCH.value))
     if is_tpu and not has_libtpu:
-        print("\nlibtpu is not installed (pip install libtpu), so these are a CPU program's bytes: an upper bound")
+        print("\nlibtpu is not installed (pip install 'jax[tpu]'), so these are a CPU program's bytes: an upper bound")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ _BLOCK_TEXTS = 256
 
 
 class HuggingFaceTokenizer:
-    """An immutable tokenizer that encodes and decodes as transformers does, with the methods of
-    `Tokenizer` that read and write text.
+    """An immutable tokenizer that encodes and decodes as transformers does, with `Tokenizer`'s methods on texts.
 
     Unlike ours it may normalise text, so that `decode(encode(text))` need not be the text. Special tokens that a model
     does not have are `None`.

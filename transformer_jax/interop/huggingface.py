@@ -41,7 +41,7 @@ def from_huggingface(source: str | pathlib.Path, *, dtype: str | None = None, me
     """Loads a model, its config and its tokenizer.
 
     Tensors go from disk to the devices one by one, each slice to the device that holds it: the host never has more
-    than the largest tensor of the files.
+    than the largest tensor of the files, in the type that it is loaded as.
 
     Args:
       source: a directory that transformers' ``save_pretrained`` wrote; or the id of a model on the Hugging Face hub,
