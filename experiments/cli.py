@@ -30,9 +30,30 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 def define_config(default: str | None = None) -> Callable[[], ExperimentConfig]:
     """Defines ``--config=NAME`` (or a path) with overrides ``--config.optim.peak_lr=3e-4``; call the result for it."""
     sys.argv[:] = _with_paths(sys.argv)
+    # Flags of numbers cannot be None, so those are set afterwards.
+    unset = [argument for argument in sys.argv if _is_unset(argument)]
+    sys.argv[:] = [argument for argument in sys.argv if argument not in unset]
     holder = config_flags.DEFINE_config_file(
         "config", default and str(_CONFIGS / f"{default}.py"), "A named experiment, or the path of a config file.")
-    return lambda: from_dict(ExperimentConfig, _plain(_given(holder.value)))
+
+    def config() -> ExperimentConfig:
+        given = _given(holder.value)
+        with given.unlocked():
+            given.update_from_flattened_dict({_OVERRIDE.match(argument)[1]: None for argument in unset})
+        return from_dict(ExperimentConfig, _plain(given))
+
+    return config
+
+
+def _is_unset(argument: str) -> bool:
+    """Whether it sets a field to ``None`` that can be ``None``, as in ``--config.optim.clip_norm=None``."""
+    override = _OVERRIDE.match(argument)
+    if not override or not argument.endswith("=None"):
+        return False
+    try:
+        return isinstance(_check_field(override[1]), types.UnionType)
+    except ValueError:
+        return False  # is said when the flags are read
 
 
 def named(name: str) -> ExperimentConfig:
@@ -143,8 +164,8 @@ def _parse(arguments: list[str]) -> list[str]:
         _fail(str(error))
 
 
-def _check_field(path: str) -> None:
-    """Raises ValueError for a field that the config has not, with the nearest that it has."""
+def _check_field(path: str) -> Any:
+    """The type of a field; raises ValueError for one that the config has not, with the nearest that it has."""
     cls = ExperimentConfig
     for name in path.split("."):
         if not dataclasses.is_dataclass(cls):
@@ -154,6 +175,7 @@ def _check_field(path: str) -> None:
     if dataclasses.is_dataclass(cls):
         raise ValueError(f"--config.{path} is a group of settings; set one of its fields, as in --config.{path}."
                          f"{dataclasses.fields(cls)[0].name}=...")
+    return cls
 
 
 def _fail(message: str) -> typing.NoReturn:

@@ -256,6 +256,15 @@ def test_a_validation_file_of_its_own(program, tmp_path):
     assert ended.out.startswith(f"{sizes[0]:,} tokens to train on, {sizes[1]:,} held out")
 
 
+def test_a_setting_is_switched_off_by_none(program, tmp_path, corpus):
+    """Also one that is a number otherwise; one that must be a number stays one."""
+    ended = program("train", *SHORT, "--config.optim.clip_norm=None", f"--config.data.path={corpus}",
+                    f"--workdir={tmp_path}/run")
+    assert ended.status == 0, ended
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["optim"]["clip_norm"] is None
+    assert "'None'" in program("train", *SHORT, "--config.steps=None").error
+
+
 def test_several_documents_do_not_attend_to_each_other(program, tmp_path, monkeypatch):
     """They train with segment ids, one document without."""
     from transformer_jax.models import decoder
