@@ -58,7 +58,7 @@ def configs(quick: bool) -> dict[str, ExperimentConfig]:
     tuned = ModelConfig(dropout=0.1)
     return {
         "base": ExperimentConfig(
-            steps=steps(2200), batch_size=16,
+            steps=steps(2000), batch_size=16,
             model=ModelConfig(max_len=256 if quick else 128, positions="rope", norm="rmsnorm", activation="gelu_tanh",
                               use_bias=False, use_qk_norm=True, **shape),
             data=DataConfig(tokenizer=TokenizerConfig(kind="bpe", vocab_size=600 if quick else 4000, min_frequency=2,
