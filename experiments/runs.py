@@ -215,6 +215,10 @@ def _check_batch(config: ExperimentConfig, mesh: Mesh) -> None:
     if config.batch_size % shares:
         raise ValueError(f"batch_size={config.batch_size} does not divide among the {shares} devices of mesh.data "
                          "x mesh.fsdp")
+    if config.optim.gradient_dtype is not None and config.batch_size // shares % config.optim.accumulation:
+        raise ValueError(f"with optim.gradient_dtype the {config.batch_size // shares} rows of a device, which are "
+                         f"batch_size={config.batch_size} over {shares} devices, must split into optim.accumulation="
+                         f"{config.optim.accumulation} parts")
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:

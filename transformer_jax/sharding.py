@@ -133,6 +133,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _divisible(partition_spec(*axes), x.shape, mesh))
 
 
+def is_divided() -> bool:
+    """Whether a mesh divides arrays here: not outside of one, on one device, or where a device sees its part."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1 and not mesh.manual_axes
+
+
 def gathered(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     """A weight as a layer reads it: put together over ``fsdp``, still divided over ``tensor``.
 
@@ -143,8 +149,7 @@ def gathered(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
       weight: already in the type of the product, so that fewer bytes travel.
       axes: the logical names of its axes.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    return weight if mesh.empty or mesh.size == 1 else _gathered(weight, axes)
+    return _gathered(weight, axes) if is_divided() else weight
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -170,8 +175,7 @@ def look_up(table_VD: jax.Array, ids_BT: jax.Array, axes: tuple[str | None, str 
     Returns:
       ``[B, T, D]``, divided as a batch is.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if not is_divided():
         return table_VD[ids_BT]
     rows, columns = (divided(size, axis) for size, axis in zip(table_VD.shape, axes, strict=True))
     batch, tokens = divided(ids_BT.shape[0], "batch"), divided(ids_BT.shape[1], "sequence")

@@ -77,6 +77,12 @@ def test_settings(train, tmp_path, change, message):
     assert not list(tmp_path.glob("run/*.json")), "a run that never began must not claim its directory"
 
 
+def test_rows_of_a_device_that_do_not_split(train):
+    assert train("--config.optim.gradient_dtype=float32", "--config.optim.accumulation=2").error == (
+        "error: with optim.gradient_dtype the 1 rows of a device, which are batch_size=8 over 8 devices, must split into "
+        "optim.accumulation=2 parts")
+
+
 def test_a_prompt_for_samples_that_is_too_long(train):
     error = train("--config.sample.every=1", f"--config.sample.prompt={SENTENCE}").error
     assert error == ("error: sample.prompt has 55 tokens, which leaves no room in the context of model.max_len=16; "

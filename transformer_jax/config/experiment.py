@@ -46,6 +46,9 @@ class ExperimentConfig:
         check_positive(self, "steps", "batch_size", "log_every")
         require(self.batch_size % self.optim.accumulation == 0,
                  f"batch_size={self.batch_size} does not split into optim.accumulation={self.optim.accumulation} parts")
+        require(self.optim.gradient_dtype is None or self.mesh.fsdp == self.mesh.tensor == self.mesh.sequence == 1,
+                f"optim.gradient_dtype={self.optim.gradient_dtype!r} is for meshes of mesh.data alone, and here are "
+                f"fsdp={self.mesh.fsdp}, tensor={self.mesh.tensor}, sequence={self.mesh.sequence}; leave it out")
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with the given top-level fields changed."""

@@ -21,6 +21,8 @@ class OptimConfig:
       muon_lr: learning rate of the hidden matrices under ``muon``; everything else has ``peak_lr`` (AdamW).
       clip_norm: clip gradients to this global norm; ``None``: never.
       accumulation: microbatches a step; the batch is split, the gradient is that of the whole batch.
+      gradient_dtype: ``float32`` or ``bfloat16``: the devices of ``mesh.data``, the only axis then, sum their gradients
+        in this type, once a step. ``None``: where the compiler sums them, in the type of the products.
     """
 
     name: str = "adamw"
@@ -36,10 +38,13 @@ class OptimConfig:
     muon_lr: float = 0.02
     clip_norm: float | None = 1.0
     accumulation: int = 1
+    gradient_dtype: str | None = None
 
     def __post_init__(self):
         check_choice(self, "name", ("adamw", "adafactor", "lion", "sgd", "muon"))
         check_choice(self, "schedule", ("constant", "linear", "cosine", "noam", "wsd"))
+        if self.gradient_dtype is not None:
+            check_choice(self, "gradient_dtype", ("float32", "bfloat16"))
         check_positive(self, "accumulation")
         require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive")
         require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must not be negative")

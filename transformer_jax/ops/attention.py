@@ -14,7 +14,7 @@ from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.ops.positions import PositionBias
 from transformer_jax.ops.splash_attention import splash_attend, why_not_splash
 from transformer_jax.ops.xla_attention import masked_scores, masked_softmax, xla_attend
-from transformer_jax.sharding import num_parts
+from transformer_jax.sharding import is_divided, num_parts
 
 Mask = AttentionMask | jax.Array | None
 Bias = PositionBias | jax.Array | None
@@ -135,8 +135,8 @@ def _choose(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: AttentionMask | None, **
         if why_not(kernel, q_BTNH, k_BSKH, mask, **settings) is None:
             return kernel
     B, T, N, _ = q_BTNH.shape
-    scores, mesh = T * k_BSKH.shape[1], jax.sharding.get_abstract_mesh()
-    devices = 1 if mesh.empty else mesh.size
+    scores = T * k_BSKH.shape[1]
+    devices = jax.sharding.get_abstract_mesh().size if is_divided() else 1
     many = scores > _MANY_SCORES_OF_A_HEAD or B * N * scores > devices * _MANY_SCORES
     return "chunked" if many and T > 1 else "xla"
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from transformer_jax.ops.masks import AttentionMask
-from transformer_jax.sharding import num_parts, partition_spec
+from transformer_jax.sharding import is_divided, num_parts, partition_spec
 
 _LANES, _LONGEST_BLOCK = 128, 512
 
@@ -53,7 +53,7 @@ def splash_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask:
     q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
     ids = _segment_ids(mask, B, T, S)
     mesh = jax.sharding.get_abstract_mesh()
-    alone = mesh.empty or mesh.size == 1
+    alone = not is_divided()
     heads, queries = (1, 1) if alone else (num_parts(N, "heads"), num_parts(T, "sequence"))
     kernel = _kernel(mask.is_causal, mask.window, N, T, S, heads, queries, interpret)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from transformer_jax.ops.dropout import drop
 from transformer_jax.ops.masks import AttentionMask
+from transformer_jax.sharding import is_divided
 
 _CAUSAL_BLOCK, _MOST_CAUSAL_BLOCKS = 128, 8
 
@@ -89,8 +90,7 @@ def grouped(x: jax.Array, num_heads: int, num_kv_heads: int) -> jax.Array:
 def head_product(left_BKXY: jax.Array, right_BKSH: jax.Array, axis: int, precision: Any, dtype: Any = None,
                  left_axis: int = 3) -> jax.Array:
     """Contracts an axis on the left (the last) with the given one on the right, head by head."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
+    if is_divided():
         return jax.lax.dot_general(left_BKXY, right_BKSH, (((left_axis,), (axis,)), ((0, 1), (0, 1))),
                                    precision=precision, preferred_element_type=dtype)
     # One batch axis instead of two: XLA:CPU then updates a decoding cache in place, where it would copy it.

@@ -64,7 +64,7 @@ def fit(config: ExperimentConfig, workdir: str | pathlib.Path, *, make_params: C
     workdir = pathlib.Path(workdir)
     optimizer = make_optimizer(config.optim, config.steps)
     schedule = make_schedule(config.optim, config.steps)
-    train_step = make_train_step(loss_fn, optimizer, config.optim.accumulation)
+    train_step = make_train_step(loss_fn, optimizer, config.optim.accumulation, config.optim.gradient_dtype)
     best_loss = float("inf")
     first, num_shares = is_first(), data_share(mesh)[1]
     with contextlib.ExitStack() as stack:

@@ -162,7 +162,8 @@ def lower_train_step(config: ExperimentConfig, batch: Mapping[str, jax.ShapeDtyp
         state = abstract_state(lambda key: make_model(config.model, key=key), optimizer, mesh)
         sharding = batch_sharding(mesh)
         placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in batch.items()}
-        return make_train_step(loss_fn, optimizer, config.optim.accumulation).lower(state, placed), state
+        step = make_train_step(loss_fn, optimizer, config.optim.accumulation, config.optim.gradient_dtype)
+        return step.lower(state, placed), state
 
 
 def _complete(config: ExperimentConfig) -> Any:
