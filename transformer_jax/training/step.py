@@ -46,10 +46,10 @@ def make_train_step(
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, batch: Batch, loss_fn: LossFn) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        sums = functools.partial(_gradients, accumulation=accumulation)
+        gradients = functools.partial(_gradients, accumulation=accumulation)
         if gradient_dtype is not None and is_divided():
-            sums = _on_each_device(sums, gradient_dtype)
-        grads, (loss, weight, others) = sums(loss_fn, state.params, batch, key)
+            gradients = _on_each_device(gradients, gradient_dtype)
+        grads, (loss, weight, others) = gradients(loss_fn, state.params, batch, key)
         scale = 1.0 / jnp.where(weight == 0.0, 1.0, weight)
         loss, means = jax.tree.map(lambda total: total * scale, (loss, others))
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
