@@ -70,8 +70,8 @@ def configs(quick: bool) -> dict[str, ExperimentConfig]:
             steps=steps(400), batch_size=8, model=tuned, optim=optim(5e-4), checkpoint=keep,
             eval=EvalConfig(every=steps(100)), sample=sample),
         "reward": ExperimentConfig(
-            steps=steps(400), batch_size=32, model=ModelConfig(dropout=0.2), optim=optim(2e-4), checkpoint=keep,
-            eval=EvalConfig(every=steps(100)), sample=sample),
+            steps=steps(240), batch_size=32, model=ModelConfig(dropout=0.2), optim=optim(6e-4), checkpoint=keep,
+            eval=EvalConfig(every=steps(60)), sample=sample),
         "dpo": ExperimentConfig(
             steps=steps(150), batch_size=32, model=tuned, optim=optim(1e-4, weight_decay=0.0), checkpoint=keep,
             dpo=PreferenceConfig(beta=0.1), eval=EvalConfig(every=steps(50), batch_size=32), sample=sample),

@@ -8,8 +8,11 @@ import pytest
 pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra tpu-aot")
 
 import transformer_jax as tj
-from experiments.benchmark_tpu import PROGRAMS, compile_for, tpu
+from experiments.benchmark_tpu import PROGRAMS, compile_for, devices_of, tpu
+from transformer_jax.config import ExperimentConfig, MeshConfig, OptimConfig
+from transformer_jax.sharding import make_mesh
 from transformer_jax.training.chips import get_chip
+from transformer_jax.training.preflight import batch_shapes, lower_train_step
 
 # Depth makes no program of scanned layers larger; decoding holds its layers side by side.
 DECODE = dataclasses.replace(PROGRAMS["gpt2-small decode"],
@@ -87,3 +90,16 @@ def test_the_table_has_a_row_for_every_program_and_topology():
     # 64 rows of 1,024 tokens at 6 N + 12 L D T operations each (Chowdhery et al., 2022).
     assert rows[0]["model TFLOP"] == pytest.approx(64 * 1024 * (6 * 123_653_376 + 12 * 12 * 768 * 1024) / 1e12)
     assert rows[0]["step at least ms"] >= 1e3 * rows[0]["model TFLOP"] / 8 / 197
+
+
+@pytest.mark.parametrize(("dtype", "short"), [("float32", "f32"), ("bfloat16", "bf16")])
+def test_gradients_travel_in_the_type_of_choice(dtype, short):
+    config = ExperimentConfig(
+        model=PROGRAMS["gpt2-small train"].config.replace(num_layers=2, model_dim=256, num_heads=2, vocab_size=512),
+        optim=OptimConfig(gradient_dtype=dtype, accumulation=2))
+    mesh = make_mesh(MeshConfig(), devices_of("v5e:2x4"))
+    text = lower_train_step(config, batch_shapes(config, 32), mesh)[0].compile().as_text()
+    assert "splash_mha_fwd" in text
+    sent = [shape for kind in re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
+            for shape in re.findall(r"(\w+)\[([\d,]+)\]", kind)]  # not the scalars: losses and weights
+    assert sent and {kind for kind, _ in sent} == {short}
