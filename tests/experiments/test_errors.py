@@ -79,8 +79,8 @@ def test_settings(train, tmp_path, change, message):
 
 def test_rows_of_a_device_that_do_not_split(train):
     assert train("--config.optim.gradient_dtype=float32", "--config.optim.accumulation=2").error == (
-        "error: with optim.gradient_dtype the 1 rows of a device, which are batch_size=8 over 8 devices, must split into "
-        "optim.accumulation=2 parts")
+        "error: with optim.gradient_dtype the 1 rows of a device, which are batch_size=8 over 8 devices, must split "
+        "into optim.accumulation=2 parts")
 
 
 def test_a_prompt_for_samples_that_is_too_long(train):

@@ -13,6 +13,7 @@ from reference_families import random_model
 import transformer_jax as tj
 from transformer_jax.config import LossConfig
 from transformer_jax.models import functional
+from transformer_jax.nn import stack
 from transformer_jax.ops.attention import attention_weights
 from transformer_jax.training.objectives import masked_logits, masked_token_loss
 
@@ -294,6 +295,50 @@ def test_the_residual_stream_is_normed_after_each_addition():
             x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
             x = x * np.asarray(norm.scale[...][layer]) + np.asarray(norm.bias[...][layer])
         assert_close(trace.residual[layer + 1], x)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("variant", ["bert", "rope", "alibi", "relative", "sliding window"])
+def test_a_large_batch_goes_through_the_layers_in_parts(variant, is_packed, monkeypatch):
+    """Outputs, every field of the trace, its maps, and gradients: as of all rows together."""
+    model = make(variant)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(2, BASE.vocab_size, (6, 8), np.int32)
+    options = {"segment_ids_BT": jnp.asarray(np.sort(rng.integers(0, 4, (6, 8))))} if is_packed else {}
+    if model.config.num_token_types:
+        options["token_types_BT"] = jnp.asarray(rng.integers(0, 2, (6, 8)))
+
+    def everything(model):
+        gradient = jax.grad(lambda model: jnp.sin(model(tokens, **options).hidden).sum())(model)
+        return model(tokens, **options), gradient
+
+    together = jax.jit(everything)(model)
+    monkeypatch.setattr(stack, "_CACHED_TOKENS", 16)
+    assert stack.rows_at_a_time(6, 8) == 2
+    in_parts = jax.jit(lambda model: everything(model))(model)
+    assert jax.tree.structure(in_parts) == jax.tree.structure(together)
+    for got, wanted in zip(jax.tree.leaves(in_parts), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(in_parts[0].trace.attention(), together[0].trace.attention(), atol=1e-6)
+
+
+def test_parts_of_a_large_batch():
+    assert stack.rows_at_a_time(64, 128) == 16
+    assert stack.rows_at_a_time(16, 128) is None, "it fits as it is"
+    assert stack.rows_at_a_time(61, 128) is None, "single rows are too small"
+    assert stack.rows_at_a_time(4, 4096) is None, "a row is more than a part"
+
+
+def test_of_a_large_batch_only_what_is_read_is_kept(monkeypatch):
+    model, tokens = make("bert"), np.ones((64, 12), np.int32)
+    monkeypatch.setattr(stack, "_CACHED_TOKENS", 96)
+
+    def temporaries(read):
+        return jax.jit(lambda model: read(model(tokens))).lower(model).compile().memory_analysis().temp_size_in_bytes
+
+    hidden = temporaries(lambda output: output.hidden)
+    queries = 2 * 64 * 12 * 16 * 4  # bytes, of two layers
+    assert hidden < temporaries(lambda output: (output.hidden, output.trace.queries.sum())) - 0.9 * queries
 
 
 SITES = ["residual", "attention_bias", "head_output", "attention_output", "mlp_output"]

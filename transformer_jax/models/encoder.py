@@ -14,7 +14,7 @@ from transformer_jax.nn.attention import AttentionContext
 from transformer_jax.nn.blocks import Intervene
 from transformer_jax.nn.embeddings import Embeddings
 from transformer_jax.nn.layers import Norm
-from transformer_jax.nn.stack import Stack
+from transformer_jax.nn.stack import Stack, by_rows, rows_at_a_time
 from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.sharding import constrain
 
@@ -71,19 +71,27 @@ class Encoder(nnx.Module):
         if mask_BT is not None:
             mask_BT = jnp.asarray(mask_BT).astype(jnp.int32)
             segment_ids_BT = mask_BT if segment_ids_BT is None else segment_ids_BT * mask_BT
-        mask = AttentionMask(window=config.sliding_window)
-        if segment_ids_BT is not None:
-            mask &= AttentionMask.segments(segment_ids_BT)
         if positions_BT is None:
             positions_BT = positions_in_segments(tokens_BT, segment_ids_BT)
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        context = AttentionContext.of(config, mask, positions_BT, relative=self.stack.relative)
         x_BTD = self.embeddings(tokens_BT, positions_BT, token_types_BT, key=embedding_key)
         x_BTD = constrain(x_BTD, "batch", "sequence", None)
-        x_BTD, layers, _ = self.stack(x_BTD, context, key=stack_key, intervene=intervene)
+
+        def context_of(positions_BT: jax.Array, segment_ids_BT: jax.Array | None) -> AttentionContext:
+            mask = AttentionMask(window=config.sliding_window)
+            if segment_ids_BT is not None:
+                mask &= AttentionMask.segments(segment_ids_BT)
+            return AttentionContext.of(config, mask, positions_BT, relative=self.stack.relative)
+
+        context = context_of(positions_BT, segment_ids_BT)
+        if key is None and intervene is None and (rows := rows_at_a_time(*tokens_BT.shape)):
+            x_BTD, layers = by_rows(lambda x_BTD, *inputs: self.stack(x_BTD, context_of(*inputs))[:2],
+                                    rows, x_BTD, jnp.broadcast_to(positions_BT, tokens_BT.shape), segment_ids_BT)
+        else:
+            x_BTD, layers, _ = self.stack(x_BTD, context, key=stack_key, intervene=intervene)
         hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
         return Output(logits=self.predict(hidden_BTD), hidden=hidden_BTD,
-                      trace=Trace(layers=layers, final=x_BTD, mask=mask, bias=context.bias), cache=None)
+                      trace=Trace(layers=layers, final=x_BTD, mask=context.mask, bias=context.bias), cache=None)
 
     def predict(self, hidden_BTD: jax.Array) -> jax.Array:
         """Logits, float32 ``[..., V]``, of hidden states, such as those of the masked positions."""

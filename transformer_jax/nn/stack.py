@@ -16,8 +16,9 @@ from transformer_jax.nn.attention import AttentionContext, RelativePositions
 from transformer_jax.nn.blocks import Block, Intervene, LayerTrace
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.layers import LAYER_INPUT, LINEAR_OUTPUT, for_single_tokens, joined
+from transformer_jax.ops.attention import platform
 from transformer_jax.ops.positions import RelativeBias
-from transformer_jax.sharding import constrain
+from transformer_jax.sharding import constrain, is_divided
 
 _REMAT_POLICIES: dict[str, Callable | None] = {
     "dots": jax.checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
@@ -28,6 +29,7 @@ _REMAT_POLICIES: dict[str, Callable | None] = {
 }
 # Up to so many for each head, learned biases are looked up once for all layers; else by each layer, as it needs them.
 _MOST_BIASES = 1 << 22
+_CACHED_TOKENS = 2048
 
 
 class Stack(nnx.Module):
@@ -81,6 +83,26 @@ class Stack(nnx.Module):
             x_BTD, trace, cache = block(x_BTD, context, index, cache=cache, key=key, intervene=intervene)
             traces.append(trace)
         return x_BTD, jax.tree.map(lambda *layers: jnp.stack(layers), *traces), cache
+
+
+def rows_at_a_time(num_rows: int, num_tokens: int) -> int | None:
+    """How many rows of a large batch go through all layers before the next do; ``None``: all together.
+
+    On a CPU, whose caches hold what some thousand tokens are in a layer: a large batch waits for memory instead.
+    """
+    if platform() != "cpu" or is_divided() or num_rows * num_tokens <= _CACHED_TOKENS:
+        return None
+    rows = max((n for n in range(1, num_rows) if num_rows % n == 0 and n * num_tokens <= _CACHED_TOKENS), default=0)
+    return rows if rows * num_tokens >= _CACHED_TOKENS // 4 else None
+
+
+def by_rows(function: Callable[..., tuple[jax.Array, LayerTrace]], rows: int, x_BTD: jax.Array,
+            *inputs: jax.Array | None) -> tuple[jax.Array, LayerTrace]:
+    """A stack's stream and traces, so many rows at a time; all arguments of the function have a row for each of B."""
+    x_NBTD, layers = jax.lax.map(lambda some: function(*some), jax.tree.map(
+        lambda a: a.reshape(-1, rows, *a.shape[1:]), (x_BTD, *inputs)))
+    return x_NBTD.reshape(x_BTD.shape), jax.tree.map(
+        lambda a: a.swapaxes(0, 1).reshape(a.shape[1], -1, *a.shape[3:]), layers)
 
 
 def unstack(stack: Stack) -> Stack:
