@@ -77,16 +77,16 @@ class Encoder(nnx.Module):
         x_BTD = self.embeddings(tokens_BT, positions_BT, token_types_BT, key=embedding_key)
         x_BTD = constrain(x_BTD, "batch", "sequence", None)
 
-        def context_of(positions_BT: jax.Array, segment_ids_BT: jax.Array | None) -> AttentionContext:
+        def context_of(stack: Stack, positions_BT: jax.Array, segment_ids_BT: jax.Array | None) -> AttentionContext:
             mask = AttentionMask(window=config.sliding_window)
             if segment_ids_BT is not None:
                 mask &= AttentionMask.segments(segment_ids_BT)
-            return AttentionContext.of(config, mask, positions_BT, relative=self.stack.relative)
+            return AttentionContext.of(config, mask, positions_BT, relative=stack.relative)
 
-        context = context_of(positions_BT, segment_ids_BT)
+        context = context_of(self.stack, positions_BT, segment_ids_BT)
         if key is None and intervene is None and (rows := rows_at_a_time(*tokens_BT.shape)):
-            x_BTD, layers = by_rows(lambda x_BTD, *inputs: self.stack(x_BTD, context_of(*inputs))[:2],
-                                    rows, x_BTD, jnp.broadcast_to(positions_BT, tokens_BT.shape), segment_ids_BT)
+            x_BTD, layers = by_rows(lambda stack, x_BTD, *inputs: stack(x_BTD, context_of(stack, *inputs))[:2], rows,
+                                    self.stack, x_BTD, jnp.broadcast_to(positions_BT, tokens_BT.shape), segment_ids_BT)
         else:
             x_BTD, layers, _ = self.stack(x_BTD, context, key=stack_key, intervene=intervene)
         hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Iterable
 
@@ -96,13 +97,21 @@ def rows_at_a_time(num_rows: int, num_tokens: int) -> int | None:
     return rows if rows * num_tokens >= _CACHED_TOKENS // 4 else None
 
 
-def by_rows(function: Callable[..., tuple[jax.Array, LayerTrace]], rows: int, x_BTD: jax.Array,
+def by_rows(apply: Callable[..., tuple[jax.Array, LayerTrace]], rows: int, stack: Stack, x_BTD: jax.Array,
             *inputs: jax.Array | None) -> tuple[jax.Array, LayerTrace]:
-    """A stack's stream and traces, so many rows at a time; all arguments of the function have a row for each of B."""
-    x_NBTD, layers = jax.lax.map(lambda some: function(*some), jax.tree.map(
-        lambda a: a.reshape(-1, rows, *a.shape[1:]), (x_BTD, *inputs)))
-    return x_NBTD.reshape(x_BTD.shape), jax.tree.map(
-        lambda a: a.swapaxes(0, 1).reshape(a.shape[1], -1, *a.shape[3:]), layers)
+    """``apply(stack, x_BTD, *inputs)``, the stream and the traces, so many rows at a time; inputs are ``[B, ...]``.
+
+    A gradient is that of all rows together: it would add up those of the weights once a part.
+    """
+    @jax.custom_vjp
+    def in_parts(stack: Stack, x_BTD: jax.Array, *inputs: jax.Array | None) -> tuple[jax.Array, LayerTrace]:
+        x_NBTD, layers = jax.lax.map(lambda some: apply(stack, *some), jax.tree.map(
+            lambda a: a.reshape(-1, rows, *a.shape[1:]), (x_BTD, *inputs)))
+        return x_NBTD.reshape(x_BTD.shape), jax.tree.map(
+            lambda a: a.swapaxes(0, 1).reshape(a.shape[1], -1, *a.shape[3:]), layers)
+
+    in_parts.defvjp(functools.partial(jax.vjp, apply), lambda pull_back, gradient: pull_back(gradient))
+    return in_parts(stack, x_BTD, *inputs)
 
 
 def unstack(stack: Stack) -> Stack:
