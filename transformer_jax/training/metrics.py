@@ -1,72 +1,12 @@
-"""What a run says of itself: JSONL, TensorBoard, a progress bar, a loss curve."""
+"""Reading the metrics of a run, drawing its losses, and counting the operations of a token."""
 
 from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from transformer_jax.config import ModelConfig
-
-
-class MetricsWriter:
-    """Appends numbers to ``metrics.jsonl`` and TensorBoard event files in one directory.
-
-    Opened at a step, it drops what a run that was killed had written after that step. Not enabled, as in all
-    processes of a run but the first, it writes nothing.
-    """
-
-    def __init__(self, directory: str | pathlib.Path, start_step: int = 0, *, enabled: bool = True):
-        self._enabled = enabled
-        if not enabled:
-            return
-        from tensorboardX import SummaryWriter  # slow to import
-
-        self.path = pathlib.Path(directory) / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.path) if line["step"] <= start_step]
-        partial = self.path.with_suffix(".jsonl.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(self.path)
-        self._file = self.path.open("a")
-        self._board = SummaryWriter(str(pathlib.Path(directory) / "tensorboard"), purge_step=start_step + 1)
-
-    def write(self, step: int, **scalars: float) -> None:
-        """One line of scalars at a step."""
-        if not self._enabled:
-            return
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
-
-    def write_heads(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        """One line of numbers of every head ``[L, N]`` at a step, to six places; TensorBoard has a curve for each."""
-        if not self._enabled:
-            return
-        rounded = {name: np.round(np.asarray(values_LN, np.float64), 6) for name, values_LN in values.items()}
-        lists = {name: values_LN.tolist() for name, values_LN in rounded.items()}
-        self._file.write(json.dumps({"step": step, **lists}) + "\n")
-        self._file.flush()
-        for name, values_LN in rounded.items():
-            for (layer, head), value in np.ndenumerate(values_LN):
-                self._board.add_scalar(f"{name}/layer_{layer}_head_{head}", value, step)
-
-    def write_image(self, step: int, name: str, pixels_HWC: np.ndarray) -> None:
-        """A picture for TensorBoard, uint8 ``[height, width, 3]``."""
-        if self._enabled:
-            self._board.add_image(name, pixels_HWC, step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Writes out what is buffered."""
-        if not self._enabled:
-            return
-        try:
-            self._file.close()
-        finally:
-            self._board.close()
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:

@@ -1,0 +1,39 @@
+"""``tj.evaluate``: how good a trained model is, as numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformer_jax import tasks
+from transformer_jax.config import ExperimentConfig
+from transformer_jax.training.bundle import Bundle
+
+
+def evaluate(bundle: Bundle, data: Any = None, *, task: str | None = None, batch_size: int = 32,
+             **options: Any) -> dict[str, float]:
+    """Measures a trained model.
+
+    Args:
+      bundle: the model with its tokenizer.
+      data: a path, or examples as the task reads them; ``None``: what the model's own run held out.
+      task: by whose measure, such as ``"language_model"``; by default the task that trained the model, else the first
+        of the model's family.
+      batch_size: rows at a time.
+      **options: further settings of the task, such as ``beam_size`` for translation.
+
+    Returns:
+      Numbers by name, which the task's ``measure`` describes: for a language model ``loss``, ``perplexity``,
+      ``bits_per_byte`` and ``tokens``, for example.
+
+    Raises:
+      ValueError: for a model without a tokenizer, or without data where none was held out.
+    """
+    if bundle.tokenizer is None:
+        raise ValueError("this model comes without a tokenizer, so that its data cannot be read")
+    experiment = bundle.experiment
+    if experiment is None:
+        experiment = ExperimentConfig(model=bundle.config)
+    elif task is None and experiment.model.family != bundle.config.family:
+        experiment = experiment.replace(task=None, model=bundle.config)
+    name = tasks.name_of(experiment) if task is None else task
+    return tasks.get(name)(experiment).measure(bundle, data, batch_size=batch_size, **options)

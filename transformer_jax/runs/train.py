@@ -1,0 +1,281 @@
+"""Training from Python: ``tj.train`` runs any task of any config, with or without a directory to keep it in."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from transformer_jax import recipes, tasks
+from transformer_jax.config import DataConfig, ExperimentConfig, ModelConfig, TokenizerConfig
+from transformer_jax.data import Tokenizer, make_batches
+from transformer_jax.models.functional import count_parameters
+from transformer_jax.runs.telemetry import WatchAttention
+from transformer_jax.runs.workdir import Workdir, locked
+from transformer_jax.runtime import keep_freed_memory
+from transformer_jax.settings import differences
+from transformer_jax.sharding import data_share, make_mesh
+from transformer_jax.tasks.base import Task, TaskData
+from transformer_jax.training.bundle import TOKENIZER_FILE, Bundle, save
+from transformer_jax.training.checkpoint import tree_digest
+from transformer_jax.training.evaluation import mean_loss
+from transformer_jax.training.learner import Learner, make_learner
+from transformer_jax.training.loggers import MetricLogger
+from transformer_jax.training.loop import Hook
+from transformer_jax.training.optimizer import make_optimizer
+from transformer_jax.training.processes import first_before_others, is_first
+from transformer_jax.training.session import run_training
+from transformer_jax.training.state import TrainState, init_state
+
+# Of a model's config what a run that starts from a trained model sets anew.
+_TUNABLE = ("dropout", "attention_dropout")
+
+
+def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[str] | None = None,
+          steps: int | None = None, workdir: str | pathlib.Path | None = None, base: Bundle | None = None,
+          tokenizer: Tokenizer | None = None, task: Callable[..., Task] | None = None, hooks: Sequence[Hook] = (),
+          loggers: Sequence[MetricLogger] = (), optimizer: optax.GradientTransformation | None = None,
+          mesh: Mesh | None = None) -> Bundle:
+    """Trains a model and returns it with its tokenizer.
+
+    Args:
+      config: an :class:`~transformer_jax.config.ExperimentConfig`, or the name of one in ``tj.recipes``.
+      data: what to learn from: a path, as ``config.data.path``; a list of examples as the task reads them (texts,
+        pairs, conversations ...); or an iterator of batches (dicts of arrays ``[batch_size, ...]``), which can be
+        resumed if it has ``get_state`` and ``set_state``, as iterators of grain have. ``None``: what ``config.data``
+        names.
+      texts: the same as ``data``, for a list of texts.
+      steps: in place of ``config.steps``.
+      workdir: where checkpoints, metrics and the tokenizer go; the same call again resumes the run with the bits that
+        it would have had. ``None``: nothing is written.
+      base: a trained model to start from, with its tokenizer; fine-tuning tasks need one.
+      tokenizer: in place of the one that ``config.data.tokenizer`` describes.
+      task: a class of a task, or a function that makes one from a config, in place of ``config.task``.
+      hooks: called after every step with the :class:`~transformer_jax.training.loop.Loop`.
+      loggers: further metric loggers.
+      optimizer: any optax transformation, in place of that of ``config.optim``.
+      mesh: of devices, in place of that of ``config.mesh``.
+
+    Returns:
+      The model after the last step, or, without a workdir, as far as it came when Ctrl-C stopped it.
+
+    Raises:
+      ValueError: for bad settings or data, or a workdir that belongs to another run.
+      Interrupted: with a workdir, after a signal, once the state is saved.
+    """
+    keep_freed_memory()
+    config = recipes.get(config) if isinstance(config, str) else config
+    config = config if steps is None else config.replace(steps=steps)
+    config, data = _with_data(config, data, texts)
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
+    _check_batch(config, mesh)
+    make_task = tasks.get(tasks.name_of(config)) if task is None else task
+    with contextlib.ExitStack() as stack:
+        if workdir is None:
+            directory, place = None, pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            place = pathlib.Path(workdir)
+            stack.enter_context(locked(place))
+            directory = Workdir(place, config)
+        preparing = stack.enter_context(contextlib.ExitStack())
+        preparing.enter_context(first_before_others("prepared"))
+        run = _prepare(config, data, place, directory, base, tokenizer, make_task, mesh)
+        preparing.close()
+        return _fit(run, None if directory is None else place, mesh, hooks, loggers, optimizer)
+
+
+def init_training(config: ExperimentConfig, task: Task | None = None, *, base: Bundle | None = None,
+                  optimizer: optax.GradientTransformation | None = None, mesh: Mesh | None = None) -> TrainState:
+    """The state before the first step, for a training loop of one's own.
+
+    Args:
+      config: of the run; its model's ``vocab_size`` must be set.
+      task: what is learned; by default that of the config.
+      base: a trained model to start from.
+      optimizer: by default that of ``config.optim``.
+      mesh: where the state lives; by default one device.
+    """
+    task = tasks.make(config) if task is None else task
+    mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    base = base if base is None else task.start_from(base)
+    learner = make_learner(config.model if base is None else base.config, config.lora,
+                           None if base is None else base.model, mesh)
+    optimizer = make_optimizer(config.optim, config.steps) if optimizer is None else optimizer
+    return init_state(learner.make_params, optimizer, jax.random.key(config.seed), mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A run with everything that it needs before the first step."""
+
+    config: ExperimentConfig
+    task: Task
+    data: TaskData
+    tokenizer: Tokenizer | None
+    batches: Iterator[Mapping[str, Any]]
+    learner: Learner
+    base: Bundle | None
+
+
+def _with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None) -> tuple[ExperimentConfig, Any]:
+    """A path becomes ``config.data.path``; everything else is examples or batches."""
+    if texts is not None:
+        if data is not None:
+            raise ValueError("data and texts are two names of the same argument; give one of them")
+        if isinstance(texts, str):
+            raise ValueError("texts is one string; pass a list of strings, or data=PATH to read a file")
+        data = list(texts)
+    if isinstance(data, (str, pathlib.Path)):
+        return config.replace(data=dataclasses.replace(config.data, path=str(data), tfds=None, generated=None)), None
+    return config, data
+
+
+def _prepare(config: ExperimentConfig, data: Any, place: pathlib.Path, directory: Workdir | None, base: Bundle | None,
+             tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh) -> _Run:
+    options = {"workdir": None if directory is None else place}
+    task = make_task(config, base=base, **options)
+    if task.needs_base and base is None:
+        raise ValueError(f"the task {task.name!r} starts from a trained model: pass base=tj.load(...), or --model=...")
+    started = None if base is None else task.start_from(base)
+    if hasattr(data, "__next__"):
+        return _of_batches(config, data, started, tokenizer, make_task, mesh, options)
+    examples, held_out = task.read(data)
+    if started is not None:
+        tokenizer = started.tokenizer
+    elif directory is not None and directory.record is not None:
+        tokenizer = directory.tokenizer()
+    elif tokenizer is None:
+        tokenizer = _make_tokenizer(config.data, task.texts(examples))
+    config = config.replace(model=_model_config(config, tokenizer) if started is None else _tuned(config, started))
+    task = make_task(config, base=base, **options)
+    found = task.prepare(examples, held_out, tokenizer, pathlib.Path(config.data.cache_dir or place / "data"))
+    contents = [*found.contents, *([] if started is None else [tree_digest(started.model)])]
+    if directory is not None:
+        directory.check_contents(contents, has_base=started is not None)
+    if found.follow is not None and jax.process_count() > 1:
+        raise ValueError(f"reinforcement learning runs in one process, and here are {jax.process_count()}")
+    if config.metrics.attention_every and found.held_out is None:
+        raise ValueError("metrics.attention_every is for tasks whose held-out examples can be watched, such as "
+                         "language_model and translation; leave it out here")
+    share, num_shares = data_share(mesh)
+    batches = found.train if found.follow is not None else make_batches(
+        found.train, batch_size=config.batch_size, seed=config.seed, process_index=share, process_count=num_shares,
+        transform=found.transform)
+    learner = make_learner(config.model, config.lora, None if started is None else started.model, mesh)
+    # Only now, with nothing left to go wrong, does the workdir belong to this run.
+    if directory is not None and is_first():
+        if config.lora.rank and not (place / "base").exists():
+            save(place / "base", started)
+        directory.claim(contents, tokenizer)
+    _report_sizes(config, found.summary, tokenizer, learner, mesh)
+    return _Run(config, task, found, tokenizer, batches, learner, base)
+
+
+def _of_batches(config: ExperimentConfig, batches: Iterator[Mapping[str, Any]], base: Bundle | None,
+                tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh,
+                options: dict[str, Any]) -> _Run:
+    """A run on batches that the caller makes: nothing is read, tokenized, held out or evaluated."""
+    if base is not None:
+        config = config.replace(model=_tuned(config, base))
+        tokenizer = base.tokenizer
+    elif tokenizer is not None:
+        config = config.replace(model=_model_config(config, tokenizer))
+    if config.model.vocab_size is None:
+        raise ValueError("batches do not say how many tokens there are: set model.vocab_size, or pass tokenizer=...")
+    learner = make_learner(config.model, config.lora, None if base is None else base.model, mesh)
+    data = TaskData(train=batches, contents=[], summary="batches of the caller")
+    return _Run(config, make_task(config, **options), data, tokenizer, batches, learner, base)
+
+
+def _fit(run: _Run, workdir: pathlib.Path | None, mesh: Mesh, hooks: Sequence[Hook],
+         loggers: Sequence[MetricLogger], optimizer: optax.GradientTransformation | None) -> Bundle:
+    config, task, data = run.config, run.task, run.data
+    if run.tokenizer is None or data.shown is None:
+        show = None
+    else:
+        def show(model: Any, step: int) -> None:
+            text = task.show(model, step, data)
+            if text is not None and is_first():
+                print(f"--- step {step} ---\n{text}\n")
+        if task.shows_base:
+            show(run.base.model, 0)
+    if config.metrics.attention_every:
+        hooks = [WatchAttention(task, data.held_out, workdir), *hooks]
+    files = {} if run.tokenizer is None else {TOKENIZER_FILE: run.tokenizer.to_bytes()}
+    state = run_training(
+        config, workdir, make_params=run.learner.make_params, loss_fn=run.learner.to_loss(task.loss),
+        batches=run.batches, mesh=mesh, to_model=run.learner.to_model, files=files | dict(run.learner.files),
+        evaluate=_evaluation(run), show=show, follow=data.follow, hooks=hooks, loggers=loggers, optimizer=optimizer)
+    return Bundle(model=run.learner.to_model(state.params), tokenizer=run.tokenizer, config=config.model,
+                  step=int(state.step), experiment=config)
+
+
+def _evaluation(run: _Run) -> Callable[[Any], Mapping[str, float]] | None:
+    """The task's own evaluation, or the mean of its evaluation loss; ``None`` where nothing is held out."""
+    data, settings = run.data, run.config.eval
+    if type(run.task).evaluate is not Task.evaluate:
+        return lambda model: run.task.evaluate(model, data)
+    if data.evaluation_batches is None:
+        return None
+    return mean_loss(run.task.evaluation_loss, lambda: data.evaluation_batches(settings.batch_size),
+                     settings.max_batches)
+
+
+def _make_tokenizer(config: DataConfig, texts: Iterable[str]) -> Tokenizer:
+    settings = config.tokenizer
+    if settings.path is not None:
+        tokenizer = Tokenizer.load(settings.path)
+        if settings.chat:
+            _ = tokenizer.role_ids  # ValueError without them
+        return tokenizer
+    return Tokenizer.train(texts, kind=settings.kind, vocab_size=settings.vocab_size,
+                           min_frequency=settings.min_frequency, chat=settings.chat)
+
+
+def _model_config(config: ExperimentConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model's vocabulary is the tokenizer's; an encoder, which never draws a token, may have room for more."""
+    given = config.model.vocab_size
+    if given is None or given == tokenizer.vocab_size:
+        return config.model.replace(vocab_size=tokenizer.vocab_size)
+    if config.model.family != "encoder" or given < tokenizer.vocab_size:
+        raise ValueError(f"model.vocab_size={given}, but the tokenizer has {tokenizer.vocab_size} pieces; leave "
+                         "model.vocab_size out")
+    return config.model
+
+
+def _tuned(config: ExperimentConfig, base: Bundle) -> ModelConfig:
+    """The model is the base, but for its dropout; ValueError for settings of another one."""
+    set_here = differences(ModelConfig(), config.model.replace(**{field: getattr(ModelConfig(), field)
+                                                                  for field in _TUNABLE}), "model.")
+    set_here += differences(TokenizerConfig(), config.data.tokenizer, "data.tokenizer.")
+    if set_here:
+        raise ValueError(f"model and tokenizer are those of --model; of them a config may set {', '.join(_TUNABLE)} "
+                         f"alone, not {'; '.join(set_here)}")
+    return base.config.replace(**{field: getattr(config.model, field) for field in _TUNABLE})
+
+
+def _check_batch(config: ExperimentConfig, mesh: Mesh) -> None:
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % shares:
+        raise ValueError(f"batch_size={config.batch_size} does not divide among the {shares} devices of mesh.data "
+                         "x mesh.fsdp")
+    if config.optim.gradient_dtype is not None and config.batch_size // shares % config.optim.accumulation:
+        raise ValueError(f"with optim.gradient_dtype the {config.batch_size // shares} rows of a device, which are "
+                         f"batch_size={config.batch_size} over {shares} devices, must split into optim.accumulation="
+                         f"{config.optim.accumulation} parts")
+
+
+def _report_sizes(config: ExperimentConfig, summary: str, tokenizer: Tokenizer, learner: Learner, mesh: Mesh) -> None:
+    if not is_first():
+        return
+    shapes = jax.eval_shape(learner.make_params, jax.random.key(0))
+    counts = (sum(leaf.size for leaf in jax.tree.leaves(shapes)), count_parameters(config.model))
+    print(f"{summary}, {tokenizer.vocab_size} pieces, {' of '.join(dict.fromkeys(map('{:,}'.format, counts)))} "
+          f"parameters, {mesh.size} {jax.default_backend()} device(s)")
