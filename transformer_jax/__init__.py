@@ -1,66 +1,60 @@
 """Transformers in JAX: pure functions, inspectable forward passes, one decode contract."""
 
-import importlib
+from typing import TYPE_CHECKING
+
+from transformer_jax.lazy import lazy_names
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "AttentionMask": "ops.masks",
-    "BeamSearch": "decoding.beam",
-    "Bundle": "training.bundle",
-    "Comparison": "data.preferences",
-    "Decoder": "models.decoder",
-    "Encoder": "models.encoder",
-    "EncoderDecoder": "models.encoder_decoder",
-    "ExperimentConfig": "config",
-    "Inspection": "inspection.inspection",
-    "KVCache": "nn.cache",
-    "LoraConfig": "config",
-    "Message": "data.conversations",
-    "ModelConfig": "config",
-    "Output": "models.output",
-    "RewardModel": "models.heads",
-    "Sampling": "decoding.logits",
-    "Tokenizer": "data.tokenizer",
-    "Trace": "models.output",
-    "adapted_loss": "nn.lora",
-    "beam_search": "decoding.beam",
-    "count_parameters": "models.functional",
-    "embed": "decoding.embed",
-    "fill_mask": "decoding.fill_mask",
-    "forward": "models.functional",
-    "from_huggingface": "interop.huggingface",
-    "generate": "decoding.sample",
-    "inspect_text": "inspection.reading",
-    "load": "training.bundle",
-    "load_adapters": "training.adapters",
-    "make_adapters": "nn.lora",
-    "merge_adapters": "nn.lora",
-    "preflight": "training.preflight",
-    "save": "training.bundle",
-    "save_adapters": "training.adapters",
-    "score": "decoding.score",
-    "similarity": "decoding.embed",
-    "stream": "decoding.sample",
-    "to_huggingface": "interop.huggingface",
-    "trace": "models.functional",
-}
-_MODULES = ("alignment", "config", "data", "decoding", "inspection", "interop", "models", "nn", "ops", "presets",
-            "sharding", "training")
+if TYPE_CHECKING:
+    from transformer_jax import (
+        alignment,
+        config,
+        data,
+        decoding,
+        inspection,
+        interop,
+        models,
+        nn,
+        ops,
+        presets,
+        sharding,
+        training,
+    )
+    from transformer_jax.config import ExperimentConfig, LoraConfig, ModelConfig
+    from transformer_jax.data.conversations import Message
+    from transformer_jax.data.preferences import Comparison
+    from transformer_jax.data.tokenizer import Tokenizer
+    from transformer_jax.decoding.beam import BeamSearch, beam_search
+    from transformer_jax.decoding.embed import embed, similarity
+    from transformer_jax.decoding.fill_mask import fill_mask
+    from transformer_jax.decoding.logits import Sampling
+    from transformer_jax.decoding.sample import Generation, generate, stream
+    from transformer_jax.decoding.score import score
+    from transformer_jax.inspection.inspection import Inspection
+    from transformer_jax.inspection.reading import inspect_text
+    from transformer_jax.interop.huggingface import from_huggingface, to_huggingface
+    from transformer_jax.models.decoder import Decoder
+    from transformer_jax.models.encoder import Encoder
+    from transformer_jax.models.encoder_decoder import EncoderDecoder
+    from transformer_jax.models.functional import count_parameters, forward, trace
+    from transformer_jax.models.heads import RewardModel
+    from transformer_jax.models.output import Output, Trace
+    from transformer_jax.nn.cache import KVCache
+    from transformer_jax.nn.lora import adapted_loss, make_adapters, merge_adapters
+    from transformer_jax.ops.masks import AttentionMask
+    from transformer_jax.training.adapters import load_adapters, save_adapters
+    from transformer_jax.training.bundle import Bundle, load, save
+    from transformer_jax.training.preflight import preflight
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
-__all__ = sorted([*_HOMES, *_MODULES])
-
-
-def __getattr__(name: str):
-    # Loaded on first use: `import transformer_jax` costs little more than `import jax`.
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__ = [
+    "AttentionMask", "BeamSearch", "Bundle", "Comparison", "Decoder", "Encoder", "EncoderDecoder", "ExperimentConfig",
+    "Generation", "Inspection", "KVCache", "LoraConfig", "Message", "ModelConfig", "Output", "RewardModel",
+    "Sampling", "Tokenizer", "Trace", "adapted_loss", "alignment", "beam_search", "config", "count_parameters",
+    "data", "decoding", "embed", "fill_mask", "forward", "from_huggingface", "generate", "inspect_text", "inspection",
+    "interop", "load", "load_adapters", "make_adapters", "merge_adapters", "models", "nn", "ops", "preflight",
+    "presets", "save", "save_adapters", "score", "sharding", "similarity", "stream", "to_huggingface", "trace",
+    "training",
+]

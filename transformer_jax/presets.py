@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
+from typing import TYPE_CHECKING
 
 from transformer_jax.config import ModelConfig
+from transformer_jax.lazy import lazy_names
+from transformer_jax.settings import nearest
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = ["get", "names"]
 
 _GPT2 = ModelConfig(vocab_size=50_257, max_len=1024, activation="gelu_tanh")
 _NANOGPT = ModelConfig(vocab_size=65, activation="gelu", use_bias=False)
@@ -75,7 +82,6 @@ def get(name: str) -> ModelConfig:
       ValueError: for an unknown name, with the nearest known one.
     """
     if name not in _PRESETS:
-        near = difflib.get_close_matches(name, _PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_PRESETS)}"
-        raise ValueError(f"there is no preset {name!r}; {hint}")
+        hint = nearest(name, _PRESETS) or f"; known: {', '.join(_PRESETS)}"
+        raise ValueError(f"there is no preset {name!r}{hint}")
     return _PRESETS[name]

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -16,13 +16,17 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: ``; did you mean 'x'?``, or nothing where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def check_choice(config: Any, field: str, choices: tuple[str, ...]) -> None:
     """Raises ValueError, with the nearest choice, for a field that is none of them."""
     value = getattr(config, field)
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{field}={value!r} is not one of {', '.join(choices)}{hint}")
+        raise ValueError(f"{field}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
 
 
 def check_positive(config: Any, *fields: str) -> None:
@@ -33,14 +37,13 @@ def check_positive(config: Any, *fields: str) -> None:
         require(integer and value > 0, f"{field}={value!r} must be a positive integer")
 
 
-def check_field_names(cls: type, names: typing.Iterable[str]) -> None:
+def check_field_names(cls: type, names: Iterable[str]) -> None:
     """Raises ValueError, with the nearest known name, for a name that is no field of the dataclass."""
     known = [field.name for field in dataclasses.fields(cls)]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise ValueError(f"{cls.__name__} has no field {name!r}; {hint}")
+            hint = nearest(name, known) or f"; it has {', '.join(known)}"
+            raise ValueError(f"{cls.__name__} has no field {name!r}{hint}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

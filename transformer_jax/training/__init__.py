@@ -1,1 +1,27 @@
 """Training: optimizers, the training step and loop, checkpoints."""
+
+from typing import TYPE_CHECKING
+
+from transformer_jax.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from transformer_jax.training.adapters import load_adapters, save_adapters
+    from transformer_jax.training.bundle import Bundle, load, save
+    from transformer_jax.training.checkpoint import CheckpointError, Checkpoints
+    from transformer_jax.training.errors import Interrupted, LostProcessError, NotFiniteError, OutOfMemoryError
+    from transformer_jax.training.loop import fit
+    from transformer_jax.training.metrics import MetricsWriter, flops_per_token, plot_losses, read_metrics
+    from transformer_jax.training.objectives import masked_token_loss, next_token_loss, translation_loss
+    from transformer_jax.training.optimizer import make_optimizer, make_schedule
+    from transformer_jax.training.preflight import Preflight, Roofline
+    from transformer_jax.training.state import TrainState, init_state
+    from transformer_jax.training.step import make_eval_step, make_train_step
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = [
+    "Bundle", "CheckpointError", "Checkpoints", "Interrupted", "LostProcessError", "MetricsWriter", "NotFiniteError",
+    "OutOfMemoryError", "Preflight", "Roofline", "TrainState", "fit", "flops_per_token", "init_state", "load",
+    "load_adapters", "make_eval_step", "make_optimizer", "make_schedule", "make_train_step", "masked_token_loss",
+    "next_token_loss", "plot_losses", "read_metrics", "save", "save_adapters", "translation_loss",
+]
