@@ -9,16 +9,19 @@ nothing.
 
 from __future__ import annotations
 
+import functools
 import json
-import math
 import pathlib
 import time
+from collections.abc import Sequence
 
 from absl import flags
 
 import transformer_jax as tj
-from experiments import assistant_data, cli, comparison, fine_tuning, language_model, preferences, reinforcement, runs
+from experiments import assistant_data
+from transformer_jax.alignment import comparison
 from transformer_jax.alignment.judging import distinct_n, win_rate
+from transformer_jax.cli.flags import run
 from transformer_jax.config import (
     CheckpointConfig,
     DataConfig,
@@ -31,9 +34,10 @@ from transformer_jax.config import (
     SampleConfig,
     TokenizerConfig,
 )
-from transformer_jax.data import PackedConversations, pair_evaluation_batches
+from transformer_jax.runs.evaluation import evaluate
+from transformer_jax.runs.training import train
+from transformer_jax.tasks.policy import PolicyLearning, load_reward
 from transformer_jax.training.metrics import read_metrics
-from transformer_jax.training.objectives import next_token_loss
 
 _DATA = flags.DEFINE_string("data", "../shared/data", "A folder with movie_reviews, sentence_polarity, english_novels.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/assistant", "Where everything goes.")
@@ -67,15 +71,18 @@ def configs(quick: bool) -> dict[str, ExperimentConfig]:
             checkpoint=CheckpointConfig(every=400, keep=1), eval=EvalConfig(every=steps(800), batch_size=16),
             sample=SampleConfig(every=steps(1200), prompt="the film ")),
         "sft": ExperimentConfig(
-            steps=steps(400), batch_size=8, model=tuned, optim=optim(5e-4), checkpoint=keep,
+            task="sft", steps=steps(400), batch_size=8, model=tuned, optim=optim(5e-4), checkpoint=keep,
             eval=EvalConfig(every=steps(100)), sample=sample),
         "reward": ExperimentConfig(
+            task="reward",
             steps=steps(240), batch_size=32, model=ModelConfig(dropout=0.2), optim=optim(6e-4), checkpoint=keep,
             eval=EvalConfig(every=steps(60)), sample=sample),
         "dpo": ExperimentConfig(
+            task="dpo",
             steps=steps(150), batch_size=32, model=tuned, optim=optim(1e-4, weight_decay=0.0), checkpoint=keep,
             dpo=PreferenceConfig(beta=0.1), eval=EvalConfig(every=steps(50), batch_size=32), sample=sample),
         "ppo": ExperimentConfig(
+            task="policy",
             steps=steps(720), batch_size=8 if quick else 32, optim=optim(3e-4, weight_decay=0.0), checkpoint=keep,
             rl=ReinforcementConfig(num_prompts=8 if quick else 64, max_new_tokens=_NEW_TOKENS, min_length=_NEW_TOKENS,
                                    epochs=4, kl_coefficient=0.02, kl_target=28.0, max_step_kl=0.05),
@@ -88,24 +95,26 @@ def main() -> None:
     data = assistant_data.read(pathlib.Path(_DATA.value))
     began, seconds = time.perf_counter(), {}
 
-    def stage(name: str, run, *arguments):
+    def stage(name: str, examples: Sequence, held_out: Sequence, base: tj.Bundle | None = None,
+              **options) -> tj.Bundle:
         print(f"=== {name} ===", flush=True)
         start = time.perf_counter()
-        result = run(settings[name], workdir / name, *arguments)
+        bundle = train(settings[name], examples, held_out=held_out, base=base, workdir=workdir / name,
+                       **options)
         seconds[name] = time.perf_counter() - start
-        return result
+        return bundle
 
-    stage("base", language_model.run, data.documents, data.held_out_documents)
-    base = tj.load(workdir / "base")
-    stage("sft", fine_tuning.train, base, data.demonstrations, data.held_out_demonstrations)
+    base = stage("base", data.documents, data.held_out_documents)
+    stage("sft", data.demonstrations, data.held_out_demonstrations, base)
     sft = tj.load(workdir / "sft", step="best")
-    rewarded = stage("reward", preferences.train_reward, sft, data.comparisons, data.held_out_comparisons)
-    stage("dpo", preferences.train_dpo, sft, data.comparisons, data.held_out_comparisons)
-    reward = reinforcement.load_reward(str(workdir / "reward"), sft.tokenizer)
-    stage("ppo", reinforcement.train, sft, data.prompts, data.held_out_prompts, reward)
+    stage("reward", data.comparisons, data.held_out_comparisons, sft)
+    rewarded = evaluate(tj.load(workdir / "reward", step="best"), data.held_out_comparisons)
+    dpo = stage("dpo", data.comparisons, data.held_out_comparisons, sft)
+    reward = load_reward(str(workdir / "reward"), sft.tokenizer)
+    ppo = stage("ppo", data.prompts, data.held_out_prompts, sft, task=functools.partial(PolicyLearning, reward=reward))
 
     print("=== who answers best ===")
-    bundles = {"sft": sft, "base": base, "dpo": tj.load(workdir / "dpo"), "ppo": tj.load(workdir / "ppo")}
+    bundles = {"sft": sft, "base": base, "dpo": dpo, "ppo": ppo}
     answers = comparison.answer(bundles, data.held_out_prompts, data.judge, max_new_tokens=_NEW_TOKENS)
     figures = {
         "reward model: held-out pairs in the right order": rewarded["accuracy"],
@@ -124,8 +133,7 @@ def main() -> None:
 
 def _perplexity(bundle: tj.Bundle, data: assistant_data.AssistantData) -> float:
     """Of held-out sentences given their prompts: how well a model knows how such sentences are written."""
-    held_out = PackedConversations.build(data.held_out_demonstrations, bundle.tokenizer, bundle.config.max_len)
-    return math.exp(runs.mean_loss(next_token_loss(), lambda: pair_evaluation_batches(held_out, 16))(bundle.model))
+    return evaluate(bundle, data.held_out_demonstrations, task="sft", batch_size=16)["perplexity"]
 
 
 def _judge_accuracy(data: assistant_data.AssistantData) -> float:
@@ -164,4 +172,4 @@ def _draw(metrics: list[dict], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from transformer_jax.runs.preflight import batch_shapes, lower_train_step
 
 import transformer_jax as tj
 from transformer_jax.config import ExperimentConfig, MeshConfig, ModelConfig, OptimConfig
@@ -26,7 +27,6 @@ from transformer_jax.nn.stack import unstack
 from transformer_jax.sharding import make_mesh
 from transformer_jax.training.chips import get_chip
 from transformer_jax.training.metrics import flops_per_token
-from transformer_jax.training.preflight import batch_shapes, lower_train_step
 
 TOPOLOGIES = ("v5e:2x4", "v6e:2x4")
 

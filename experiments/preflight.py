@@ -47,8 +47,9 @@ def main() -> None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", count)
         devices = jax.devices()
+    from transformer_jax.runs.preflight import preflight
+
     from transformer_jax.sharding import make_mesh
-    from transformer_jax.training.preflight import preflight
 
     made = make_mesh(MeshConfig(mesh.data, mesh.fsdp, mesh.tensor, mesh.sequence), devices)
     print(preflight(config, mesh=made, device=_DEVICE.value, search=_SEARCH.value))

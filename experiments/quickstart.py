@@ -9,10 +9,11 @@ import pathlib
 
 from absl import flags
 
-from experiments import cli, language_model
+from transformer_jax.cli.flags import define_config, run
+from transformer_jax.runs.training import train
 from transformer_jax.training.metrics import plot_losses
 
-_CONFIG = cli.define_config("quickstart")
+_CONFIG = define_config("quickstart")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Where everything goes.")
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     workdir, config = pathlib.Path(_WORKDIR.value), _CONFIG()
     if config.data.path is not None or config.data.tfds is not None:
         raise ValueError("the quickstart has a text of its own; to train on yours: python -m experiments.train")
-    language_model.run(config, workdir, documents())
+    train(config, documents(), workdir=workdir)
     plot_losses(workdir / "metrics.jsonl", workdir / "loss.png", "quickstart: Python's documentation, characters")
     print(f"""The model is in {workdir}, its loss curve in {workdir / "loss.png"}. Next:
   python -m experiments.generate --workdir={workdir} --prompt="A class " --temperature=0.7 --stream
@@ -42,4 +43,4 @@ def documents() -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

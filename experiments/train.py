@@ -7,32 +7,7 @@ python -m experiments.train --config=multi30k_ende --config.data.path=SOURCE,TAR
 The same command resumes a run that was stopped.
 """
 
-from __future__ import annotations
-
-from absl import flags
-
-from experiments import cli, language_model, masked_language_model, translation
-from transformer_jax.training.processes import is_first
-
-_CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the tokenizer go.")
-
-_FAMILIES = {
-    "decoder": (language_model, 'experiments.generate --workdir={} --prompt="..."'),
-    "encoder": (masked_language_model, 'experiments.fill_mask --workdir={} --text="... <mask> ..."'),
-    "encoder_decoder": (translation, 'experiments.translate --workdir={} --text="..."'),
-}
-
-
-def main() -> None:
-    config = _CONFIG()
-    if _WORKDIR.value is None:
-        raise ValueError("--workdir is missing: the directory for checkpoints, metrics and the tokenizer")
-    program, then = _FAMILIES[config.model.family]
-    program.train(config, _WORKDIR.value)
-    if is_first():
-        print(f"done; next: python -m {then.format(_WORKDIR.value)}")
-
+from transformer_jax.cli.train import program
 
 if __name__ == "__main__":
-    cli.run(main)
+    program()

@@ -11,7 +11,8 @@ _CONFIG = {"settings", "lazy", "config", "presets"}
 _FOUNDATION = {*_CONFIG, "sharding", "ops"}
 _MODELS = {*_FOUNDATION, "nn", "models"}
 _USES = {*_MODELS, "data", "decoding", "inspection", "training"}
-_ALL = {*_USES, "alignment", "interop"}
+_TASKS = {*_USES, "alignment", "recipes", "runtime"}
+_ALL = {*_TASKS, "interop", "tasks", "runs", "lazy"}
 
 # Part of the package -> the other parts that it may import. Parts on one level do not import each other, but that
 # inspection reads texts, and has translations made, as decoding does.
@@ -31,7 +32,11 @@ MAY_IMPORT = {
     "training": {*_MODELS, "data"},
     "alignment": _USES,
     "interop": _USES,
-    "experiments": {*_ALL, "runtime", "transformer_jax"},
+    "recipes": {"settings", "config", "presets"},
+    "tasks": _TASKS,
+    "runs": {*_TASKS, "tasks"},
+    "cli": _ALL,
+    "experiments": {*_ALL, "cli", "transformer_jax"},
 }
 FORBIDDEN_PACKAGES = {"settings": ("jax", "flax"), "config": ("jax", "flax"), "ops": ("flax",),
                       "data": ("flax", "optax", "torch", "tensorflow")}

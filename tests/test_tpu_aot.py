@@ -12,7 +12,7 @@ from experiments.benchmark_tpu import PROGRAMS, compile_for, devices_of, tpu
 from transformer_jax.config import ExperimentConfig, MeshConfig, OptimConfig
 from transformer_jax.sharding import make_mesh
 from transformer_jax.training.chips import get_chip
-from transformer_jax.training.preflight import batch_shapes, lower_train_step
+from transformer_jax.runs.preflight import batch_shapes, lower_train_step
 
 # Depth makes no program of scanned layers larger; decoding holds its layers side by side.
 DECODE = dataclasses.replace(PROGRAMS["gpt2-small decode"],

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
         nn,
         ops,
         presets,
+        recipes,
+        runs,
         sharding,
+        tasks,
         training,
     )
     from transformer_jax.config import ExperimentConfig, LoraConfig, ModelConfig
@@ -43,18 +46,22 @@ if TYPE_CHECKING:
     from transformer_jax.nn.cache import KVCache
     from transformer_jax.nn.lora import adapted_loss, make_adapters, merge_adapters
     from transformer_jax.ops.masks import AttentionMask
+    from transformer_jax.runs.evaluation import evaluate
+    from transformer_jax.runs.preflight import preflight
+    from transformer_jax.runs.training import init_training, train
+    from transformer_jax.tasks.base import Task
     from transformer_jax.training.adapters import load_adapters, save_adapters
     from transformer_jax.training.bundle import Bundle, load, save
-    from transformer_jax.training.preflight import preflight
+    from transformer_jax.training.step import make_train_step
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "AttentionMask", "BeamSearch", "Bundle", "Comparison", "Decoder", "Encoder", "EncoderDecoder", "ExperimentConfig",
     "Generation", "Inspection", "KVCache", "LoraConfig", "Message", "ModelConfig", "Output", "RewardModel",
-    "Sampling", "Tokenizer", "Trace", "adapted_loss", "alignment", "beam_search", "config", "count_parameters",
-    "data", "decoding", "embed", "fill_mask", "forward", "from_huggingface", "generate", "inspect_text", "inspection",
-    "interop", "load", "load_adapters", "make_adapters", "merge_adapters", "models", "nn", "ops", "preflight",
-    "presets", "save", "save_adapters", "score", "sharding", "similarity", "stream", "to_huggingface", "trace",
-    "training",
+    "Sampling", "Task", "Tokenizer", "Trace", "adapted_loss", "alignment", "beam_search", "config", "count_parameters",
+    "data", "decoding", "embed", "evaluate", "fill_mask", "forward", "from_huggingface", "generate", "init_training",
+    "inspect_text", "inspection", "interop", "load", "load_adapters", "make_adapters", "make_train_step", "merge_adapters", "models", "nn", "ops", "preflight",
+    "presets", "recipes", "runs", "save", "save_adapters", "score", "sharding", "similarity", "stream", "tasks", "to_huggingface", "trace",
+    "train", "training",
 ]

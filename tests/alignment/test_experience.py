@@ -25,8 +25,8 @@ from transformer_jax.data.conversations import encode_prompt
 from transformer_jax.sharding import make_mesh
 from transformer_jax.training.checkpoint import tree_digest
 from transformer_jax.training.errors import Interrupted
-from transformer_jax.training.loop import fit
 from transformer_jax.training.metrics import read_metrics
+from transformer_jax.training.session import run_training
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_train_step
@@ -76,10 +76,11 @@ def run(make_decoder, make_experience):
         policy, loss = make_decoder(2), grpo_loss
         if config.rl.algorithm == "ppo":
             policy, loss = with_value_head(policy, key=jax.random.key(1)), ppo_loss
-        return fit(config.replace(model=policy.config), workdir, loss_fn=loss(config.rl), batches=experience, files={},
-                   make_params=jax.tree_util.Partial(lambda policy, key: policy, policy), follow=experience.follow,
-                   mesh=make_mesh(config.mesh, jax.devices()[:1]) if mesh is None else mesh,
-                   evaluate=lambda policy: -experience.measure(policy)["reward"])
+        return run_training(
+            config.replace(model=policy.config), workdir, loss_fn=loss(config.rl), batches=experience,
+            make_params=jax.tree_util.Partial(lambda policy, key: policy, policy), follow=experience.follow,
+            mesh=make_mesh(config.mesh, jax.devices()[:1]) if mesh is None else mesh,
+            evaluate=lambda policy: {"validation_loss": -experience.measure(policy)["reward"]})
 
     return run
 

@@ -18,7 +18,7 @@ from transformer_jax.config import ExperimentConfig
 from transformer_jax.models.functional import make_model
 from transformer_jax.settings import from_dict
 from transformer_jax.training.checkpoint import Checkpoints, tree_digest
-from transformer_jax.training.metrics import MetricsWriter
+from transformer_jax.training.loggers import JsonlLogger
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import abstract_state
 
@@ -68,15 +68,15 @@ def program(monkeypatch, capfd):
 @pytest.fixture
 def stop_at(monkeypatch):
     """``stop_at(step)``: the run that logs this step meets SIGTERM there."""
-    write = MetricsWriter.write
+    write = JsonlLogger.write
 
     def arm(step: int) -> None:
-        def write_and_stop(self, at, **scalars):
-            write(self, at, **scalars)
-            if at == step and "loss" in scalars:
+        def write_and_stop(self, at, values):
+            write(self, at, values)
+            if at == step and "loss" in values:
                 signal.raise_signal(signal.SIGTERM)
 
-        monkeypatch.setattr(MetricsWriter, "write", write_and_stop)
+        monkeypatch.setattr(JsonlLogger, "write", write_and_stop)
 
     return arm
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
-from experiments import cli, translation
-from experiments.language_model import corpus
+from experiments import cli
 from transformer_jax.config import ExperimentConfig, MeshConfig
 from transformer_jax.data import PackedPairs, make_batches
 from transformer_jax.models.functional import make_model
 from transformer_jax.sharding import batch_sharding, make_mesh
+from transformer_jax.tasks.language_model import read_corpus
+from transformer_jax.tasks.translation import read_translation_data
 from transformer_jax.training.objectives import translation_loss
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import abstract_state
@@ -52,7 +53,7 @@ def test_it_loads(name):
         assert "<mask>" in config.sample.prompt
     if name not in OWN_PROGRAMS and config.data.tfds is None:  # a user's text is still to be named
         with pytest.raises(ValueError, match="say what to train on"):
-            (translation.read if config.model.family == "encoder_decoder" else corpus)(config.data)
+            (read_translation_data if config.model.family == "encoder_decoder" else read_corpus)(config.data)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -104,7 +105,7 @@ def dtype_of(name):
 
 
 def test_the_data_of_wmt14_come_from_the_tfds_set(wmt14):
-    pairs, held_out = translation.read(WMT14.data)
+    pairs, held_out = read_translation_data(WMT14.data)
     assert (sorted(pairs), sorted(held_out)) == (sorted(wmt14["train"]), sorted(wmt14["validation"]))
     tokenizer = tj.Tokenizer.train((text for pair in pairs for text in pair), kind=WMT14.data.tokenizer.kind,
                                    vocab_size=300)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
-from experiments import masked_language_model
 from transformer_jax.config import DataConfig, ExperimentConfig
 from transformer_jax.data import LineRows, Masking, masked_evaluation_batches
+from transformer_jax.tasks.masked_language_model import MaskedLanguageModel
 from transformer_jax.training.metrics import read_metrics
 
 WHO, DOES, WHAT = ("the king", "a queen", "my son"), ("saw", "took", "said"), ("the water", "a ship", "my home")
@@ -193,7 +193,7 @@ def test_which_lines_are_held_out(tmp_path, validates):
             json.dumps({"body": "\n\n".join(document)}) + "\n" for document in documents))
     data = DataConfig(path=f"{tmp_path}/book.jsonl", text_key="body", validation_fraction=0.1,
                       validation_path=f"{tmp_path}/other.jsonl" if validates else None)
-    train, held_out = masked_language_model.split(ExperimentConfig(data=data))
+    train, held_out = MaskedLanguageModel(ExperimentConfig(data=data)).read()
     both = parts[0] + parts[1]
     assert (train, held_out) == ((both, parts[2]) if validates else (both[:90], both[90:]))
 

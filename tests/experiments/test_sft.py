@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
-from experiments import cli, fine_tuning
+from experiments import cli
 from transformer_jax.config import ExperimentConfig, LoraConfig
 from transformer_jax.data import (
     PackedConversations,
@@ -18,6 +18,7 @@ from transformer_jax.data import (
     read_demonstrations,
 )
 from transformer_jax.nn.lora import adapted_loss, make_adapters, merge_adapters
+from transformer_jax.tasks.sft import SupervisedFineTuning
 from transformer_jax.training.adapters import load_adapters
 from transformer_jax.training.checkpoint import Checkpoints, tree_digest
 from transformer_jax.training.metrics import read_metrics
@@ -163,11 +164,11 @@ def test_the_overfit_point(tmp_path):
             json.dumps({"step": 10 * number, "validation_loss": loss}) + "\n" for number, loss in enumerate(losses, 1)))
 
     write(3.0, 2.5, 2.4, 2.6, 2.9)
-    assert fine_tuning.overfit_point(tmp_path) == (
+    assert SupervisedFineTuning(ExperimentConfig(), workdir=tmp_path).finish() == (
         f"held-out loss 2.4000 at step 30, the best, kept in {tmp_path}/best (load with step='best'); from there on it "
         "overfits: 2.9000 at step 50")
     write(3.0, 2.5)
-    assert "still falling at the last step: 2.5000" in fine_tuning.overfit_point(tmp_path)
+    assert "still falling at the last step: 2.5000" in SupervisedFineTuning(ExperimentConfig(), workdir=tmp_path).finish()
 
 
 def test_a_workdir_keeps_to_its_base_and_data(program, base, data, tokenizer, tmp_path):

@@ -9,13 +9,16 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 import transformer_jax as tj
-from experiments import runs
-from experiments.telemetry import attention_summaries, watch_attention
+from transformer_jax import tasks
 from transformer_jax.config import ExperimentConfig, MetricsConfig
 from transformer_jax.data import LineRows, PackedPairs, Pairs, Windows
 from transformer_jax.inspection import plots
 from transformer_jax.models.functional import make_model
-from transformer_jax.training.metrics import MetricsWriter, read_metrics
+from transformer_jax.runs.telemetry import WatchAttention
+from transformer_jax.sharding import make_mesh
+from transformer_jax.training.loggers import JsonlLogger, TensorBoardLogger
+from transformer_jax.training.loop import Loop
+from transformer_jax.training.metrics import read_metrics
 
 L, N, LENGTH = 2, 2, 12
 SENTENCES = ["the cat sat", "a cat", "the old cat sat on the mat", "sat", "on a mat sat the cat"]
@@ -71,15 +74,27 @@ def board(workdir):
     return values
 
 
+def loop_at(step, model, loggers):
+    """A training loop after a step, as a hook sees it."""
+    config = ExperimentConfig(steps=20, model=model.config, metrics=MetricsConfig(attention_every=4))
+    return Loop(config, state=None, mesh=make_mesh(devices=jax.devices()[:1]), loggers=loggers, step=step,
+                to_model=lambda params: model)
+
+
+def watcher(family, source, workdir):
+    return WatchAttention(tasks.make(ExperimentConfig(model=tj.ModelConfig(family=family))), source, workdir)
+
+
 @pytest.mark.parametrize("family", KINDS)
 def test_what_is_written_of_every_family(family, tmp_path):
     models, source = make(family)
-    watch, metrics = watch_attention(source, 20), MetricsWriter(tmp_path)
-    before = attention_summaries._cache_size()
+    watch, loggers = watcher(family, source, tmp_path), [JsonlLogger(tmp_path), TensorBoardLogger(tmp_path)]
     for step, model in zip((8, 16, 20), models, strict=True):
-        watch(model, step, metrics)
-    assert attention_summaries._cache_size() == before + 1, "one program, whatever the weights"
-    metrics.close()
+        watch(loop_at(step, model, loggers))
+    watch(loop_at(17, models[0], loggers))  # not due
+    assert watch._summaries._cache_size() == 1, "one program, whatever the weights"
+    for logger in loggers:
+        logger.close()
 
     batch = source[np.arange(min(8, len(source)))]
     lines = read_metrics(tmp_path / "metrics.jsonl")
@@ -109,20 +124,16 @@ def test_what_is_written_of_every_family(family, tmp_path):
 
 def test_pictures_are_brighter_where_values_are_larger():
     class Pictures:
-        path = None
-
         def __init__(self):
             self.heads, self.pictures = {}, {}
 
-        def write_heads(self, step, values):
-            self.heads |= values
-
-        def write_image(self, step, name, pixels):
-            self.pictures[name] = pixels
+        def write(self, step, values):
+            for name, value in values.items():
+                (self.pictures if value.dtype == np.uint8 else self.heads)[name] = value
 
     (model, *_), source = make("decoder")
     seen = Pictures()
-    watch_attention(source, 20)(model, 8, seen)
+    watcher("decoder", source, None)(loop_at(8, model, [seen]))
     assert set(seen.heads) == set(seen.pictures)
     for name, pixels in seen.pictures.items():
         most = {"entropy": math.log(LENGTH), "distance": LENGTH - 1}.get(name.partition("/")[2], 1)
@@ -156,11 +167,9 @@ def lines_of(workdir):
 
 def test_a_watched_run_is_the_run_that_is_not(program, text, tmp_path, final_digest, stop_at):
     every = "--config.metrics.attention_every=3"
-    before = attention_summaries._cache_size()
     for name, arguments in (("off", ()), ("on", (every,))):
         ended = program("train", *TRAIN, f"--config.data.path={text}", f"--workdir={tmp_path / name}", *arguments)
         assert ended.status == 0, ended.err
-    assert attention_summaries._cache_size() == before + 1, "compiled once a run"
     assert final_digest(tmp_path / "on") == final_digest(tmp_path / "off")
     watched = [line for line in lines_of(tmp_path / "on") if "self_attention/entropy" in line]
     assert [line["step"] for line in watched] == [3, 6, 8]
@@ -194,8 +203,13 @@ def test_the_other_families_are_watched(program, text, tmp_path, family):
                for line in watched for name, values in line.items() if name != "step")
 
 
-def test_what_cannot_be_watched():
-    config = ExperimentConfig(metrics=MetricsConfig(attention_every=2))
-    task = runs.Task(train=None, contents=[], summary="", loss_fn=None, evaluate=None, sample=None)
-    with pytest.raises(ValueError, match=r"metrics\.attention_every is for language models and translation"):
-        runs._make_watch(config, task)
+def test_what_cannot_be_watched(program, text, gpt, tmp_path):
+    conversations = tmp_path / "conversations.jsonl"
+    conversations.write_text('{"prompt": "the", "response": "king"}\n' * 20)
+    tokenizer = tj.Tokenizer.train(["the king"], kind="char", chat=True)
+    config = tj.ModelConfig(vocab_size=tokenizer.vocab_size, max_len=32, num_layers=1, num_heads=1, model_dim=8)
+    tj.save(tmp_path / "base", tj.Bundle(model=tj.Decoder(config, key=jax.random.key(0)), tokenizer=tokenizer,
+                                         config=config))
+    ended = program("sft", f"--model={tmp_path / 'base'}", f"--config.data.path={conversations}",
+                    f"--workdir={tmp_path / 'run'}", "--config.metrics.attention_every=2", "--config.sample.every=0")
+    assert "metrics.attention_every is for tasks whose held-out examples can be watched" in ended.error

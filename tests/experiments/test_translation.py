@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import transformer_jax as tj
-from experiments import translation
-from experiments.translation_scores import scores
+from transformer_jax.tasks.translation_scores import scores
 from transformer_jax.decoding.beam import Hypothesis
+from transformer_jax.tasks import translation
 from transformer_jax.training.metrics import read_metrics
 
 WORDS = {"the": "die", "a": "eine", "old": "alte", "red": "rote", "cat": "Katze", "lamp": "Lampe", "sees": "sieht",
@@ -121,7 +121,7 @@ def test_stopped_and_resumed_it_ends_as_the_whole_run(program, whole, runs, corp
 
 def test_the_last_pairs_are_held_out(corpus):
     config = tj.config.DataConfig(path=two(corpus, "train"), validation_fraction=0.25)
-    train, held_out = map(list, translation.read(config))
+    train, held_out = map(list, translation.read_translation_data(config))
     assert train + held_out == [(line, translated(line)) for line in sentences(0, 160)]
     assert (len(train), len(held_out)) == (120, 40)
 
@@ -262,7 +262,7 @@ def test_dates(program, tmp_path, monkeypatch):
 
 
 def test_the_dates_held_out_are_not_among_those_to_train_on():
-    train, held_out = map(list, translation.read(tj.config.DataConfig(generated="dates")))
+    train, held_out = map(list, translation.read_translation_data(tj.config.DataConfig(generated="dates")))
     assert len(train) == 60_000 and len(held_out) == 2_000
     assert not {iso for _, iso in train} & {iso for _, iso in held_out}
 

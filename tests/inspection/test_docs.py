@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from transformer_jax.training.metrics import MetricsWriter
+from transformer_jax.training.loggers import JsonlLogger
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "inspection.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -20,9 +20,9 @@ def values(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     run = folder / "runs" / "shakespeare"
     run.mkdir(parents=True)
-    metrics = MetricsWriter(run)
+    metrics = JsonlLogger(run)
     for step in (100, 200):
-        metrics.write_heads(step, {"self_attention/induction": np.full((3, 4), 1 / step)})
+        metrics.write(step, {"self_attention/induction": np.full((3, 4), 1 / step)})
     metrics.close()
     names, shapes = {}, []
     with contextlib.chdir(folder):

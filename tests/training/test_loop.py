@@ -25,8 +25,8 @@ from transformer_jax.settings import from_dict
 from transformer_jax.sharding import make_mesh
 from transformer_jax.training.checkpoint import Checkpoints, tree_digest
 from transformer_jax.training.errors import Interrupted, NotFiniteError
-from transformer_jax.training.loop import fit
 from transformer_jax.training.metrics import read_metrics
+from transformer_jax.training.session import run_training
 
 CACHE = {"jax_compilation_cache_dir": None, "jax_persistent_cache_min_compile_time_secs": 0.0}
 V, D, STEPS, EPOCH = 11, 8, 23, 7  # batches in an epoch: so that stops fall in the middle of one
@@ -85,13 +85,14 @@ class Batches:
         return next(self._batches)
 
 
-def run(workdir, config=CONFIG, mesh=None, loss_fn=loss_fn, evaluate=None, watch=None, **interruption):
+def run(workdir, config=CONFIG, mesh=None, loss_fn=loss_fn, evaluate=None, hooks=(), **interruption):
     """Trains; validation is the mean of the weights, which anything that changes them changes."""
     samples = []
-    state = fit(config, workdir, make_params=make_params, loss_fn=loss_fn, batches=Batches(config, **interruption),
-                mesh=make_mesh(config.mesh, jax.devices()[:1]) if mesh is None else mesh, files={"name": b"content"},
-                evaluate=evaluate or (lambda params: float(jnp.abs(params["out"][...]).mean())),
-                sample=lambda params, step: samples.append(step), watch=watch)
+    state = run_training(
+        config, workdir, make_params=make_params, loss_fn=loss_fn, batches=Batches(config, **interruption),
+        mesh=make_mesh(config.mesh, jax.devices()[:1]) if mesh is None else mesh, files={"name": b"content"},
+        evaluate=evaluate or (lambda params: {"validation_loss": float(jnp.abs(params["out"][...]).mean())}),
+        show=lambda params, step: samples.append(step), hooks=hooks)
     return state, samples
 
 
@@ -170,15 +171,15 @@ def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(whole, tmp_path,
     assert deterministic(tmp_path) == deterministic(workdir)
 
 
-def watch(params, step, metrics):
-    values_LN = np.asarray(params["out"][...]).reshape(2, -1)
-    metrics.write_heads(step, {"self_attention/entropy": values_LN})
+def watch(loop):
+    if loop.is_due(loop.config.metrics.attention_every):
+        loop.log({"self_attention/entropy": np.asarray(loop.model["out"][...]).reshape(2, -1)})
 
 
 def test_watching_changes_nothing_and_resumes(whole, tmp_path):
     workdir, state, _ = whole
     config = CONFIG.replace(metrics=MetricsConfig(attention_every=7))
-    watched, _ = run(tmp_path / "whole", config, watch=watch)
+    watched, _ = run(tmp_path / "whole", config, hooks=[watch])
     assert tree_digest(watched) == tree_digest(state)
     lines = deterministic(tmp_path / "whole")
     seen = {line["step"]: line["self_attention/entropy"] for line in lines if "self_attention/entropy" in line}
@@ -186,11 +187,12 @@ def test_watching_changes_nothing_and_resumes(whole, tmp_path):
     np.testing.assert_allclose(seen[STEPS], np.asarray(state.params["out"][...]).reshape(2, -1), atol=6e-7)
     assert [line for line in lines if "self_attention/entropy" not in line] == deterministic(workdir)
     with pytest.raises(Interrupted):
-        run(tmp_path / "stopped", config, watch=watch, at=15, call=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    resumed, _ = run(tmp_path / "stopped", config, watch=watch)
+        run(tmp_path / "stopped", config, hooks=[watch], at=15, call=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    resumed, _ = run(tmp_path / "stopped", config, hooks=[watch])
     assert tree_digest(resumed) == tree_digest(state)
     assert deterministic(tmp_path / "stopped") == lines
-    run(tmp_path / "never", watch=lambda *_: pytest.fail("attention_every=0"))
+    run(tmp_path / "never", hooks=[watch])
+    assert deterministic(tmp_path / "never") == deterministic(workdir)
 
 
 def test_stopping_twice_and_before_the_first_step(whole, tmp_path):
@@ -236,7 +238,7 @@ def test_the_best_survives_a_resume(tmp_path):
     step = iter(losses)
 
     def evaluate(params):
-        return losses[next(step)]
+        return {"validation_loss": losses[next(step)]}
 
     with pytest.raises(Interrupted):
         run(tmp_path, at=14, call=lambda: os.kill(os.getpid(), signal.SIGTERM), evaluate=evaluate)
@@ -267,7 +269,7 @@ def test_nine_bad_steps_do_not_end_it(tmp_path):
 
     def evaluate(params):
         seen.append(tree_digest(params))
-        return 1.0
+        return {"validation_loss": 1.0}
 
     def poisoned(params, batch, key):
         loss, weight = loss_fn(params, batch, key)
@@ -280,8 +282,8 @@ def test_nine_bad_steps_do_not_end_it(tmp_path):
             return batch | {"poison": np.full((8, 1), np.nan if bad else 1.0, np.float32)}
 
     config = CONFIG.replace(eval=EvalConfig(every=1), steps=13)
-    state = fit(config, tmp_path, make_params=make_params, loss_fn=poisoned, batches=Poisoned(config), files={},
-                mesh=make_mesh(devices=jax.devices()[:1]), evaluate=evaluate)
+    state = run_training(config, tmp_path, make_params=make_params, loss_fn=poisoned, batches=Poisoned(config),
+                         mesh=make_mesh(devices=jax.devices()[:1]), evaluate=evaluate)
     assert int(state.skipped) == 9 and int(state.skipped_in_a_row) == 0 and int(state.step) == 13
     assert len(set(seen[1:11])) == 1 and len(set(seen)) == 4
     assert [line["skipped"] for line in deterministic(tmp_path) if "loss" in line] == [2, 6, 9, 9]
@@ -313,3 +315,50 @@ def test_saved_on_eight_devices_resumed_on_fewer(tmp_path):
 def test_metadata_tells_the_config_and_the_position(whole):
     assert set(metadata(whole[0])) == {"config", "data", "best_loss"}
     assert from_dict(ExperimentConfig, metadata(whole[0])["config"]) == CONFIG
+
+
+def test_without_a_workdir_a_signal_ends_the_run_with_what_was_learned(whole):
+    state, samples = run(None, at=5, call=lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert int(state.step) == 6 and samples == [4]
+    assert tree_digest(run(None)[0]) == tree_digest(whole[1])
+
+
+def test_hooks_and_loggers_of_ones_own():
+    class Memory:
+        def __init__(self):
+            self.lines, self.closed = [], False
+
+        def write(self, step, values):
+            self.lines.append((step, dict(values)))
+
+        def close(self):
+            self.closed = True
+
+    class Hook:
+        started = None
+
+        def start(self, loop):
+            self.started = loop.step
+
+        def __call__(self, loop):
+            loop.log({"twice": 2.0 * loop.step})
+
+    hook, memory = Hook(), Memory()
+    run_training(CONFIG.replace(steps=5), make_params=make_params, loss_fn=loss_fn, batches=Batches(CONFIG),
+                 mesh=make_mesh(devices=jax.devices()[:1]), hooks=[hook], loggers=[memory])
+    assert hook.started == 0 and memory.closed
+    assert [(step, values["twice"]) for step, values in memory.lines if "twice" in values] == [
+        (step, 2.0 * step) for step in range(1, 6)]
+    assert [step for step, values in memory.lines if "loss" in values] == [4, 5]
+
+
+def test_batches_without_a_position_cannot_be_resumed(tmp_path):
+    def endless():
+        while True:
+            yield next(source)
+
+    source = Batches(CONFIG)
+    common = dict(make_params=make_params, loss_fn=loss_fn, mesh=make_mesh(devices=jax.devices()[:1]))
+    run_training(CONFIG.replace(steps=2), tmp_path, batches=endless(), **common)
+    with pytest.raises(ValueError, match="an iterator without get_state and set_state"):
+        run_training(CONFIG, tmp_path, batches=endless(), **common)

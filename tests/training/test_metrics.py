@@ -12,7 +12,23 @@ from tensorboardX.proto.event_pb2 import Event
 from transformer_jax.config import ModelConfig
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.functional import count_parameters, make_model
-from transformer_jax.training.metrics import MetricsWriter, flops_per_token, plot_losses, read_metrics
+from transformer_jax.training.loggers import JsonlLogger, TensorBoardLogger
+from transformer_jax.training.metrics import flops_per_token, plot_losses, read_metrics
+
+
+class Writer:
+    """Both loggers of a workdir."""
+
+    def __init__(self, directory, start_step=0):
+        self._loggers = JsonlLogger(directory, start_step), TensorBoardLogger(directory, start_step)
+
+    def write(self, step, **values):
+        for logger in self._loggers:
+            logger.write(step, values)
+
+    def close(self):
+        for logger in self._loggers:
+            logger.close()
 
 
 def board(directory):
@@ -32,7 +48,7 @@ def scalars(directory):
 
 
 def test_jsonl_and_tensorboard_say_the_same(tmp_path):
-    writer = MetricsWriter(tmp_path)
+    writer = Writer(tmp_path)
     writer.write(1, loss=2.5, learning_rate=0.25)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.5, "learning_rate": 0.25}\n'  # at once
     writer.write(2, validation_loss=1.5)
@@ -43,11 +59,11 @@ def test_jsonl_and_tensorboard_say_the_same(tmp_path):
 
 
 def test_heads_have_a_line_and_a_curve_each(tmp_path):
-    writer = MetricsWriter(tmp_path)
+    writer = Writer(tmp_path)
     values_LN = np.array([[0.25, 1 / 3, 2.0], [0.0, 1e-7, np.float32(0.1)]], np.float32)
     picture = np.random.default_rng(0).integers(256, size=(6, 9, 3), dtype=np.uint8)
-    writer.write_heads(7, {"self_attention/entropy": values_LN, "self_attention/sink": values_LN[:, :1]})
-    writer.write_image(7, "self_attention/entropy", picture)
+    writer.write(7, **{"self_attention/entropy": values_LN, "self_attention/sink": values_LN[:, :1]})
+    writer.write(7, **{"self_attention/entropy": picture})
     writer.close()
     assert (tmp_path / "metrics.jsonl").read_text() == (
         '{"step": 7, "self_attention/entropy": [[0.25, 0.333333, 2.0], [0.0, 0.0, 0.1]], '
@@ -65,7 +81,7 @@ def test_heads_have_a_line_and_a_curve_each(tmp_path):
 
 def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path):
     for start, steps in ((0, range(1, 8)), (4, range(5, 10))):
-        writer = MetricsWriter(tmp_path, start)
+        writer = Writer(tmp_path, start)
         for step in steps:
             writer.write(step, loss=float(step + 100 * start))
         writer.close()

@@ -23,8 +23,18 @@ from transformer_jax.settings import check_field_names, check_positive, require
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """Everything that decides a training run; the same config and seed give the same losses."""
+    """Everything that decides a training run; the same config and seed give the same losses.
 
+    Attributes:
+      task: what the model learns, a name of ``tj.tasks``; ``None``: the first task of the model's family, which is
+        ``language_model``, ``masked_language_model``, ``translation`` or ``reward``.
+      seed: of the weights, the order of the data, dropout and samples.
+      steps: updates of the weights.
+      batch_size: rows a step, over all devices.
+      log_every: steps between two lines of metrics.
+    """
+
+    task: str | None = None
     seed: int = 0
     steps: int = 2000
     batch_size: int = 12

@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
+from transformer_jax import tasks
 from transformer_jax.config import ExperimentConfig
 from transformer_jax.models.functional import make_model
 from transformer_jax.sharding import batch_sharding, make_mesh
 from transformer_jax.training.chips import CHIPS, Chip, get_chip
 from transformer_jax.training.metrics import attention_flops_per_token, flops_per_token
-from transformer_jax.training.objectives import masked_token_loss, next_token_loss, translation_loss
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import TrainState, abstract_state
 from transformer_jax.training.step import make_train_step
@@ -24,7 +23,6 @@ from transformer_jax.training.step import make_train_step
 # Of a device's memory; the rest is for the runtime, its programs and gaps between arrays.
 USABLE = 0.9
 _GB = 1e9
-_LOSSES = {"decoder": next_token_loss, "encoder": masked_token_loss, "encoder_decoder": translation_loss}
 _ATTEMPTS = 4
 
 
@@ -117,7 +115,7 @@ def preflight(config: ExperimentConfig, batch: int | Mapping[str, Any] | None = 
       search: also find the largest batch, which compiles the step a few times more.
 
     Raises:
-      ValueError: for a family that has no single loss, an unknown device, or a vocabulary that is not known.
+      ValueError: for a task whose batches have no known shape, an unknown device, or a vocabulary that is not known.
     """
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     kind = mesh.devices.flat[0].device_kind
@@ -139,38 +137,27 @@ def preflight(config: ExperimentConfig, batch: int | Mapping[str, Any] | None = 
 
 
 def batch_shapes(config: ExperimentConfig, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of full rows of the config's family."""
-    B, T = batch_size, config.model.max_len
-    family, int32 = config.model.family, np.dtype(np.int32)
-    if family == "encoder":
-        P = math.ceil(config.data.mask_probability * T)
-        fields = {"tokens": (T, int32), "segment_ids": (T, int32), "masked_positions": (P, int32),
-                  "masked_targets": (P, int32), "masked_weights": (P, np.dtype(np.float32))}
-    else:
-        fields = {name: (T, int32) for name in ("tokens", "targets", "segment_ids")}
-    if family == "encoder_decoder":
-        fields |= {"source": (T, int32), "source_segment_ids": (T, int32), "weights": (T, np.dtype(np.float32))}
-    return {name: jax.ShapeDtypeStruct((B, length), dtype) for name, (length, dtype) in fields.items()}
+    """The shapes of a batch of full rows of the config's task."""
+    return tasks.make(config).batch_shapes(batch_size)
 
 
 def lower_train_step(config: ExperimentConfig, batch: Mapping[str, jax.ShapeDtypeStruct],
                      mesh: Mesh) -> tuple[jax.stages.Lowered, TrainState]:
     """The training step of a config for the devices of a mesh, which need not be here, and the state's shapes."""
     optimizer = make_optimizer(config.optim, config.steps)
-    loss_fn = _LOSSES[config.model.family](config.loss)
+    task = tasks.make(config)
     with jax.set_mesh(mesh):
         state = abstract_state(lambda key: make_model(config.model, key=key), optimizer, mesh)
         sharding = batch_sharding(mesh)
         placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in batch.items()}
-        step = make_train_step(loss_fn, optimizer, config.optim.accumulation, config.optim.gradient_dtype)
+        step = make_train_step(task.loss, optimizer, config.optim.accumulation, config.optim.gradient_dtype)
         return step.lower(state, placed), state
 
 
 def _complete(config: ExperimentConfig) -> Any:
     model = config.model
-    if model.family not in _LOSSES or config.lora.rank:
-        raise ValueError(f"preflight knows the training of {', '.join(_LOSSES)} with all weights, not "
-                         f"family={model.family!r} with lora.rank={config.lora.rank}")
+    if config.lora.rank:
+        raise ValueError(f"preflight knows the training of all weights, not of adapters: lora.rank={config.lora.rank}")
     if model.vocab_size is None and config.data.tokenizer.vocab_size is None:
         raise ValueError("the size of the vocabulary is not known before the text is; set model.vocab_size")
     return model if model.vocab_size is not None else model.replace(vocab_size=config.data.tokenizer.vocab_size)
@@ -233,7 +220,8 @@ def _recomputed(config: ExperimentConfig, num_parameters: int, shapes: Mapping[s
     attention = attention_flops_per_token(model) / 3
     layers = forward - 2 * model.vocab_size * model.model_dim * (model.family != "encoder")
     again = {"none": 0.0, "dots": attention, "offload": attention, "full": layers}[model.remat]
-    predicted = shapes["masked_targets" if model.family == "encoder" else "targets"].size
+    # A task without targets among its batches computes no logits that this library would walk in chunks.
+    predicted = max((shapes[name].size for name in ("masked_targets", "targets") if name in shapes), default=0)
     if predicted // config.optim.accumulation * model.vocab_size >= config.loss.most_logits:
         again += 2 * model.vocab_size * model.model_dim * predicted / shapes["tokens"].size
     return again

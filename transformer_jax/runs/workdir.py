@@ -50,7 +50,7 @@ class Workdir:
         return tokenizer_from_bytes((self.path / TOKENIZER_FILE).read_bytes())
 
     def check_contents(self, contents: Sequence[str], has_base: bool) -> None:
-        """Raises ValueError when data, or the model to start from (the last digest), are not those of the first start."""
+        """Raises ValueError when data, or the model to start from (the last digest), differ from the first start's."""
         if self.record is None or self.record["contents"] == list(contents):
             return
         same_data = self.record["contents"][:-1] == list(contents)[:-1]
@@ -70,8 +70,8 @@ def _check_config(path: pathlib.Path, old: ExperimentConfig, new: ExperimentConf
     if old.task is None:  # the record of a version that kept the task in the program
         changed = [line for line in changed if not line.startswith("task:")]
     if changed:
-        raise ValueError(f"{path} holds a run with another config ({'; '.join(changed)}); use another --workdir, or the "
-                         "same settings to resume")
+        raise ValueError(f"{path} holds a run with another config ({'; '.join(changed)}); use another --workdir, or "
+                         "the same settings to resume")
 
 
 @contextlib.contextmanager

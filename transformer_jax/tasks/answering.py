@@ -37,9 +37,12 @@ class AnsweringTask(Task):
         check_can_answer(base)
         return base
 
-    def read(self, data: Sequence[Any] | None = None) -> tuple[Sequence[Any], Sequence[Any]]:
+    def read(self, data: Sequence[Any] | None = None,
+             held_out: Sequence[Any] | None = None) -> tuple[Sequence[Any], Sequence[Any]]:
         """The examples of the file that the config names, and those held out."""
         settings, read_file = self.config.data, type(self).read_file
+        if held_out is not None:
+            return list(data), list(held_out)
         if data is not None:
             return split(list(data), settings.validation_fraction, self.examples)
         if settings.path is None or settings.tfds is not None or settings.generated is not None:

@@ -80,18 +80,20 @@ class Task:
         """
         return base
 
-    def read(self, data: Any = None) -> tuple[Any, Any]:
+    def read(self, data: Any = None, held_out: Any = None) -> tuple[Any, Any]:
         """The examples to learn from and those held out, not yet tokenized.
 
         Args:
-          data: examples, of which the last ``config.data.validation_fraction`` are held out; ``None``: what
-            ``config.data`` names.
+          data: examples; ``None``: what ``config.data`` names.
+          held_out: examples to evaluate on; ``None``: the last ``config.data.validation_fraction`` of ``data``.
 
         Raises:
           ValueError: for settings that name no data, or too few examples.
         """
         if data is None:
             raise ValueError(f"the task {self.name!r} reads no files; pass its examples, as in tj.train(config, data)")
+        if held_out is not None:
+            return list(data), list(held_out)
         return split(list(data), self.config.data.validation_fraction, "examples")
 
     def texts(self, examples: Any) -> Iterable[str]:
@@ -153,9 +155,9 @@ class Task:
         """What the model can do, as text for the terminal; ``None``: nothing to show."""
         return None
 
-    def finish(self) -> dict[str, float]:
-        """Called once after training in a workdir; returns numbers to report."""
-        return {}
+    def finish(self) -> str | None:
+        """Called once after training in a workdir, to complete what is kept there; returns text for the terminal."""
+        return None
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a batch of full rows, from which preflight computes memory and operations.

@@ -43,12 +43,13 @@ class LanguageModel(Task):
     name = "language_model"
     family = "decoder"
 
-    def read(self, data: Iterable[str] | None = None) -> tuple[Iterable[str], Iterable[str] | None]:
+    def read(self, data: Iterable[str] | None = None,
+             held_out: Iterable[str] | None = None) -> tuple[Iterable[str], Iterable[str] | None]:
         """The documents, and those to validate on; ``None``: a part of the tokens is held out instead."""
         settings = self.config.data
         documents = read_corpus(settings) if data is None else list(data)
-        held_out = None if settings.validation_path is None else read_documents(settings.validation_path,
-                                                                                key=settings.text_key)
+        if held_out is None and settings.validation_path is not None:
+            held_out = read_documents(settings.validation_path, key=settings.text_key)
         return documents, held_out
 
     def prepare(self, examples: Iterable[str], held_out: Iterable[str] | None, tokenizer: Tokenizer,
@@ -99,7 +100,8 @@ class LanguageModel(Task):
         with tempfile.TemporaryDirectory() as directory:
             file = TokenFile.build(documents, bundle.tokenizer, directory)
             length = min(bundle.config.max_len, len(file.tokens) - 1)
-            windows = Windows(file.tokens, length, end_of_text_id=file.end_of_text_id if file.num_documents > 1 else None)
+            windows = Windows(file.tokens, length,
+                              end_of_text_id=file.end_of_text_id if file.num_documents > 1 else None)
             eval_step = make_eval_step(next_token_loss())
             total = weight = 0.0
             batches = math.ceil((len(file.tokens) - 1) / (length * batch_size))

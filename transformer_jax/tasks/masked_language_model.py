@@ -39,16 +39,18 @@ class MaskedLanguageModel(Task):
     name = "masked_language_model"
     family = "encoder"
 
-    def read(self, data: Iterable[str] | None = None) -> tuple[list[str], list[str]]:
+    def read(self, data: Iterable[str] | None = None,
+             held_out: Iterable[str] | None = None) -> tuple[list[str], list[str]]:
         """The lines to train on, and those held out."""
         settings = self.config.data
         if self.config.sample.every and MASK not in self.config.sample.prompt:
             raise ValueError(f"sample.prompt={self.config.sample.prompt!r} has no {MASK} to fill in; set one, or "
                              "sample.every=0")
         documents = read_corpus(settings) if data is None else list(data)
-        if settings.validation_path is None:
+        if held_out is None and settings.validation_path is None:
             return split_lines(documents, settings.validation_fraction)
-        held_out = read_documents(settings.validation_path, key=settings.text_key)
+        if held_out is None:
+            held_out = read_documents(settings.validation_path, key=settings.text_key)
         return text_lines(documents), text_lines(held_out)
 
     def prepare(self, examples: list[str], held_out: list[str], tokenizer: Tokenizer,

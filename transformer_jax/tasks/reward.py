@@ -84,8 +84,8 @@ class RewardModeling(AnsweringTask):
         return {"accuracy": float((0.5 + 0.5 * np.sign(margins)).mean()), "margin": float(margins.mean()),
                 "calibration_error": expected_calibration_error(margins), "comparisons": len(rankings)}
 
-    def finish(self) -> dict[str, float]:
-        """Writes the mean and spread of its scores into the best model, and measures it on the held-out comparisons."""
+    def finish(self) -> str:
+        """Writes the mean and spread of its scores into the best model; one line on the held-out comparisons."""
         bundle = load(self.workdir, step="best")
         train = Rankings.build(self._examples[0], bundle.tokenizer, bundle.config.max_len)
         model = normalized(bundle.model, _scores(bundle.model, train)[train.ranks_NK > 0])
@@ -93,7 +93,9 @@ class RewardModeling(AnsweringTask):
             best.save(bundle.step, {"params": model}, metadata={"config": to_dict(bundle.experiment)},
                       files={TOKENIZER_FILE: bundle.tokenizer.to_bytes()})
         bundle = Bundle(model=model, tokenizer=bundle.tokenizer, config=bundle.config, step=bundle.step)
-        return self.measure(bundle, self._examples[1]) | {"step": bundle.step}
+        found = self.measure(bundle, self._examples[1])
+        return (f"the best, of step {bundle.step}, orders {found['accuracy']:.1%} of the pairs held out as they are; "
+                f"mean margin {found['margin']:.3f}, calibration error {found['calibration_error']:.3f}")
 
     def next_command(self, workdir: str) -> str:
         """Train a policy by this reward."""

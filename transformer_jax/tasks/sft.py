@@ -74,12 +74,15 @@ class SupervisedFineTuning(AnsweringTask):
         return {"loss": loss["validation_loss"], "perplexity": math.exp(loss["validation_loss"]),
                 "conversations": len(data)}
 
-    def finish(self) -> dict[str, float]:
-        """The step with the lowest held-out loss, that loss, and that of the last step."""
+    def finish(self) -> str:
+        """One line on where the held-out loss was lowest, and how it went on."""
         losses = [(line["validation_loss"], line["step"]) for line in read_metrics(self.workdir / "metrics.jsonl")
                   if "validation_loss" in line]
-        (best, step), (last, _) = min(losses), losses[-1]
-        return {"best_step": step, "best_validation_loss": best, "last_validation_loss": last}
+        (best, step), (last, end) = min(losses), losses[-1]
+        if step == end:
+            return f"the held-out loss was still falling at the last step: {best:.4f}; more steps may help"
+        return (f"held-out loss {best:.4f} at step {step}, the best, kept in {self.workdir}/best (load with "
+                f"step='best'); from there on it overfits: {last:.4f} at step {end}")
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Full rows of packed conversations."""

@@ -41,13 +41,15 @@ class Translation(Task):
     name = "translation"
     family = "encoder_decoder"
 
-    def read(self, data: Iterable[tuple[str, str]] | None = None) -> tuple[Pairs, Pairs]:
+    def read(self, data: Iterable[tuple[str, str]] | None = None,
+             held_out: Iterable[tuple[str, str]] | None = None) -> tuple[Pairs, Pairs]:
         """The pairs to train on, and those held out."""
         settings = self.config.data
         if data is None:
             return read_translation_data(settings)
-        train, held_out = split(list(data), settings.validation_fraction, "pairs")
-        return Pairs(train), Pairs(held_out)
+        if held_out is not None:
+            return Pairs(list(data)), Pairs(list(held_out))
+        return tuple(map(Pairs, split(list(data), settings.validation_fraction, "pairs")))
 
     def texts(self, examples: Pairs) -> list[str]:
         """Both sides of every pair."""

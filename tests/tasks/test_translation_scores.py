@@ -7,7 +7,7 @@ import sys
 import pytest
 import sacrebleu
 
-from experiments.translation_scores import moses_tokenised, scores
+from transformer_jax.tasks.translation_scores import moses_tokenised, scores
 
 REFERENCES = ["Ein Hund rennt über die grüne Wiese.", "Zwei Männer sitzen auf einer Bank.",
               "Es regnet seit 3,5 Stunden!"]

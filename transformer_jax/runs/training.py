@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from transformer_jax import recipes, tasks
 from transformer_jax.config import DataConfig, ExperimentConfig, ModelConfig, TokenizerConfig
@@ -39,8 +40,8 @@ _TUNABLE = ("dropout", "attention_dropout")
 
 
 def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[str] | None = None,
-          steps: int | None = None, workdir: str | pathlib.Path | None = None, base: Bundle | None = None,
-          tokenizer: Tokenizer | None = None, task: Callable[..., Task] | None = None, hooks: Sequence[Hook] = (),
+          held_out: Sequence[Any] | None = None, steps: int | None = None,
+          workdir: str | pathlib.Path | None = None, base: Bundle | None = None, tokenizer: Tokenizer | None = None, task: Callable[..., Task] | None = None, hooks: Sequence[Hook] = (),
           loggers: Sequence[MetricLogger] = (), optimizer: optax.GradientTransformation | None = None,
           mesh: Mesh | None = None) -> Bundle:
     """Trains a model and returns it with its tokenizer.
@@ -52,6 +53,8 @@ def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[s
         resumed if it has ``get_state`` and ``set_state``, as iterators of grain have. ``None``: what ``config.data``
         names.
       texts: the same as ``data``, for a list of texts.
+      held_out: examples to evaluate on, where ``data`` are examples; by default the last
+        ``config.data.validation_fraction`` of them.
       steps: in place of ``config.steps``.
       workdir: where checkpoints, metrics and the tokenizer go; the same call again resumes the run with the bits that
         it would have had. ``None``: nothing is written.
@@ -74,6 +77,8 @@ def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[s
     config = recipes.get(config) if isinstance(config, str) else config
     config = config if steps is None else config.replace(steps=steps)
     config, data = _with_data(config, data, texts)
+    if held_out is not None and (data is None or hasattr(data, "__next__")):
+        raise ValueError("held_out goes with examples in data; for files set config.data.validation_path")
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     _check_batch(config, mesh)
     make_task = tasks.get(tasks.name_of(config)) if task is None else task
@@ -86,7 +91,7 @@ def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[s
             directory = Workdir(place, config)
         preparing = stack.enter_context(contextlib.ExitStack())
         preparing.enter_context(first_before_others("prepared"))
-        run = _prepare(config, data, place, directory, base, tokenizer, make_task, mesh)
+        run = _prepare(config, data, held_out, place, directory, base, tokenizer, make_task, mesh)
         preparing.close()
         return _fit(run, None if directory is None else place, mesh, hooks, loggers, optimizer)
 
@@ -137,8 +142,8 @@ def _with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None)
     return config, data
 
 
-def _prepare(config: ExperimentConfig, data: Any, place: pathlib.Path, directory: Workdir | None, base: Bundle | None,
-             tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh) -> _Run:
+def _prepare(config: ExperimentConfig, data: Any, held_out: Any, place: pathlib.Path, directory: Workdir | None,
+             base: Bundle | None, tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh) -> _Run:
     options = {"workdir": None if directory is None else place}
     task = make_task(config, base=base, **options)
     if task.needs_base and base is None:
@@ -146,7 +151,7 @@ def _prepare(config: ExperimentConfig, data: Any, place: pathlib.Path, directory
     started = None if base is None else task.start_from(base)
     if hasattr(data, "__next__"):
         return _of_batches(config, data, started, tokenizer, make_task, mesh, options)
-    examples, held_out = task.read(data)
+    examples, held_out = task.read(data, held_out)
     if started is not None:
         tokenizer = started.tokenizer
     elif directory is not None and directory.record is not None:
@@ -203,7 +208,7 @@ def _fit(run: _Run, workdir: pathlib.Path | None, mesh: Mesh, hooks: Sequence[Ho
         def show(model: Any, step: int) -> None:
             text = task.show(model, step, data)
             if text is not None and is_first():
-                print(f"--- step {step} ---\n{text}\n")
+                tqdm.write(f"--- step {step} ---\n{text}\n")
         if task.shows_base:
             show(run.base.model, 0)
     if config.metrics.attention_every:
@@ -213,6 +218,10 @@ def _fit(run: _Run, workdir: pathlib.Path | None, mesh: Mesh, hooks: Sequence[Ho
         config, workdir, make_params=run.learner.make_params, loss_fn=run.learner.to_loss(task.loss),
         batches=run.batches, mesh=mesh, to_model=run.learner.to_model, files=files | dict(run.learner.files),
         evaluate=_evaluation(run), show=show, follow=data.follow, hooks=hooks, loggers=loggers, optimizer=optimizer)
+    if workdir is not None and is_first():
+        text = task.finish()
+        if text is not None:
+            print(text)
     return Bundle(model=run.learner.to_model(state.params), tokenizer=run.tokenizer, config=config.model,
                   step=int(state.step), experiment=config)
 

@@ -1,0 +1,155 @@
+"""What a researcher does from Python, with ``transformer_jax`` alone: train, evaluate, tasks and loops of one's own."""
+
+import dataclasses
+import math
+import os
+import random
+import signal
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import transformer_jax as tj
+from transformer_jax.config import CheckpointConfig, EvalConfig, OptimConfig, SampleConfig
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "dogs"]
+CONFIG = tj.ExperimentConfig(
+    steps=12, batch_size=8, log_every=4, optim=OptimConfig(peak_lr=0.01, warmup_steps=2),
+    model=tj.ModelConfig(max_len=16, num_layers=1, num_heads=2, model_dim=16), eval=EvalConfig(every=6, batch_size=8),
+    checkpoint=CheckpointConfig(every=5), sample=SampleConfig(every=0))
+
+
+@pytest.fixture(scope="module")
+def texts():
+    draw = random.Random(0)
+    return [" ".join(draw.choices(WORDS, k=12)) for _ in range(60)]
+
+
+@pytest.fixture(scope="module")
+def bundle(texts):
+    return tj.train(CONFIG, texts=texts)
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_a_notebook_trains_on_its_own_texts(bundle, texts):
+    assert bundle.step == 12 and bundle.config.vocab_size == bundle.tokenizer.vocab_size
+    assert bundle.experiment.model == bundle.config
+    text = tj.generate(bundle.model, "the", tokenizer=bundle.tokenizer, key=jax.random.key(0), max_new_tokens=4).texts
+    assert len(text) == 1
+    found = tj.evaluate(bundle, texts[:5])
+    assert found["loss"] < math.log(bundle.config.vocab_size)
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] * found["tokens"] / math.log(2) / found["bytes"])
+
+
+def test_the_same_call_with_a_workdir_resumes_and_learns_the_same(bundle, texts, tmp_path):
+    hook = Stopper(7)
+    with pytest.raises(tj.training.Interrupted):
+        tj.train(CONFIG, texts=texts, workdir=tmp_path / "run", hooks=[hook])
+    resumed = tj.train(CONFIG, texts=texts, workdir=tmp_path / "run")
+    assert same(resumed.model, bundle.model) and same(tj.load(tmp_path / "run").model, bundle.model)
+    with pytest.raises(ValueError, match="holds a run with another config"):
+        tj.train(CONFIG.replace(seed=1), texts=texts, workdir=tmp_path / "run")
+    with pytest.raises(ValueError, match="the text is not the one"):
+        tj.train(CONFIG, texts=texts[1:], workdir=tmp_path / "run")
+
+
+class Stopper:
+    """Ctrl-C after a step."""
+
+    def __init__(self, step):
+        self._step = step
+
+    def __call__(self, loop):
+        if loop.step == self._step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_returns_what_was_learned(texts):
+    assert tj.train(CONFIG, texts=texts, hooks=[Stopper(3)]).step == 4
+
+
+def test_a_path_a_config_by_name_and_steps(texts, tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("\n".join(texts))
+    trained = tj.train(CONFIG, data=path, steps=3)
+    assert trained.step == 3 and trained.experiment.data.path == str(path)
+    with pytest.raises(ValueError, match=r"quickstart"):
+        tj.train("quickstar", texts=texts)
+
+
+def test_an_iterator_of_batches(bundle):
+    def batches():
+        draw = np.random.default_rng(0)
+        while True:
+            tokens = draw.integers(5, size=(8, 17)).astype(np.int32)
+            yield {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+
+    trained = tj.train(CONFIG, batches(), tokenizer=bundle.tokenizer, steps=3)
+    assert trained.step == 3 and trained.tokenizer is bundle.tokenizer
+    with pytest.raises(ValueError, match=r"set model\.vocab_size, or pass tokenizer"):
+        tj.train(CONFIG, batches())
+
+
+def test_a_loop_of_ones_own_learns_what_train_learns(bundle, texts, tmp_path):
+    config = CONFIG.replace(model=bundle.config)
+    task = tj.tasks.make(config)
+    data = task.prepare(*task.read(texts), bundle.tokenizer, tmp_path)
+    optimizer = tj.training.make_optimizer(config.optim, config.steps)
+    state, step = tj.init_training(config, task), tj.make_train_step(task.loss, optimizer)
+    batches = tj.data.make_batches(data.train, batch_size=config.batch_size, seed=config.seed)
+    with jax.set_mesh(tj.sharding.make_mesh(devices=jax.devices()[:1])):
+        for _ in range(config.steps):
+            state, metrics = step(state, tj.training.to_devices(next(batches)))
+    assert math.isfinite(float(metrics["loss"])) and len(jax.devices()) > 1
+    # tj.train divides the batch over all devices, which sums in another order.
+    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(bundle.model), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_any_optax_transformation(texts):
+    still = tj.train(CONFIG, texts=texts, optimizer=optax.sgd(0.0), steps=2)
+    start = tj.init_training(CONFIG.replace(model=still.config))
+    assert same(still.model, start.params)
+
+
+def test_what_is_wrong_is_said_in_one_line(texts):
+    with pytest.raises(ValueError, match="starts from a trained model"):
+        tj.train(CONFIG.replace(task="sft"), texts)
+    with pytest.raises(ValueError, match="did you mean 'translation'"):
+        tj.train(CONFIG.replace(task="translaton"), texts)
+    with pytest.raises(ValueError, match="texts is one string"):
+        tj.train(CONFIG, texts="a text")
+    with pytest.raises(ValueError, match="two names of the same argument"):
+        tj.train(CONFIG, texts, texts=texts)
+    with pytest.raises(ValueError, match="say what to train on"):
+        tj.train(CONFIG)
+
+
+def test_translation_and_masked_tokens_by_the_same_call(texts):
+    pairs = [(text, text.upper()) for text in texts]
+    model = dataclasses.replace(CONFIG.model, family="encoder_decoder", max_len=80, num_encoder_layers=None,
+                                num_decoder_layers=None)
+    translator = tj.train(CONFIG.replace(model=model, steps=2), pairs)
+    found = tj.evaluate(translator, pairs[:2], beam_size=1)
+    assert found["sentences"] == 2 and 0 <= found["exact"] <= 1
+    encoder = tj.train(CONFIG.replace(model=CONFIG.model.replace(family="encoder"), steps=2), texts)
+    with pytest.raises(ValueError, match="say what to train on"):
+        tj.evaluate(encoder, texts[:2])  # counts are taken from the run's own text, which no file holds
+
+
+def test_every_task_says_what_its_batches_are_or_why_not():
+    for name in tj.tasks.names():
+        task = tj.tasks.get(name)
+        config = CONFIG.replace(task=name, model=CONFIG.model.replace(family=task.family, vocab_size=30))
+        try:
+            shapes = task(config).batch_shapes(3)
+        except ValueError as error:
+            assert name in str(error)
+        else:
+            assert all(shape.shape[0] == 3 for shape in shapes.values())

@@ -1,0 +1,3 @@
+def get(name):
+    from experiments import cli
+    return cli.named(name)
