@@ -13,9 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 import transformer_jax as tj
-from experiments import cli, masked_language_model, runs, translation
+from experiments import masked_language_model, runs, translation
 from experiments.huggingface_peers import marian_beam_search, roberta_training, write_marian
 from experiments.timing import OtherProcess, take_turns
+from transformer_jax import recipes
 from transformer_jax.config import OptimConfig
 from transformer_jax.data import LineRows, Masking, Tokenizer, make_batches, masked_evaluation_batches
 from transformer_jax.interop.huggingface import to_huggingface
@@ -34,7 +35,7 @@ _BATCH_SIZE, _NUM_BATCHES = 16, 32
 
 def mlm(book: str, steps: int) -> list[dict]:
     """RoBERTa at the size of ``book_mlm``, ours and theirs, from the same weights, ten steps in turn."""
-    config = cli.named("book_mlm")
+    config = recipes.get("book_mlm")
     model = tj.presets.get("roberta-base").replace(
         vocab_size=None, position_offset=1, init_std=config.model.init_std,
         **{name: getattr(config.model, name) for name in _SIZES})

@@ -16,7 +16,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from transformer_jax.runs.preflight import batch_shapes, lower_train_step
 
 import transformer_jax as tj
 from transformer_jax.config import ExperimentConfig, MeshConfig, ModelConfig, OptimConfig
@@ -24,6 +23,7 @@ from transformer_jax.decoding.logits import Settings
 from transformer_jax.decoding.loop import decode, prefill
 from transformer_jax.models.functional import make_model
 from transformer_jax.nn.stack import unstack
+from transformer_jax.runs.preflight import batch_shapes, lower_train_step
 from transformer_jax.sharding import make_mesh
 from transformer_jax.training.chips import get_chip
 from transformer_jax.training.metrics import flops_per_token

@@ -57,11 +57,12 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "AttentionMask", "BeamSearch", "Bundle", "Comparison", "Decoder", "Encoder", "EncoderDecoder", "ExperimentConfig",
-    "Generation", "Inspection", "KVCache", "LoraConfig", "Message", "ModelConfig", "Output", "RewardModel",
-    "Sampling", "Task", "Tokenizer", "Trace", "adapted_loss", "alignment", "beam_search", "config", "count_parameters",
-    "data", "decoding", "embed", "evaluate", "fill_mask", "forward", "from_huggingface", "generate", "init_training",
-    "inspect_text", "inspection", "interop", "load", "load_adapters", "make_adapters", "make_train_step", "merge_adapters", "models", "nn", "ops", "preflight",
-    "presets", "recipes", "runs", "save", "save_adapters", "score", "sharding", "similarity", "stream", "tasks", "to_huggingface", "trace",
-    "train", "training",
+    "AttentionMask", "BeamSearch", "Bundle", "Comparison", "Decoder", "Encoder", "EncoderDecoder",
+    "ExperimentConfig", "Generation", "Inspection", "KVCache", "LoraConfig", "Message", "ModelConfig", "Output",
+    "RewardModel", "Sampling", "Task", "Tokenizer", "Trace", "adapted_loss", "alignment", "beam_search", "config",
+    "count_parameters", "data", "decoding", "embed", "evaluate", "fill_mask", "forward", "from_huggingface",
+    "generate", "init_training", "inspect_text", "inspection", "interop", "load", "load_adapters", "make_adapters",
+    "make_train_step", "merge_adapters", "models", "nn", "ops", "preflight", "presets", "recipes", "runs", "save",
+    "save_adapters", "score", "sharding", "similarity", "stream", "tasks", "to_huggingface", "trace", "train",
+    "training",
 ]

@@ -57,9 +57,12 @@ def program(monkeypatch, capfd):
         except SystemExit as end:
             status = end.code or 0
         finally:
-            for flag in list(flags.FLAGS):  # those of the program, which is "the main module"
-                if flags.FLAGS.find_module_defining_flag(flag) == name or flag.split(".")[0] == "config":
+            for flag in list(flags.FLAGS):  # those of the program, which the next one may define anew
+                home = flags.FLAGS.find_module_defining_flag(flag)
+                if home == name or home.startswith("transformer_jax.cli") or flag.split(".")[0] == "config":
                     delattr(flags.FLAGS, flag)
+            for module in [module for module in sys.modules if module.startswith("transformer_jax.cli.")]:
+                del sys.modules[module]
         return Ended(status, *capfd.readouterr())
 
     return run

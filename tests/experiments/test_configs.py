@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
-from experiments import cli
+from transformer_jax import recipes
 from transformer_jax.config import ExperimentConfig, MeshConfig
 from transformer_jax.data import PackedPairs, make_batches
 from transformer_jax.models.functional import make_model
@@ -33,7 +33,7 @@ FAMILIES = {
 }
 OWN_PROGRAMS = ("quickstart", "dates")
 STAGES = {"reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "ppo", "sft_instructions": "sft", "sft_faquad": "sft"}
-FOLDER = pathlib.Path(cli.__file__).parent / "configs"
+FOLDER = pathlib.Path(recipes.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 
 
@@ -43,7 +43,7 @@ def test_the_names_that_others_rely_on():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_loads(name):
-    config = cli.named(name)
+    config = recipes.get(name)
     assert isinstance(config, ExperimentConfig)
     assert config.model.family == FAMILIES.get(name, config.model.family)
     # The vocabulary is the tokenizer's; an encoder alone may have room for more.
@@ -72,14 +72,14 @@ def test_its_docstring_says_how_to_run_it(name):
     for command in commands:
         assert importlib.util.find_spec(command[2]), command
         for path in re.findall(r"--config\.([\w.]+)=", " ".join(command)):
-            functools.reduce(getattr, path.split("."), cli.named(name))
+            functools.reduce(getattr, path.split("."), recipes.get(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_size_that_its_docstring_states(name):
     docstring = importlib.import_module(f"experiments.configs.{name}").__doc__
     stated = re.findall(r"([\d.]+)M (?:parameters|character)", docstring)
-    config = cli.named(name)
+    config = recipes.get(name)
     if stated:
         vocab_size = config.model.vocab_size or config.data.tokenizer.vocab_size or 65  # Shakespeare's characters
         count = tj.count_parameters(config.model.replace(vocab_size=vocab_size)) / 1e6
@@ -87,7 +87,7 @@ def test_the_size_that_its_docstring_states(name):
 
 
 def test_the_sources_configuration_of_the_full_book():
-    model = cli.named("book_mlm_full").model
+    model = recipes.get("book_mlm_full").model
     assert (model.vocab_size, model.max_len, model.num_heads, model.num_layers, model.model_dim) == (
         52_000, 512, 12, 6, 768)
     assert tj.count_parameters(model) == 83_502_880
@@ -95,7 +95,7 @@ def test_the_sources_configuration_of_the_full_book():
 
 # A dry run of WMT14 on eight devices
 
-WMT14 = cli.named("wmt14_ende")
+WMT14 = recipes.get("wmt14_ende")
 BATCH = {name: (WMT14.batch_size, WMT14.model.max_len) for name in
          ("source", "source_segment_ids", "tokens", "targets", "segment_ids", "weights")}
 

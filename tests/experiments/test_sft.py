@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
-from experiments import cli
+from transformer_jax import recipes
 from transformer_jax.config import ExperimentConfig, LoraConfig
 from transformer_jax.data import (
     PackedConversations,
@@ -168,7 +168,8 @@ def test_the_overfit_point(tmp_path):
         f"held-out loss 2.4000 at step 30, the best, kept in {tmp_path}/best (load with step='best'); from there on it "
         "overfits: 2.9000 at step 50")
     write(3.0, 2.5)
-    assert "still falling at the last step: 2.5000" in SupervisedFineTuning(ExperimentConfig(), workdir=tmp_path).finish()
+    text = SupervisedFineTuning(ExperimentConfig(), workdir=tmp_path).finish()
+    assert "still falling at the last step: 2.5000" in text
 
 
 def test_a_workdir_keeps_to_its_base_and_data(program, base, data, tokenizer, tmp_path):
@@ -253,6 +254,6 @@ def test_adapters_need_a_trained_model(program, tmp_path):
 
 @pytest.mark.parametrize("name", ["chat_base", "sft_instructions", "sft_faquad"])
 def test_named_configs(name):
-    config = cli.named(name)
+    config = recipes.get(name)
     assert isinstance(config, ExperimentConfig) and config.lora == LoraConfig()
     assert config.data.tokenizer.chat == (name == "chat_base")

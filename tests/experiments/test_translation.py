@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import transformer_jax as tj
-from transformer_jax.tasks.translation_scores import scores
 from transformer_jax.decoding.beam import Hypothesis
 from transformer_jax.tasks import translation
+from transformer_jax.tasks.translation_scores import scores
 from transformer_jax.training.metrics import read_metrics
 
 WORDS = {"the": "die", "a": "eine", "old": "alte", "red": "rote", "cat": "Katze", "lamp": "Lampe", "sees": "sieht",

@@ -8,11 +8,11 @@ import pytest
 
 import transformer_jax as tj
 from transformer_jax.config import ExperimentConfig, LoraConfig, MeshConfig, OptimConfig
+from transformer_jax.runs.preflight import batch_shapes
 from transformer_jax.sharding import make_mesh
 from transformer_jax.training import preflight as module
 from transformer_jax.training.chips import CHIPS, Chip
 from transformer_jax.training.metrics import flops_per_token
-from transformer_jax.runs.preflight import batch_shapes
 
 MODEL = tj.ModelConfig(vocab_size=48, max_len=16, num_layers=2, num_heads=4, model_dim=32)
 CONFIG = ExperimentConfig(model=MODEL, batch_size=16)

@@ -1,0 +1,1 @@
+"""The programs behind the console command ``transformer-jax`` and ``python -m experiments.X``."""

@@ -27,7 +27,7 @@ def program(default: str | None = None, task_name: str | None = None) -> None:
                                 "The model to start from: a workdir, or a directory or id of Hugging Face.")
     step = flags.DEFINE_string("step", None, "Of --model: a step kept there, or 'best'; by default the last.")
 
-    def main() -> None:
+    def train_or_resume() -> None:
         settings, directory = config(), required(workdir)
         settings = settings.replace(task=settings.task or task_name)
         task = tasks.get(tasks.name_of(settings))
@@ -38,7 +38,7 @@ def program(default: str | None = None, task_name: str | None = None) -> None:
         if is_first():
             print(f"done; next: {task(settings).next_command(directory)}")
 
-    run(main)
+    run(train_or_resume)
 
 
 def main() -> None:

@@ -41,7 +41,8 @@ _TUNABLE = ("dropout", "attention_dropout")
 
 def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[str] | None = None,
           held_out: Sequence[Any] | None = None, steps: int | None = None,
-          workdir: str | pathlib.Path | None = None, base: Bundle | None = None, tokenizer: Tokenizer | None = None, task: Callable[..., Task] | None = None, hooks: Sequence[Hook] = (),
+          workdir: str | pathlib.Path | None = None, base: Bundle | None = None,
+          tokenizer: Tokenizer | None = None, task: Callable[..., Task] | None = None, hooks: Sequence[Hook] = (),
           loggers: Sequence[MetricLogger] = (), optimizer: optax.GradientTransformation | None = None,
           mesh: Mesh | None = None) -> Bundle:
     """Trains a model and returns it with its tokenizer.
@@ -80,7 +81,6 @@ def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[s
     if held_out is not None and (data is None or hasattr(data, "__next__")):
         raise ValueError("held_out goes with examples in data; for files set config.data.validation_path")
     mesh = make_mesh(config.mesh) if mesh is None else mesh
-    _check_batch(config, mesh)
     make_task = tasks.get(tasks.name_of(config)) if task is None else task
     with contextlib.ExitStack() as stack:
         if workdir is None:
@@ -149,6 +149,7 @@ def _prepare(config: ExperimentConfig, data: Any, held_out: Any, place: pathlib.
     if task.needs_base and base is None:
         raise ValueError(f"the task {task.name!r} starts from a trained model: pass base=tj.load(...), or --model=...")
     started = None if base is None else task.start_from(base)
+    _check_batch(config, mesh)
     if hasattr(data, "__next__"):
         return _of_batches(config, data, started, tokenizer, make_task, mesh, options)
     examples, held_out = task.read(data, held_out)

@@ -33,7 +33,7 @@ class CheckFinite:
         if self._previous is not None:
             _check_finite(self._previous, loop.step - 1)
         self._previous = loop.metrics
-        if loop.finished:
+        if loop.step == loop.config.steps:
             _check_finite(loop.metrics, loop.step)
 
 

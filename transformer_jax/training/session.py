@@ -87,10 +87,10 @@ def run_training(config: ExperimentConfig, workdir: str | pathlib.Path | None = 
         stack.enter_context(stop.listening())
         loop.progress = stack.enter_context(jobs.progress_bar(loop))
         fit(loop, train_step, batches, [
-            stop, jobs.CheckFinite(), jobs.Log(schedule),
+            jobs.CheckFinite(), jobs.Log(schedule),
             *([jobs.Evaluate(evaluate, keep_best)] if evaluate is not None else []),
             *([jobs.Sample(show)] if show is not None else []), *hooks,
-            *([jobs.Follow(follow)] if follow is not None else []), *([saver] if saver is not None else [])])
+            *([jobs.Follow(follow)] if follow is not None else []), stop, *([saver] if saver is not None else [])])
         if last is not None:
             last.wait()
             best.wait()

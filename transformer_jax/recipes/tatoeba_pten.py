@@ -8,11 +8,10 @@ The files have English in column 0 and Portuguese in column 1. 13 minutes on two
 sentences of our own split, comparable with nothing published.
 """
 
-from experiments.cli import overridable
-from experiments.configs.multi30k_ende import CONFIG
-from transformer_jax.config import DataConfig, TokenizerConfig
+import transformer_jax.config as c
+from transformer_jax.recipes import multi30k_ende
 
 
-def get_config():
-    return overridable(CONFIG.replace(
-        steps=1500, data=DataConfig(source="1", target="0", tokenizer=TokenizerConfig(kind="bpe", vocab_size=4000))))
+def get_config() -> c.ExperimentConfig:
+    return multi30k_ende.get_config().replace(
+        steps=1500, data=c.DataConfig(source="1", target="0", tokenizer=c.TokenizerConfig(kind="bpe", vocab_size=4000)))

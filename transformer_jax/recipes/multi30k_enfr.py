@@ -7,6 +7,6 @@ python -m experiments.evaluate --workdir=runs/enfr --data=test.en.gz,test.fr.gz 
 Tokenised, lower-cased BLEU 62.52 on test_2016_flickr, cased sacreBLEU 61.51.
 """
 
-from experiments.configs import multi30k_ende
+from transformer_jax.recipes import multi30k_ende
 
 get_config = multi30k_ende.get_config

@@ -6,17 +6,16 @@ python -m experiments.train --config=shakespeare_fast --config.data.path=input.t
 Muon, two layers instead of four, rotary positions, RMSNorm, QK-norm and a straight line down to zero.
 """
 
-from experiments.cli import overridable
+import transformer_jax.config as c
 from transformer_jax import presets
-from transformer_jax.config import CheckpointConfig, EvalConfig, ExperimentConfig, OptimConfig
 
 
-def get_config():
-    return overridable(ExperimentConfig(
+def get_config() -> c.ExperimentConfig:
+    return c.ExperimentConfig(
         seed=1337, steps=340, batch_size=12,
         model=presets.get("nanogpt-char-cpu").replace(
             vocab_size=None, num_layers=2, positions="rope", norm="rmsnorm", use_qk_norm=True,
             activation="gelu_tanh", init_std=0.05, unroll=2),
-        optim=OptimConfig(name="muon", peak_lr=1e-2, muon_lr=0.05, schedule="linear", end_lr=0.0, warmup_steps=10,
-                          beta2=0.95, weight_decay=0.01, clip_norm=None),
-        checkpoint=CheckpointConfig(every=500), eval=EvalConfig(every=500, batch_size=128)))
+        optim=c.OptimConfig(name="muon", peak_lr=1e-2, muon_lr=0.05, schedule="linear", end_lr=0.0, warmup_steps=10,
+                            beta2=0.95, weight_decay=0.01, clip_norm=None),
+        checkpoint=c.CheckpointConfig(every=500), eval=c.EvalConfig(every=500, batch_size=128))

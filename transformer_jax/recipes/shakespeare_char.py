@@ -6,16 +6,15 @@ python -m experiments.train --config=shakespeare_char --config.data.path=input.t
 weights, init_std=0.02, give 1.893).
 """
 
-from experiments.cli import overridable
+import transformer_jax.config as c
 from transformer_jax import presets
-from transformer_jax.config import CheckpointConfig, DataConfig, EvalConfig, ExperimentConfig, OptimConfig, SampleConfig
 
 
-def get_config():
-    return overridable(ExperimentConfig(
+def get_config() -> c.ExperimentConfig:
+    return c.ExperimentConfig(
         seed=1337, steps=2000, batch_size=12,
         model=presets.get("nanogpt-char-cpu").replace(vocab_size=None, unroll=4, init_std=0.08),
-        data=DataConfig(),
-        optim=OptimConfig(peak_lr=1e-3, end_lr=0.1, warmup_steps=100, beta2=0.99, weight_decay=0.1, clip_norm=1.0),
-        checkpoint=CheckpointConfig(every=500), eval=EvalConfig(every=500, batch_size=128),
-        sample=SampleConfig(every=500)))
+        data=c.DataConfig(),
+        optim=c.OptimConfig(peak_lr=1e-3, end_lr=0.1, warmup_steps=100, beta2=0.99, weight_decay=0.1, clip_norm=1.0),
+        checkpoint=c.CheckpointConfig(every=500), eval=c.EvalConfig(every=500, batch_size=128),
+        sample=c.SampleConfig(every=500))

@@ -1,0 +1,13 @@
+"""As ppo.py, without a critic: what an answer is worth is how much better it is than others to the same prompt.
+
+python -m experiments.ppo --config=grpo --model=runs/sft --workdir=runs/grpo --config.data.path=prompts.txt \
+    --config.rl.reward=runs/reward
+"""
+
+import transformer_jax.config as c
+from transformer_jax.recipes import ppo
+
+
+def get_config() -> c.ExperimentConfig:
+    return ppo.get_config().replace(rl=c.ReinforcementConfig(
+        algorithm="grpo", num_prompts=16, num_samples=8, epochs=2, kl_coefficient=0.02, max_step_kl=0.1))
