@@ -1,4 +1,4 @@
-"""The benchmarks of encoders and encoder-decoders; run by ``python -m experiments.benchmark {mlm,translate}``."""
+"""The benchmarks of encoders and encoder-decoders; run by ``python -m benchmarks {mlm,translate}``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 import transformer_jax as tj
+from benchmarks.peers.huggingface import marian_beam_search, roberta_training, write_marian
+from benchmarks.timing import OtherProcess, take_turns
 from experiments import cli, masked_language_model, runs, translation
-from experiments.huggingface_peers import marian_beam_search, roberta_training, write_marian
-from experiments.timing import OtherProcess, take_turns
 from transformer_jax.config import OptimConfig
 from transformer_jax.data import LineRows, Masking, Tokenizer, make_batches, masked_evaluation_batches
 from transformer_jax.interop.huggingface import to_huggingface
