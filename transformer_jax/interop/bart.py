@@ -58,7 +58,6 @@ def _settings(vocab_size: int) -> tuple[Setting, ...]:
     return (
         Setting("vocab_size", "vocab_size", vocab_size),
         Setting("max_len", "max_position_embeddings", 1024),
-        Setting("num_layers", "encoder_layers", 12),
         Setting("num_encoder_layers", "encoder_layers", 12),
         Setting("num_decoder_layers", "decoder_layers", 12),
         Setting("num_heads", "encoder_attention_heads", 16, also=("decoder_attention_heads",)),

@@ -111,7 +111,7 @@ class Family:
             raise ValueError(f"config.json of this {self.model_type} model lacks {', '.join(missing)}")
         require_settings(settings, self.requires)
         fields = {row.ours: row.read(settings) for row in self.settings}
-        return _with_implied_dropout(ModelConfig(**(dict(self.fixed) | fields | dict(self.read(settings)))))
+        return _as_files_tell(ModelConfig(**(dict(self.fixed) | fields | dict(self.read(settings)))))
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
         """Their settings of our config, from which :meth:`read_config` makes the same config.
@@ -129,7 +129,7 @@ class Family:
             again = self.read_config(json.loads(json.dumps({"model_type": self.model_type} | settings)))
         except ValueError as error:
             raise ValueError(f"{self.model_type}: {error}") from error
-        config = _with_implied_dropout(config)
+        config = _as_files_tell(config)
         wrong = [f"{field.name}={getattr(config, field.name)!r} (expected {self._expected(field.name, again)})"
                  for field in dataclasses.fields(ModelConfig) if field.name not in NOT_OF_THE_TRAINED_MODEL
                  and getattr(config, field.name) != getattr(again, field.name)]
@@ -169,10 +169,15 @@ class Family:
                 for weight in rows}
 
 
-def _with_implied_dropout(config: ModelConfig) -> ModelConfig:
-    """The config with ``attention_dropout=None`` where it is the same as ``dropout``."""
-    same = config.attention_dropout == config.dropout
-    return dataclasses.replace(config, attention_dropout=None) if same else config
+def _as_files_tell(config: ModelConfig) -> ModelConfig:
+    """The config without what means nothing in its model, of which a file says nothing.
+
+    Those are an ``attention_dropout`` that is the same as ``dropout``, and ``num_layers`` of an encoder-decoder, each
+    side of which has its own.
+    """
+    if config.attention_dropout == config.dropout:
+        config = dataclasses.replace(config, attention_dropout=None)
+    return dataclasses.replace(config, num_layers=config.num_encoder_layers or config.num_layers)
 
 
 def require_settings(settings: Settings, expected: Settings) -> None:

@@ -54,7 +54,6 @@ _SETTINGS = (
     Setting("model_dim", "d_model", 512),
     Setting("head_dim", "d_kv", 64),
     Setting("mlp_dim", "d_ff", 2048),
-    Setting("num_layers", "num_layers", 6),
     Setting("num_encoder_layers", "num_layers", 6),
     Setting("num_heads", "num_heads", 8),
     Setting("relative_buckets", "relative_attention_num_buckets", 32),
