@@ -1,4 +1,4 @@
-"""Every field of a config, changed in every family: what is exported reads back equal, or the export is refused."""
+"""Every field of a config, changed in every family: it is exported and reads back equal, or refused."""
 
 import dataclasses
 import json
@@ -18,7 +18,8 @@ from transformer_jax.interop.family import NOT_OF_THE_TRAINED_MODEL
 EXAMPLES = {}
 for _name, _config in {**DECODERS, **ENCODERS_AND_PAIRS}.items():
     EXAMPLES.setdefault(_name.split(",")[0], _config)
-# A change of these may be refused by the name of another: of the width of a head, or of T5's scale of tied logits.
+# A change of these may be refused by the name of another field: the width of a head, or T5's scale
+# of tied logits.
 BOUND = ("num_heads", "model_dim", "tie_embeddings")
 FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}
 
@@ -47,7 +48,7 @@ def candidates(field, value):
 
 
 def changed_configs(model_type, field):
-    """The valid configs that differ from the family's example in one field, and in what is derived from it."""
+    """The valid configs that differ from the example in one field, and in what is derived from it."""
     example = EXAMPLES[model_type]
     for value in candidates(field, getattr(example, field)):
         for change in (dataclasses.replace, ModelConfig.replace):

@@ -1,4 +1,4 @@
-"""A Hugging Face family of one's own: its tables stand in this file, and nothing of the library is changed for it."""
+"""A Hugging Face family of one's own, whose tables stand in this file."""
 
 import contextlib
 import json
@@ -18,7 +18,8 @@ numpy_files = pytest.importorskip("safetensors.numpy", reason="the extra `hf` is
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "extending" / "huggingface_family.md"
 _BLOCK, _LAYER = "stack.blocks", "net.{layer}"
-# GPT-2 with other names, queries, keys and values apart, linear maps as torch has them, and a table with an extra axis.
+# GPT-2 with other names, queries, keys and values apart, linear maps as torch has them, and a table
+# of positions with an extra axis.
 OWN = Family(
     "renamed_gpt2", "RenamedGPT2LMHeadModel",
     weights=(

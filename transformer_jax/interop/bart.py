@@ -73,7 +73,13 @@ def _settings(vocab_size: int) -> tuple[Setting, ...]:
 
 
 def _read(vocab_size: int, start: int | None, settings: Settings) -> dict[str, Any]:
-    """What both sides share, and the start of a target, where a config.json does not say: ``vocab_size``, ``start``."""
+    """The start of a target, and checks of what both sides share.
+
+    Args:
+      vocab_size: where a config.json does not say.
+      start: likewise, the token that starts a target.
+      settings: theirs.
+    """
     vocab_size = settings.get("vocab_size", vocab_size)
     require_settings(settings, {"decoder_attention_heads": settings.get("encoder_attention_heads", 16),
                                 "decoder_ffn_dim": settings.get("encoder_ffn_dim", 4096)})

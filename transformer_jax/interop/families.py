@@ -1,4 +1,4 @@
-"""The families of Hugging Face's models that are known by name; :func:`register_family` adds one."""
+"""The known families of Hugging Face's models; :func:`register_family` adds one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def family_for(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
             return family, family.write_config(config)
         except ValueError as error:
             reasons.append(str(error))
-    raise ValueError("no known family of Hugging Face has this model's shape:\n  " + "\n  ".join(reasons))
+    raise ValueError(
+        "no known family of Hugging Face can express this model. What a trained model does not need any more, such as "
+        "dropout, can be set to what is expected; transformer_jax.interop.register_family adds a family. For each "
+        "family, what it cannot express:\n  " + "\n  ".join(reasons))
 
 
 for _family in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, BERT, ROBERTA, BART, MBART, MARIAN, PEGASUS, T5):

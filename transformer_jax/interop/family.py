@@ -1,8 +1,8 @@
-"""A family of Hugging Face's models: tables of its weights and settings, and how a config goes to them and back.
+"""A family of Hugging Face's models: the tables of its weights and of its settings.
 
-A family says which fields of our config its ``config.json`` can express. What is written is read back at once, and a
-field that does not come back as it was is an error: so a field that a family does not know, because it is new or
-because nobody thought of it, is never lost in silence.
+A family says which fields of our config its ``config.json`` can express. What is written is read
+back at once, and a field that does not come back as it was is an error: so a field that a family
+does not know, because it is new or because nobody thought of it, is never lost in silence.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from transformer_jax.models.functional import Model
 Settings = Mapping[str, Any]
 
 REQUIRED = object()
-# How a model was begun and how a machine computes it: neither changes what a trained model is, and a config.json need
-# not tell. The type of the weights is that of the stored tensors.
+# How a model was initialised and how a machine computes it: neither changes what a trained model is,
+# and a config.json need not tell. The type of the weights is that of the stored tensors.
 NOT_OF_THE_TRAINED_MODEL = frozenset({"init_std", "dtype", "param_dtype", "attention_implementation",
                                       "matmul_precision", "remat", "unroll"})
 
@@ -34,8 +34,8 @@ class Setting:
       ours: name of the field.
       theirs: name of the setting.
       default: our value where a ``config.json`` does not say; ``REQUIRED``: it must say.
-      values: their values and ours, where the two differ; no others are expressed. Of several names for one of our
-        values the first is written.
+      values: their values and ours, where the two differ; no others are expressed. Of several names
+        for one of our values the first is written.
       also: further settings that are written with the same value.
     """
 
@@ -71,22 +71,26 @@ class Setting:
 class Family:
     """A family of Hugging Face's models.
 
-    A field of our config is expressed by ``fixed``, by a row of ``settings`` or by what ``read`` returns. A config
-    whose other fields are not at their defaults cannot be exported as this family.
+    A field of our config is expressed by ``fixed``, by a row of ``settings`` or by what ``read``
+    returns. A config whose other fields are not at their defaults cannot be exported as this
+    family.
 
     Attributes:
       model_type: as ``config.json`` calls it.
       architecture: the class of transformers that our export is for.
-      weights: the table; rows whose parameter a config does not make, as the biases of a model without, do not apply.
+      weights: the table; rows whose parameter a config does not make, as the biases of a model
+        without, do not apply.
       settings: the fields of our config that one setting of theirs expresses.
       fixed: the fields that have one value in all models of the family.
       requires: settings of theirs that must have these values where ``config.json`` names them.
-      read: the fields that take more than one setting, or a setting in another form; ValueError for what ours cannot
-        express.
-      write: the settings that express those fields, and what else transformers must be told; ValueError for what
-        theirs cannot express. It is given ``attention_dropout`` as a number, also where it is that of ``dropout``.
+      read: the fields that take more than one setting, or a setting in another form; ValueError for
+        what ours cannot express.
+      write: the settings that express those fields, and what else transformers must be told;
+        ValueError for what theirs cannot express. It is given ``attention_dropout`` as a number,
+        also where it is that of ``dropout``.
       ignored: patterns of tensors in their files that are no weights.
-      renames: pairs of a pattern and its replacement: how older files' names become those of the table.
+      renames: pairs of a pattern and its replacement: how older files' names become those of the
+        table.
     """
 
     model_type: str
@@ -138,7 +142,7 @@ class Family:
         return settings
 
     def _expected(self, field: str, again: ModelConfig) -> str:
-        """What a field may be: the values of its row, or else what a reader of the files would take it for."""
+        """What a field may be: the values of its row, or else what a reader makes of the files."""
         choices = next((row.values for row in self.settings if row.ours == field and row.values), None)
         return " or ".join(map(repr, dict.fromkeys(choices.values()))) if choices else repr(getattr(again, field))
 
@@ -172,8 +176,8 @@ class Family:
 def _as_files_tell(config: ModelConfig) -> ModelConfig:
     """The config without what means nothing in its model, of which a file says nothing.
 
-    Those are an ``attention_dropout`` that is the same as ``dropout``, and ``num_layers`` of an encoder-decoder, each
-    side of which has its own.
+    Those are an ``attention_dropout`` that is the same as ``dropout``, and ``num_layers`` of an
+    encoder-decoder, each side of which has its own.
     """
     if config.attention_dropout == config.dropout:
         config = dataclasses.replace(config, attention_dropout=None)
@@ -181,7 +185,7 @@ def _as_files_tell(config: ModelConfig) -> ModelConfig:
 
 
 def require_settings(settings: Settings, expected: Settings) -> None:
-    """Raises ValueError that lists all settings (absent ones are as expected) that are not as our models have them."""
+    """Raises ValueError that lists all settings that are not as expected; absent ones are."""
     wrong = [f"{name}={settings[name]!r} (expected {value!r})" for name, value in expected.items()
              if settings.get(name, value) != value]
     if wrong:
@@ -196,7 +200,7 @@ def translated(value: Any, table: Mapping[Any, Any], name: str) -> Any:
 
 
 def read_targets(settings: Settings) -> dict[str, Any]:
-    """What our config of an encoder-decoder says of decoding, from theirs (and their ``generation_config.json``).
+    """What our config of an encoder-decoder says of decoding, from their settings.
 
     Raises:
       ValueError: for a forbidden sequence of several tokens.
@@ -210,7 +214,10 @@ def read_targets(settings: Settings) -> dict[str, Any]:
 
 
 def write_targets(config: ModelConfig) -> dict[str, Any]:
-    """The inverse of :func:`read_targets`; a model without ``start_ids`` says so, as theirs have one by default."""
+    """The inverse of :func:`read_targets`.
+
+    Without ``start_ids`` it writes that there is no start, because theirs have one by default.
+    """
     if len(config.start_ids) > 2:
         raise ValueError(f"start_ids={config.start_ids} are more than the two that theirs can start with")
     settings: dict[str, Any] = {"decoder_start_token_id": None}
