@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "runs": {*_TASKS, "tasks", "lazy"},
     "cli": {*_ALL, "transformer_jax"},
     "experiments": {*_ALL, "cli", "transformer_jax"},
+    "benchmarks": {*_ALL, "cli", "transformer_jax", "experiments"},
 }
 FORBIDDEN_PACKAGES = {"settings": ("jax", "flax"), "config": ("jax", "flax"), "ops": ("flax",),
                       "data": ("flax", "optax", "torch", "tensorflow")}
@@ -47,7 +48,7 @@ def part_of(module: str) -> str | None:
     names = module.split(".")
     if names[0] == "transformer_jax":
         return names[1] if len(names) > 1 else "transformer_jax"
-    return "experiments" if names[0] == "experiments" else None
+    return names[0] if names[0] in ("experiments", "benchmarks") else None
 
 
 def imported_modules(source: str, module: str) -> list[tuple[int, str]]:
@@ -87,7 +88,7 @@ def violations(source: str, module: str) -> list[str]:
 def modules() -> dict[str, pathlib.Path]:
     """Every module of the project by dotted name, but for the package's own ``__init__``, which imports all parts."""
     found = {}
-    for package in ("transformer_jax", "experiments"):
+    for package in ("transformer_jax", "experiments", "benchmarks"):
         for path in sorted((ROOT / package).rglob("*.py")):
             found[".".join(path.relative_to(ROOT).with_suffix("").parts)] = path
     found.pop("transformer_jax.__init__")
@@ -130,6 +131,8 @@ def test_the_table_has_no_cycle():
     ("transformer_jax.decoding.loop", "from transformer_jax.training.step import make_train_step"),
     ("transformer_jax.training.loop", "from transformer_jax.decoding.sample import generate"),
     ("transformer_jax.training.loop", "from experiments import language_model"),
+    ("transformer_jax.training.loop", "from benchmarks.timing import timed"),
+    ("experiments.preflight", "from benchmarks.tpu import programs"),
     ("transformer_jax.interop.huggingface", "from transformer_jax.alignment import sft"),
     ("transformer_jax.attic.old", "import os"),
 ])
@@ -144,6 +147,7 @@ def test_an_import_the_wrong_way_is_caught(module, source):
     ("transformer_jax.alignment.sft", "from transformer_jax.training.step import make_train_step"),
     ("experiments.train", "import transformer_jax as tj\nfrom transformer_jax import Decoder, presets"),
     ("experiments.train", "from experiments import cli"),
+    ("benchmarks.cpu.families", "from experiments import cli"),
 ])
 def test_an_import_the_right_way_passes(module, source):
     assert violations(source, module) == []

@@ -8,11 +8,12 @@ import pytest
 pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra tpu-aot")
 
 import transformer_jax as tj
-from experiments.benchmark_tpu import PROGRAMS, compile_for, devices_of, tpu
+from benchmarks.tpu.programs import PROGRAMS, compile_for, tpu
 from transformer_jax.config import ExperimentConfig, MeshConfig, OptimConfig
 from transformer_jax.runs.preflight import batch_shapes, lower_train_step
 from transformer_jax.sharding import make_mesh
 from transformer_jax.training.chips import get_chip
+from transformer_jax.training.topologies import devices_of
 
 # Depth makes no program of scanned layers larger; decoding holds its layers side by side.
 DECODE = dataclasses.replace(PROGRAMS["gpt2-small decode"],

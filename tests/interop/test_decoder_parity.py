@@ -112,9 +112,9 @@ def test_loss_and_its_gradients(pair, name):
 
 def _compare_gradients(model, gradients):
     """Gradients under their names, by the tables that the export uses; the number of those compared."""
-    from transformer_jax.interop import huggingface
+    from transformer_jax.interop import FAMILIES, huggingface
 
-    family = huggingface.FAMILIES[model.config.model_type]
+    family = FAMILIES[model.config.model_type]
     theirs = {name: weight.grad.numpy() for name, weight in model.named_parameters()}
     compared = 0
     for name, _, _, values in huggingface._their_tensors(family, gradients):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import transformer_jax as tj
 from transformer_jax.config import MeshConfig, RopeScaling
-from transformer_jax.interop import huggingface, tensors
+from transformer_jax.interop import FAMILIES, huggingface, tensors
 from transformer_jax.ops.positions import rotary_frequencies
 from transformer_jax.sharding import make_mesh, shardings
 
@@ -241,7 +241,7 @@ def broken(tmp_path, how):
     ("tied", ["tied, yet different: lm_head.weight and transformer.wte.weight"]),
     ("no config", ["has no config.json; expected a directory"]),
     ("no json", ["config.json is no JSON"]),
-    ({"model_type": "mamba"}, ["holds a model of type 'mamba'; known are gpt2, llama, "]),
+    ({"model_type": "mamba"}, ["cannot be loaded: no family of models has the type 'mamba'; known are gpt2, llama, "]),
     ({"scale_attn_by_inverse_layer_idx": True, "add_cross_attention": True},
      ["scale_attn_by_inverse_layer_idx=True (expected False), add_cross_attention=True (expected False)"]),
     ({"activation_function": "swish"}, ["activation_function='swish' is not supported; expected gelu_new, "]),
@@ -285,7 +285,7 @@ def test_an_older_config_of_scaled_rotations(tmp_path):
     older = {"model_type": "llama", "rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 3.0}}
     sizes = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 9, "num_hidden_layers": 1,
              "num_attention_heads": 2, "max_position_embeddings": 10}
-    config = huggingface.FAMILIES["llama"].read_config(older | sizes)
+    config = FAMILIES["llama"].read_config(older | sizes)
     assert config.rope_base == 500.0 and config.rope_scaling == RopeScaling("linear", 3.0)
     assert config.num_kv_heads == 2 and not config.tie_embeddings
 

@@ -37,7 +37,7 @@ def _main() -> None:
     is_tpu, has_libtpu = _DEVICE.value in ("v5e", "v6e"), importlib.util.find_spec("libtpu") is not None
     if is_tpu and has_libtpu and count in _TOPOLOGIES:
         # Of one chip libtpu has no topology: the first of four is one.
-        from experiments.benchmark_tpu import devices_of
+        from transformer_jax.training.topologies import devices_of
 
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs: other programs may use theirs
         devices = devices_of(f"{_DEVICE.value}:{_TOPOLOGIES[max(count, 4)]}")[:count]

@@ -10,21 +10,17 @@ import functools
 from typing import Any
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.interop.mapping import (
+from transformer_jax.interop.family import (
     Family,
+    Setting,
     Settings,
-    Weight,
-    linear,
-    norm,
     read_targets,
-    require_config,
     require_settings,
-    translated,
     write_targets,
 )
+from transformer_jax.interop.mapping import Weight, linear, norm
 
-_OFFSET = 2
-_ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu", "gelu_new": "gelu_tanh"}
+_ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "swish": "silu", "silu": "silu", "gelu_new": "gelu_tanh"}
 
 
 def _attention(ours: str, theirs: str) -> tuple[Weight, ...]:
@@ -57,71 +53,64 @@ _WEIGHTS = (
     Weight("embeddings.output", "lm_head.weight"),
 )
 
-# In what the four differ; the start of a target is what a config.json that does not say means by it.
-_FORMS = {
-    "bart": {"norm_position": "post", "positions": "learned", "use_embedding_norm": True},
-    "marian": {"norm_position": "post", "positions": "sinusoidal_halves", "use_embedding_norm": False},
-    "mbart": {"norm_position": "pre", "positions": "learned", "use_embedding_norm": True},
-    "pegasus": {"norm_position": "pre", "positions": "sinusoidal_halves", "use_embedding_norm": False},
-}
-_VOCABULARIES = {"bart": 50_265, "marian": 58_101, "mbart": 50_265, "pegasus": 50_265}
-_STARTS = {"bart": 2, "marian": 58_100, "mbart": None, "pegasus": 0}
+def _settings(vocab_size: int) -> tuple[Setting, ...]:
+    """The settings of a family, which has so many tokens where its config.json does not say."""
+    return (
+        Setting("vocab_size", "vocab_size", vocab_size),
+        Setting("max_len", "max_position_embeddings", 1024),
+        Setting("num_encoder_layers", "encoder_layers", 12),
+        Setting("num_decoder_layers", "decoder_layers", 12),
+        Setting("num_heads", "encoder_attention_heads", 16, also=("decoder_attention_heads",)),
+        Setting("model_dim", "d_model", 1024),
+        Setting("mlp_dim", "encoder_ffn_dim", 4096, also=("decoder_ffn_dim",)),
+        Setting("activation", "activation_function", "gelu", values=_ACTIVATIONS),
+        Setting("scale_embeddings", "scale_embedding", False),
+        Setting("tie_embeddings", "tie_word_embeddings", True),
+        Setting("dropout", "dropout", 0.1),
+        Setting("attention_dropout", "attention_dropout", 0.0),
+        Setting("init_std", "init_std", 0.02),
+    )
 
 
-def _read_config(settings: Settings) -> ModelConfig:
-    model_type = settings["model_type"]
-    heads, mlp_dim = settings.get("encoder_attention_heads", 16), settings.get("encoder_ffn_dim", 4096)
-    vocab_size = settings.get("vocab_size", _VOCABULARIES[model_type])
-    # Here both sides have the same heads and widths, and one vocabulary.
-    require_settings(settings, {"decoder_attention_heads": heads, "decoder_ffn_dim": mlp_dim,
-                                "share_encoder_decoder_embeddings": True, "normalize_embedding": True,
-                                "static_position_embeddings": False, "is_decoder": False})
+def _read(vocab_size: int, start: int | None, settings: Settings) -> dict[str, Any]:
+    """The start of a target, and checks of what both sides share.
+
+    Args:
+      vocab_size: where a config.json does not say.
+      start: likewise, the token that starts a target.
+      settings: theirs.
+    """
+    vocab_size = settings.get("vocab_size", vocab_size)
+    require_settings(settings, {"decoder_attention_heads": settings.get("encoder_attention_heads", 16),
+                                "decoder_ffn_dim": settings.get("encoder_ffn_dim", 4096)})
     if (settings.get("decoder_vocab_size") or vocab_size) != vocab_size:
-        raise ValueError(f"this {model_type} model has {vocab_size} tokens for sources and "
+        raise ValueError(f"this {settings['model_type']} model has {vocab_size} tokens for sources and "
                          f"{settings['decoder_vocab_size']} for targets; here both share a vocabulary")
-    form, dropout = _FORMS[model_type], settings.get("dropout", 0.1)
-    attention_dropout = settings.get("attention_dropout", 0.0)
-    return ModelConfig(
-        family="encoder_decoder", vocab_size=vocab_size, max_len=settings.get("max_position_embeddings", 1024),
-        position_offset=_OFFSET if form["positions"] == "learned" else 0,
-        num_layers=settings.get("encoder_layers", 12), num_encoder_layers=settings.get("encoder_layers", 12),
-        num_decoder_layers=settings.get("decoder_layers", 12), num_heads=heads,
-        model_dim=settings.get("d_model", 1024), mlp_dim=mlp_dim,
-        activation=translated(settings.get("activation_function", "gelu"), _ACTIVATIONS, "activation_function"),
-        scale_embeddings=settings.get("scale_embedding", False),
-        tie_embeddings=settings.get("tie_word_embeddings", True), use_output_bias=True,
-        dropout=dropout, attention_dropout=None if attention_dropout == dropout else attention_dropout,
-        init_std=settings.get("init_std", 0.02), **form,
-        **read_targets({"decoder_start_token_id": _STARTS[model_type]} | dict(settings)))
+    return read_targets({"decoder_start_token_id": start} | dict(settings))
 
 
-def _write_config(model_type: str, config: ModelConfig) -> dict[str, Any]:
-    form = _FORMS[model_type]
-    require_config(model_type, config, {
-        "family": "encoder_decoder", "norm": "layernorm", "norm_epsilon": 1e-5, "use_bias": True, "use_qkv_bias": None,
-        "tie_embeddings": True, "use_qk_norm": False, "use_output_bias": True, "num_kv_heads": config.num_heads,
-        "head_dim": config.model_dim // config.num_heads, "attention_scale": None, "scale_logits": False,
-        "num_token_types": 0, "position_offset": _OFFSET if form["positions"] == "learned" else 0,
-        "sliding_window": None} | form)
-    activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+def _write(model_type: str, config: ModelConfig) -> dict[str, Any]:
+    if not config.tie_embeddings:
+        raise ValueError("tie_embeddings=False (expected True)")
     # Their padding is a row of the table; Marian's is what starts its targets.
     padding = {"pad_token_id": config.start_ids[0]} if model_type == "marian" and config.start_ids else {}
-    return padding | {
-        "vocab_size": config.vocab_size, "max_position_embeddings": config.max_len, "d_model": config.model_dim,
-        "encoder_layers": config.num_encoder_layers, "decoder_layers": config.num_decoder_layers,
-        "encoder_attention_heads": config.num_heads, "decoder_attention_heads": config.num_heads,
-        "encoder_ffn_dim": config.mlp_dim, "decoder_ffn_dim": config.mlp_dim,
-        "activation_function": translated(config.activation, activations, f"{model_type}: activation"),
-        "scale_embedding": config.scale_embeddings, "tie_word_embeddings": config.tie_embeddings,
-        "dropout": config.dropout, "init_std": config.init_std or 0.02, "is_encoder_decoder": True,
-        "attention_dropout": config.dropout if config.attention_dropout is None else config.attention_dropout,
-    } | write_targets(config)
+    return padding | {"is_encoder_decoder": True} | write_targets(config)
 
 
+_LEARNED = {"positions": "learned", "position_offset": 2, "use_embedding_norm": True}
+_SINUSOIDS = {"positions": "sinusoidal_halves"}
+
+# The last two are what a config.json that does not say means: tokens, and the start of a target.
 BART, MBART, MARIAN, PEGASUS = (
-    Family(model_type, architecture, _WEIGHTS, _read_config, functools.partial(_write_config, model_type),
+    Family(model_type, architecture, _WEIGHTS, _settings(vocab_size),
+           fixed={"family": "encoder_decoder", "norm_position": norm_position, "use_output_bias": True} | positions,
+           requires={"share_encoder_decoder_embeddings": True, "normalize_embedding": True,
+                     "static_position_embeddings": False, "is_decoder": False},
+           read=functools.partial(_read, vocab_size, start), write=functools.partial(_write, model_type),
            # Sinusoids are no weights, yet some files have them.
-           ignored=() if learned else (r"model\.(encoder|decoder)\.embed_positions\.weight",))
-    for model_type, architecture, learned in (
-        ("bart", "BartForConditionalGeneration", True), ("mbart", "MBartForConditionalGeneration", True),
-        ("marian", "MarianMTModel", False), ("pegasus", "PegasusForConditionalGeneration", False)))
+           ignored=() if positions is _LEARNED else (r"model\.(encoder|decoder)\.embed_positions\.weight",))
+    for model_type, architecture, norm_position, positions, vocab_size, start in (
+        ("bart", "BartForConditionalGeneration", "post", _LEARNED, 50_265, 2),
+        ("mbart", "MBartForConditionalGeneration", "pre", _LEARNED, 50_265, None),
+        ("marian", "MarianMTModel", "post", _SINUSOIDS, 58_101, 58_100),
+        ("pegasus", "PegasusForConditionalGeneration", "pre", _SINUSOIDS, 50_265, 0)))

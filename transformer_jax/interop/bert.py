@@ -11,7 +11,8 @@ import functools
 from typing import Any
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.interop.mapping import Family, Settings, Weight, linear, norm, require_config, require_settings
+from transformer_jax.interop.family import Family, Setting, Settings
+from transformer_jax.interop.mapping import Weight, linear, norm
 
 _BLOCK = "stack.blocks"
 
@@ -41,62 +42,47 @@ def _weights(prefix: str, head: str, transform: str, head_norm: str) -> tuple[We
     )
 
 
-# What a config.json that does not say means by it.
-_DEFAULTS = {
-    "bert": {"vocab_size": 30_522, "pad_token_id": 0},
-    "roberta": {"vocab_size": 50_265, "pad_token_id": 1},
-}
+def _settings(vocab_size: int) -> tuple[Setting, ...]:
+    """The settings of a family, which has so many tokens where its config.json does not say."""
+    return (
+        Setting("vocab_size", "vocab_size", vocab_size),
+        Setting("num_layers", "num_hidden_layers", 12),
+        Setting("num_heads", "num_attention_heads", 12),
+        Setting("model_dim", "hidden_size", 768),
+        Setting("mlp_dim", "intermediate_size", 3072),
+        Setting("num_token_types", "type_vocab_size", 2),
+        Setting("norm_epsilon", "layer_norm_eps", 1e-12),
+        Setting("tie_embeddings", "tie_word_embeddings", True),
+        Setting("dropout", "hidden_dropout_prob", 0.1),
+        Setting("attention_dropout", "attention_probs_dropout_prob", 0.1),
+        Setting("init_std", "initializer_range", 0.02),
+    )
 
 
-def _read_config(settings: Settings) -> ModelConfig:
-    model_type = settings["model_type"]
-    require_settings(settings, {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
-                                "add_cross_attention": False})
-    settings = _DEFAULTS[model_type] | dict(settings)
-    offset = settings["pad_token_id"] + 1 if model_type == "roberta" else 0
-    dropout = settings.get("hidden_dropout_prob", 0.1)
-    attention_dropout = settings.get("attention_probs_dropout_prob", 0.1)
-    return ModelConfig(
-        family="encoder", vocab_size=settings["vocab_size"],
-        max_len=settings.get("max_position_embeddings", 512) - offset, position_offset=offset,
-        num_layers=settings.get("num_hidden_layers", 12), num_heads=settings.get("num_attention_heads", 12),
-        model_dim=settings.get("hidden_size", 768), mlp_dim=settings.get("intermediate_size", 3072),
-        num_token_types=settings.get("type_vocab_size", 2), positions="learned", norm_position="post",
-        norm_epsilon=settings.get("layer_norm_eps", 1e-12), activation="gelu", use_embedding_norm=True,
-        tie_embeddings=settings.get("tie_word_embeddings", True), dropout=dropout,
-        attention_dropout=None if attention_dropout == dropout else attention_dropout,
-        init_std=settings.get("initializer_range", 0.02))
+_FIXED = {"family": "encoder", "positions": "learned", "norm_position": "post", "activation": "gelu",
+          "use_embedding_norm": True}
+_REQUIRES = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
+             "add_cross_attention": False}
 
 
-def _write_config(model_type: str, config: ModelConfig) -> dict[str, Any]:
-    require_config(model_type, config, {
-        "family": "encoder", "positions": "learned", "norm": "layernorm", "norm_position": "post",
-        "activation": "gelu", "use_bias": True, "use_qkv_bias": None, "use_embedding_norm": True, "use_qk_norm": False,
-        "num_kv_heads": config.num_heads, "head_dim": config.model_dim // config.num_heads, "attention_scale": None,
-        "scale_embeddings": False, "scale_logits": False, "sliding_window": None})
+def _read(settings: Settings) -> dict[str, Any]:
+    offset = settings.get("pad_token_id", 1) + 1 if settings["model_type"] == "roberta" else 0
+    return {"position_offset": offset, "max_len": settings.get("max_position_embeddings", 512) - offset}
+
+
+def _write(model_type: str, config: ModelConfig) -> dict[str, Any]:
     if (config.position_offset > 0) != (model_type == "roberta"):
-        raise ValueError(f"{model_type}: position_offset={config.position_offset} (expected 0 in bert, 1 or more in "
-                         "roberta)")
+        raise ValueError(f"position_offset={config.position_offset} (expected 0 in bert, 1 or more in roberta)")
     if not config.num_token_types:
-        raise ValueError(f"{model_type}: num_token_types=0 (expected 1 or more)")
-    settings = {
-        "vocab_size": config.vocab_size, "max_position_embeddings": config.max_len + config.position_offset,
-        "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
-        "hidden_size": config.model_dim, "intermediate_size": config.mlp_dim, "hidden_act": "gelu",
-        "type_vocab_size": config.num_token_types, "layer_norm_eps": config.norm_epsilon,
-        "tie_word_embeddings": config.tie_embeddings, "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": (config.dropout if config.attention_dropout is None
-                                         else config.attention_dropout),
-        "initializer_range": config.init_std or 0.02}
-    if model_type == "roberta":
-        settings["pad_token_id"] = config.position_offset - 1
-    return settings
+        raise ValueError("num_token_types=0 (expected 1 or more)")
+    settings = {"max_position_embeddings": config.max_len + config.position_offset, "hidden_act": "gelu"}
+    return settings | ({"pad_token_id": config.position_offset - 1} if model_type == "roberta" else {})
 
 
 BERT = Family(
     "bert", "BertForMaskedLM",
     _weights("bert", "cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
-    _read_config, functools.partial(_write_config, "bert"),
+    _settings(30_522), _FIXED, _REQUIRES, _read, functools.partial(_write, "bert"),
     ignored=(r"bert\.pooler\..*", r"cls\.seq_relationship\..*", r"bert\.embeddings\.position_ids"),
     # The files of 2018 name a norm's weights by the letters of the paper.
     renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")))
@@ -104,5 +90,5 @@ BERT = Family(
 ROBERTA = Family(
     "roberta", "RobertaForMaskedLM",
     _weights("roberta", "lm_head", "lm_head.dense", "lm_head.layer_norm"),
-    _read_config, functools.partial(_write_config, "roberta"),
+    _settings(50_265), _FIXED, _REQUIRES, _read, functools.partial(_write, "roberta"),
     ignored=(r"roberta\.pooler\..*", r"roberta\.embeddings\.position_ids"))

@@ -16,21 +16,14 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.interop import tensors
-from transformer_jax.interop.bart import BART, MARIAN, MBART, PEGASUS
-from transformer_jax.interop.bert import BERT, ROBERTA
-from transformer_jax.interop.gpt2 import GPT2
-from transformer_jax.interop.llama import LLAMA, MISTRAL, QWEN2, QWEN3
-from transformer_jax.interop.mapping import Family, Weight, describe, map_parameters, parameters
-from transformer_jax.interop.t5 import T5
+from transformer_jax.interop.families import family_for, get_family
+from transformer_jax.interop.family import Family
+from transformer_jax.interop.mapping import Weight, describe, map_parameters, parameters
 from transformer_jax.interop.tensors import DTYPES, TensorFiles
 from transformer_jax.interop.tokenizer import read_tokenizer, write_tokenizer
 from transformer_jax.models.functional import Model, make_model
 from transformer_jax.sharding import shardings
 from transformer_jax.training.bundle import Bundle
-
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (
-    GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, BERT, ROBERTA, BART, MBART, MARIAN, PEGASUS, T5)}
-
 
 _GENERATION_FILE = "generation_config.json"
 # What generation does to a model's targets; how it searches is the caller's choice.
@@ -55,7 +48,10 @@ def from_huggingface(source: str | pathlib.Path, *, dtype: str | None = None, me
     """
     directory = _directory(source)
     settings = read_settings(directory)
-    family = _family(settings, directory)
+    try:
+        family = get_family(settings.get("model_type"))
+    except ValueError as error:
+        raise ValueError(f"{directory} cannot be loaded: {error}") from None
     files = TensorFiles.open(directory, family.renamed)
     config = family.read_config(settings)
     stored = _stored_dtype(files, directory)
@@ -64,17 +60,23 @@ def from_huggingface(source: str | pathlib.Path, *, dtype: str | None = None, me
     return Bundle(model=_read_model(family, config, files, directory, mesh), tokenizer=tokenizer, config=config)
 
 
-def to_huggingface(bundle: Bundle, directory: str | pathlib.Path) -> None:
+def to_huggingface(bundle: Bundle, directory: str | pathlib.Path, *, model_type: str | None = None) -> None:
     """Writes a model so that transformers' ``from_pretrained`` and :func:`from_huggingface` find it.
 
     Args:
       bundle: the model and its config.
       directory: made if it is not there; files of an earlier model in it are replaced.
+      model_type: the family to write it as; ``None``: the first that can express the config.
 
     Raises:
-      ValueError: when none of the known families has the model's shape; for each it says what stands in the way.
+      ValueError: when the family cannot express the config, or none of those known can; it names each field that
+        stands in the way.
     """
-    family, settings = _family_for(bundle.config)
+    if model_type is None:
+        family, settings = family_for(bundle.config)
+    else:
+        family = get_family(model_type)
+        settings = family.write_config(bundle.config)
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors.write(directory, _their_tensors(family, bundle.model))
@@ -130,23 +132,6 @@ def _directory(source: str | pathlib.Path) -> pathlib.Path:
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise ValueError(f"there is no directory {source}, and no model of this name could be fetched from the Hugging "
                          f"Face hub: {error}") from error
-
-
-def _family(settings: dict[str, Any], directory: pathlib.Path) -> Family:
-    model_type = settings.get("model_type")
-    if model_type not in FAMILIES:
-        raise ValueError(f"{directory} holds a model of type {model_type!r}; known are {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
-
-
-def _family_for(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
-    reasons = []
-    for family in FAMILIES.values():
-        try:
-            return family, family.write_config(config)
-        except ValueError as error:
-            reasons.append(str(error))
-    raise ValueError("no known family of Hugging Face has this model's shape:\n  " + "\n  ".join(reasons))
 
 
 def _stored_dtype(files: TensorFiles, directory: pathlib.Path) -> str:

@@ -10,15 +10,8 @@ import functools
 from typing import Any
 
 from transformer_jax.config import ModelConfig, RopeScaling
-from transformer_jax.interop.mapping import (
-    Family,
-    Settings,
-    Weight,
-    linear,
-    norm,
-    require_config,
-    require_settings,
-)
+from transformer_jax.interop.family import Family, Setting, Settings, require_settings
+from transformer_jax.interop.mapping import Weight, linear, norm
 
 _BLOCK = "stack.blocks"
 _LAYER = "model.layers.{layer}"
@@ -41,32 +34,31 @@ _WEIGHTS = (
 )
 
 
-# What a config.json must say; of the rest, what a member of the family takes where it does not say.
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-          "max_position_embeddings")
+# What a config.json must say comes first.
+_SETTINGS = (
+    Setting("vocab_size", "vocab_size"),
+    Setting("model_dim", "hidden_size"),
+    Setting("mlp_dim", "intermediate_size"),
+    Setting("num_layers", "num_hidden_layers"),
+    Setting("num_heads", "num_attention_heads"),
+    Setting("max_len", "max_position_embeddings"),
+    Setting("num_kv_heads", "num_key_value_heads", None),
+    Setting("head_dim", "head_dim", None),
+    Setting("norm_epsilon", "rms_norm_eps", 1e-6),
+    Setting("tie_embeddings", "tie_word_embeddings", False),
+    Setting("attention_dropout", "attention_dropout", 0.0),
+    Setting("init_std", "initializer_range", 0.02),
+)
 _ROPE_LLAMA3 = {"low_freq_factor": "low_frequency_factor", "high_freq_factor": "high_frequency_factor",
                 "original_max_position_embeddings": "original_max_len"}
 
 
-def _read_config(settings: Settings) -> ModelConfig:
-    model_type = settings["model_type"]
-    missing = [name for name in _SIZES if name not in settings]
-    if missing:
-        raise ValueError(f"config.json of this {model_type} model lacks {', '.join(missing)}")
-    has_bias = settings.get("attention_bias", False) if model_type == "llama" else False
-    require_settings(settings, {"hidden_act": "silu", "partial_rotary_factor": 1.0, "attention_bias": has_bias,
-                                "mlp_bias": has_bias})
+def _read(settings: Settings) -> dict[str, Any]:
+    has_bias = settings.get("attention_bias", False) if settings["model_type"] == "llama" else False
+    require_settings(settings, {"attention_bias": has_bias, "mlp_bias": has_bias})
     base, scaling = _read_rope(settings)
-    return ModelConfig(
-        vocab_size=settings["vocab_size"], max_len=settings["max_position_embeddings"],
-        num_layers=settings["num_hidden_layers"], num_heads=settings["num_attention_heads"],
-        num_kv_heads=settings.get("num_key_value_heads"), model_dim=settings["hidden_size"],
-        head_dim=settings.get("head_dim"), mlp_dim=settings["intermediate_size"], positions="rope", rope_base=base,
-        rope_scaling=scaling, norm="rmsnorm", norm_epsilon=settings.get("rms_norm_eps", 1e-6), activation="swiglu",
-        use_bias=has_bias, use_qkv_bias=True if model_type == "qwen2" else None, use_qk_norm=model_type == "qwen3",
-        sliding_window=_read_window(settings), tie_embeddings=settings.get("tie_word_embeddings", False),
-        attention_dropout=settings.get("attention_dropout") or None,
-        init_std=settings.get("initializer_range", 0.02))
+    return {"use_bias": has_bias, "rope_base": base, "rope_scaling": scaling,
+            "sliding_window": _read_window(settings)}
 
 
 def _read_window(settings: Settings) -> int | None:
@@ -97,28 +89,14 @@ def _read_rope(settings: Settings) -> tuple[float, RopeScaling]:
     raise ValueError(f"rotary positions with rope_type={kind!r} are not supported; expected default, linear or llama3")
 
 
-def _write_config(model_type: str, config: ModelConfig) -> dict[str, Any]:
-    expected = {
-        "family": "decoder", "positions": "rope", "norm": "rmsnorm", "norm_position": "pre", "activation": "swiglu",
-        "use_embedding_norm": False, "use_value_head": False, "num_token_types": 0, "scale_embeddings": False,
-        "use_output_bias": False, "attention_scale": None, "scale_logits": False,
-        "use_bias": config.use_bias if model_type == "llama" else False,
-        "use_qkv_bias": True if model_type == "qwen2" else None, "use_qk_norm": model_type == "qwen3",
-        "sliding_window": None if model_type == "llama" else config.sliding_window}
-    require_config(model_type, config, expected)
+def _write(model_type: str, config: ModelConfig) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": config.rope_scaling.kind.replace("none", "default")}
     if config.rope_scaling.kind != "none":
         rope["factor"] = config.rope_scaling.factor
     if config.rope_scaling.kind == "llama3":
         rope |= {theirs: getattr(config.rope_scaling, ours) for theirs, ours in _ROPE_LLAMA3.items()}
-    settings = {
-        "vocab_size": config.vocab_size, "max_position_embeddings": config.max_len,
-        "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads, "hidden_size": config.model_dim, "head_dim": config.head_dim,
-        "intermediate_size": config.mlp_dim, "hidden_act": "silu", "rms_norm_eps": config.norm_epsilon,
-        "tie_word_embeddings": config.tie_embeddings, "initializer_range": config.init_std or 0.02,
-        "attention_dropout": config.attention_dropout or 0.0, "rope_theta": config.rope_base,
-        "rope_parameters": rope | {"rope_theta": config.rope_base}}
+    settings = {"hidden_act": "silu", "rope_theta": config.rope_base,
+                "rope_parameters": rope | {"rope_theta": config.rope_base}}
     if rope["rope_type"] != "default":
         settings["rope_scaling"] = rope  # for transformers before 5
     if model_type == "llama":
@@ -129,9 +107,14 @@ def _write_config(model_type: str, config: ModelConfig) -> dict[str, Any]:
                        "sliding_window": config.sliding_window}
 
 
+_FIXED = {"family": "decoder", "positions": "rope", "norm": "rmsnorm", "activation": "swiglu"}
+
 LLAMA, MISTRAL, QWEN2, QWEN3 = (
-    Family(model_type, architecture, _WEIGHTS, _read_config, functools.partial(_write_config, model_type),
+    Family(model_type, architecture, _WEIGHTS, _SETTINGS, fixed=_FIXED | fixed,
+           requires={"hidden_act": "silu", "partial_rotary_factor": 1.0}, read=_read,
+           write=functools.partial(_write, model_type),
            # The frequencies of the rotation, which older versions wrote as a buffer.
            ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",))
-    for model_type, architecture in (("llama", "LlamaForCausalLM"), ("mistral", "MistralForCausalLM"),
-                                     ("qwen2", "Qwen2ForCausalLM"), ("qwen3", "Qwen3ForCausalLM")))
+    for model_type, architecture, fixed in (
+        ("llama", "LlamaForCausalLM", {}), ("mistral", "MistralForCausalLM", {}),
+        ("qwen2", "Qwen2ForCausalLM", {"use_qkv_bias": True}), ("qwen3", "Qwen3ForCausalLM", {"use_qk_norm": True})))

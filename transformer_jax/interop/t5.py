@@ -8,17 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.interop.mapping import (
-    Family,
-    Settings,
-    Weight,
-    linear,
-    norm,
-    read_targets,
-    require_config,
-    translated,
-    write_targets,
-)
+from transformer_jax.interop.family import Family, Setting, Settings, read_targets, write_targets
+from transformer_jax.interop.mapping import Weight, linear, norm
 
 _ACTIVATIONS = {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu", "gelu": "gelu", "gelu_new": "gelu_tanh",
                 "silu": "silu"}
@@ -57,45 +48,39 @@ _WEIGHTS = (
 )
 
 
-def _read_config(settings: Settings) -> ModelConfig:
+_SETTINGS = (
+    Setting("vocab_size", "vocab_size", 32_128),
+    Setting("max_len", "n_positions", 512),
+    Setting("model_dim", "d_model", 512),
+    Setting("head_dim", "d_kv", 64),
+    Setting("mlp_dim", "d_ff", 2048),
+    Setting("num_encoder_layers", "num_layers", 6),
+    Setting("num_heads", "num_heads", 8),
+    Setting("relative_buckets", "relative_attention_num_buckets", 32),
+    Setting("relative_max_distance", "relative_attention_max_distance", 128),
+    Setting("norm_epsilon", "layer_norm_epsilon", 1e-6),
+    Setting("activation", "feed_forward_proj", "relu", values=_ACTIVATIONS),
+    Setting("dropout", "dropout_rate", 0.1),
+)
+_FIXED = {"family": "encoder_decoder", "positions": "relative", "attention_scale": 1.0, "norm": "rmsnorm",
+          "use_bias": False, "init_std": None}
+
+
+def _read(settings: Settings) -> dict[str, Any]:
     # transformers tells T5 1.1, whose logits are not scaled, by its unembedding that is not tied; since 5 it writes
     # that it is tied all the same, and what it knows of the scale.
     scales = settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings") is not False)
-    layers, dropout = settings.get("num_layers", 6), settings.get("dropout_rate", 0.1)
-    activation = settings.get("feed_forward_proj", "relu")
-    return ModelConfig(
-        family="encoder_decoder", vocab_size=settings.get("vocab_size", 32_128),
-        max_len=settings.get("n_positions", 512), num_layers=layers, num_encoder_layers=layers,
-        num_decoder_layers=settings.get("num_decoder_layers") or layers, num_heads=settings.get("num_heads", 8),
-        model_dim=settings.get("d_model", 512), head_dim=settings.get("d_kv", 64),
-        mlp_dim=settings.get("d_ff", 2048), positions="relative",
-        relative_buckets=settings.get("relative_attention_num_buckets", 32),
-        relative_max_distance=settings.get("relative_attention_max_distance", 128), attention_scale=1.0,
-        norm="rmsnorm", norm_epsilon=settings.get("layer_norm_epsilon", 1e-6), use_bias=False,
-        activation=translated(activation, _ACTIVATIONS, "feed_forward_proj"), tie_embeddings=scales,
-        scale_logits=scales, dropout=dropout, init_std=None,
-        **read_targets({"decoder_start_token_id": settings.get("pad_token_id", 0)} | dict(settings)))
+    layers = settings.get("num_decoder_layers") or settings.get("num_layers", 6)
+    start = {"decoder_start_token_id": settings.get("pad_token_id", 0)}
+    return {"num_decoder_layers": layers, "tie_embeddings": scales, "scale_logits": scales,
+            **read_targets(start | dict(settings))}
 
 
-def _write_config(config: ModelConfig) -> dict[str, Any]:
-    require_config("t5", config, {
-        "family": "encoder_decoder", "positions": "relative", "norm": "rmsnorm", "norm_position": "pre",
-        "use_bias": False, "use_qkv_bias": None, "use_qk_norm": False, "use_embedding_norm": False,
-        "use_output_bias": False, "scale_embeddings": False, "num_kv_heads": config.num_heads, "attention_scale": 1.0,
-        "scale_logits": config.tie_embeddings, "num_token_types": 0, "sliding_window": None,
-        "attention_dropout": None})
-    activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
-    return {
-        "vocab_size": config.vocab_size, "n_positions": config.max_len, "d_model": config.model_dim,
-        "d_kv": config.head_dim, "d_ff": config.mlp_dim, "num_layers": config.num_encoder_layers,
-        "num_decoder_layers": config.num_decoder_layers, "num_heads": config.num_heads,
-        "relative_attention_num_buckets": config.relative_buckets,
-        "relative_attention_max_distance": config.relative_max_distance, "layer_norm_epsilon": config.norm_epsilon,
-        "feed_forward_proj": translated(config.activation, activations, "t5: activation"),
-        "dropout_rate": config.dropout, "tie_word_embeddings": config.tie_embeddings, "is_encoder_decoder": True,
-    } | write_targets(config)
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {"num_decoder_layers": config.num_decoder_layers, "tie_word_embeddings": config.tie_embeddings,
+            "is_encoder_decoder": True} | write_targets(config)
 
 
-T5 = Family("t5", "T5ForConditionalGeneration", _WEIGHTS, _read_config, _write_config,
+T5 = Family("t5", "T5ForConditionalGeneration", _WEIGHTS, _SETTINGS, _FIXED, read=_read, write=_write,
             # A bias of attention to the source, which early files have, and which was never used.
             ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",))

@@ -1,4 +1,4 @@
-"""The benchmark of reinforcement learning; run by ``python -m experiments.benchmark rl``."""
+"""The benchmark of reinforcement learning; run by ``python -m benchmarks rl``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 import transformer_jax as tj
-from experiments.timing import OtherProcess, take_turns
-from experiments.trl_peer import grpo_training
+from benchmarks.peers.trl import grpo_training
+from benchmarks.timing import OtherProcess, take_turns
 from transformer_jax.alignment.experience import Experience
 from transformer_jax.alignment.ppo import grpo_loss, ppo_loss, with_value_head
 from transformer_jax.config import OptimConfig, ReinforcementConfig

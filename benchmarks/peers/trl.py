@@ -1,4 +1,4 @@
-"""TRL's on-policy trainer as the other side of ``experiments.benchmark rl`` (extra ``bench``).
+"""TRL's on-policy trainer as the other side of ``benchmarks rl`` (extra ``bench``).
 
 TRL has no PPO trainer any more (1.16); its GRPO has the same rollouts, epochs of minibatches, clipped ratios and
 reference, and no critic.

@@ -1,6 +1,6 @@
 """Peers of the benchmarks among Hugging Face's models: RoBERTa in training, Marian in beam search (extra ``bench``).
 
-Workers of :class:`experiments.timing.OtherProcess`.
+Workers of :class:`benchmarks.timing.OtherProcess`.
 """
 
 from __future__ import annotations

@@ -1,24 +1,7 @@
-"""Measures this library beside its peers, on the same work in the same run (extra ``bench``).
-
-python -m experiments.benchmark train                       training step beside eager PyTorch
-python -m experiments.benchmark quality --data=input.txt    time to a validation loss, beside eager PyTorch
-python -m experiments.benchmark decode                      generation beside Hugging Face transformers
-python -m experiments.benchmark compile                     compile time by depth, and with the cache warm
-python -m experiments.benchmark mlm --data=dom_casmurro.txt masked language modelling beside Hugging Face's RoBERTa
-python -m experiments.benchmark translate --workdir=DIR     beam search beside Hugging Face's Marian, same weights
-python -m experiments.benchmark interop                     GPT-2, RoBERTa and BART from the same files as transformers
-python -m experiments.benchmark rl                          GRPO and PPO beside TRL's GRPO
-python -m experiments.benchmark gpu --data=input.txt        everything that is measured on a GPU, in ten minutes
-python -m experiments.benchmark tpu                         programs compiled for TPUs that are not here
-
-Medians over rounds in which both sides take turns, each in a process of its own; warm, unless compilation is what is
-measured.
-"""
+"""The benchmarks of decoders; run by ``python -m benchmarks {train,quality,decode,compile}``."""
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
 import pathlib
 import re
@@ -30,24 +13,14 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
 
 import transformer_jax as tj
-from experiments.timing import OtherProcess, take_turns, timed
+from benchmarks.timing import OtherProcess, take_turns, timed
 from transformer_jax.config import ModelConfig, OptimConfig
-from transformer_jax.runtime import keep_freed_memory
 from transformer_jax.training.objectives import next_token_loss
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_train_step
-
-_DATA = flags.DEFINE_string("data", None, "A text file, for quality and mlm.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "What a translator was trained in, for translate.")
-_STEPS = flags.DEFINE_integer("steps", 300, "Training steps of mlm.")
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each side; the median is reported.")
-_TINY = flags.DEFINE_bool("tiny", False, "Run gpu or interop at toy size, on any machine.")
-_PARTS = flags.DEFINE_list("parts", None, "Only these parts of gpu or interop, or programs of tpu.")
-_JSON = flags.DEFINE_string("json", None, "Also write the figures here.")
 
 _ADAMW = OptimConfig(peak_lr=1e-3, end_lr=0.1, warmup_steps=100, beta2=0.99, weight_decay=0.1)
 _TRAINING = {
@@ -65,8 +38,8 @@ def torch_training(pipe, config: ModelConfig, batches: list) -> None:
     """Worker: one pass over the batches whenever told to."""
     import torch
 
-    from experiments.torch_gpt import TorchGPT, train_step
-    from experiments.torch_gpt import make_optimizer as torch_optimizer
+    from benchmarks.peers.torch_gpt import TorchGPT, train_step
+    from benchmarks.peers.torch_gpt import make_optimizer as torch_optimizer
 
     model = TorchGPT(config)
     optimizer = torch_optimizer(model, _ADAMW)
@@ -92,7 +65,7 @@ def torch_decoding(pipe, config: ModelConfig, prompt: list[int], new_tokens: int
         pipe.send("done")
 
 
-def train() -> list[dict]:
+def train(rounds: int) -> list[dict]:
     """Tokens per second of one training step: forward, backward, clipping, AdamW."""
     rows = []
     for name, (config, batch_size) in _TRAINING.items():
@@ -110,7 +83,7 @@ def train() -> list[dict]:
             jax.block_until_ready((state, metrics))
 
         theirs = OtherProcess(torch_training, config, batches)
-        medians = take_turns({"transformer_jax": ours, "PyTorch": theirs}, _ROUNDS.value)
+        medians = take_turns({"transformer_jax": ours, "PyTorch": theirs}, rounds)
         theirs.close()
         tokens = len(batches) * batch_size * config.max_len
         rows.append({"shape": name, **{f"{side} tokens/s": tokens / seconds for side, seconds in medians.items()},
@@ -119,14 +92,14 @@ def train() -> list[dict]:
     return rows
 
 
-def quality() -> list[dict]:
+def quality(data: str) -> list[dict]:
     """Wall time from process start to the validation loss that ends the run, compilation included."""
-    data, rows = _given("data", _DATA.value), []
+    rows = []
     with tempfile.TemporaryDirectory() as directory:
         ours = [sys.executable, "-m", "experiments.train", f"--config.data.path={data}"]
         cold = os.environ | {"XDG_CACHE_HOME": directory}
         for name, command in {
-            "PyTorch, 2,000 steps": [sys.executable, "-m", "experiments.torch_gpt", data],
+            "PyTorch, 2,000 steps": [sys.executable, "-m", "benchmarks.peers.torch_gpt", data],
             "shakespeare_char": [*ours, "--config=shakespeare_char", f"--workdir={directory}/char",
                                  "--config.sample.every=0", "--config.eval.every=2000"],
             "shakespeare_fast": [*ours, "--config=shakespeare_fast", f"--workdir={directory}/fast"],
@@ -194,7 +167,7 @@ def memory_bandwidth() -> float:
     return ones.numel() * 4 / best
 
 
-def decode() -> list[dict]:
+def decode(rounds: int) -> list[dict]:
     """Tokens per second of greedy generation, batch 1, float32, the prompt's pass included."""
     bandwidth = memory_bandwidth()
     rows = []
@@ -208,7 +181,7 @@ def decode() -> list[dict]:
                 raise RuntimeError(f"generated {result.lengths} tokens")
 
         theirs = OtherProcess(torch_decoding, config, prompt, new_tokens)
-        medians = take_turns({"transformer_jax": ours, "transformers": theirs}, _ROUNDS.value)
+        medians = take_turns({"transformer_jax": ours, "transformers": theirs}, rounds)
         theirs.close()
         weights = 4 * (tj.count_parameters(config) - config.max_len * config.model_dim)
         rate = new_tokens / medians["transformer_jax"]
@@ -216,37 +189,3 @@ def decode() -> list[dict]:
                      "ratio": medians["transformers"] / medians["transformer_jax"],
                      "measured bandwidth GB/s": bandwidth / 1e9, "share of bandwidth": rate * weights / bandwidth})
     return rows
-
-
-def _given(flag: str, value: str | None) -> str:
-    return value if value is not None else sys.exit(f"error: --{flag} is missing")
-
-
-def main(arguments: list[str]) -> None:
-    def of(module: str):  # imported when asked for: a machine with a GPU need not have what the others need
-        return importlib.import_module(f"experiments.{module}")
-
-    programs = {"train": train, "quality": quality, "decode": decode, "compile": compilation,
-                "mlm": lambda: of("benchmark_families").mlm(_given("data", _DATA.value), _STEPS.value),
-                "translate": lambda: of("benchmark_families").translate(
-                    _given("workdir", _WORKDIR.value), _ROUNDS.value),
-                "interop": lambda: of("benchmark_interop").interop(
-                    _ROUNDS.value, _PARTS.value, tiny=_TINY.value),
-                "rl": lambda: of("benchmark_alignment").rl(_ROUNDS.value),
-                "gpu": lambda: of("benchmark_gpu").gpu(_DATA.value, tiny=_TINY.value, parts=_PARTS.value),
-                "tpu": lambda: of("benchmark_tpu").tpu(_PARTS.value)}
-    if len(arguments) != 2 or arguments[1] not in programs:
-        sys.exit(f"error: say what to measure: python -m experiments.benchmark {{{','.join(programs)}}}")
-    if arguments[1] in ("train", "mlm", "rl"):
-        keep_freed_memory()  # as programs that train do
-    rows = programs[arguments[1]]()
-    for row in [] if arguments[1] == "gpu" else rows:  # which shows its tables as they come
-        print("  ".join(f"{name} {value:,.3g}" if isinstance(value, float) and value < 100 else
-                        f"{name} {value:,.0f}" if isinstance(value, float) else str(value)
-                        for name, value in row.items()))
-    if _JSON.value:
-        pathlib.Path(_JSON.value).write_text(json.dumps(rows, indent=1))
-
-
-if __name__ == "__main__":
-    app.run(main)

@@ -1,4 +1,4 @@
-"""Models of Hugging Face here and in transformers; run by ``python -m experiments.benchmark interop``.
+"""Models of Hugging Face here and in transformers; run by ``python -m benchmarks interop``.
 
 Both read the same files of random float32 weights, each side in a process of its own, and what they answer is compared:
 
@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 import transformer_jax as tj
-from experiments.timing import OtherProcess, take_turns
+from benchmarks.timing import OtherProcess, take_turns
 from transformer_jax.config import ModelConfig
 from transformer_jax.models.functional import make_model
 

@@ -1,6 +1,6 @@
 """The peer of the benchmarks: a GPT in ordinary eager PyTorch, in the style of nanoGPT (extra ``bench``).
 
-python -m experiments.torch_gpt input.txt    nanoGPT's CPU recipe: 2,000 steps, then the validation loss
+python -m benchmarks.peers.torch_gpt input.txt    nanoGPT's CPU recipe: 2,000 steps, then the validation loss
 """
 
 from __future__ import annotations

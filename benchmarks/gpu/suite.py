@@ -1,4 +1,4 @@
-"""Everything that this library measures on one GPU; run by ``python -m experiments.benchmark gpu``.
+"""Everything that this library measures on one GPU; run by ``python -m benchmarks gpu``.
 
 Prints a Markdown table a part, and writes the same figures with ``--json``. A part that fails, that lacks something or
 for which the minutes no longer suffice says so in its table, and the others go on. Peers run in PyTorch where that is
@@ -18,22 +18,22 @@ from collections.abc import Callable
 
 import jax
 
-from experiments import gpu_kernels, gpu_models
-from experiments.gpu_sizes import FULL, TINY, Sizes
+from benchmarks.gpu import kernels, models
+from benchmarks.gpu.sizes import FULL, TINY, Sizes
 from transformer_jax.runtime import use_xla_flags
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 # Each part, with the seconds that it may take: it is begun only while so many are left.
 _PARTS: dict[str, tuple[Callable[..., list[dict]], int]] = {
-    "ceilings": (gpu_kernels.ceilings, 15),
-    "kernels against float64": (gpu_kernels.errors, 40),
-    "training": (gpu_models.training, 150),
-    "attention": (gpu_kernels.attention, 60),
-    "cross entropy": (gpu_kernels.cross_entropy, 20),
-    "decoding": (gpu_models.decoding, 120),
-    "compiling": (gpu_models.compiling, 60),
-    "nanoGPT's characters": (gpu_models.characters, 90),
+    "ceilings": (kernels.ceilings, 15),
+    "kernels against float64": (kernels.errors, 40),
+    "training": (models.training, 150),
+    "attention": (kernels.attention, 60),
+    "cross entropy": (kernels.cross_entropy, 20),
+    "decoding": (models.decoding, 120),
+    "compiling": (models.compiling, 60),
+    "nanoGPT's characters": (models.characters, 90),
 }
 
 
@@ -85,15 +85,15 @@ def _tried(part: Callable[[], list[dict]]) -> list[dict]:
 def _determinism(sizes: Sizes, found: dict[str, list[dict]], tiny: bool) -> list[dict]:
     """The first model's training again, in a process whose XLA may only use deterministic kernels."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [sys.executable, "-m", "experiments.benchmark", "gpu", "--parts=training", f"--json={file.name}"]
+        command = [sys.executable, "-m", "benchmarks", "gpu", "--parts=training", f"--json={file.name}"]
         flags = " ".join([os.environ.get("XLA_FLAGS", ""), _DETERMINISTIC])
-        environment = os.environ | {"XLA_FLAGS": flags, gpu_models.FIRST_ONLY: "1"}
+        environment = os.environ | {"XLA_FLAGS": flags, models.FIRST_ONLY: "1"}
         command += ["--tiny"] if tiny else []
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr[-300:])
         slow = json.loads(pathlib.Path(file.name).read_text())["training"][0]
-    rows = found.get("training") or gpu_models.training(sizes, found, None)
+    rows = found.get("training") or models.training(sizes, found, None)
     fast = rows[0]
     return [{"model": slow["model"], "tokens/s": fast.get("tokens/s"), "deterministic tokens/s": slow["tokens/s"],
              "share": slow["tokens/s"] / fast["tokens/s"]}]

@@ -1,4 +1,4 @@
-"""The parts of the GPU benchmark that run models; run by ``benchmark_gpu``."""
+"""The parts of the GPU benchmark that run models; run by ``benchmarks.gpu.suite``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 import transformer_jax as tj
-from experiments.gpu_kernels import has_torch
-from experiments.gpu_sizes import Sizes
-from experiments.timing import OtherProcess, timed
+from benchmarks.gpu.kernels import has_torch
+from benchmarks.gpu.sizes import Sizes
+from benchmarks.timing import OtherProcess, timed
 from transformer_jax.config import ModelConfig, OptimConfig
 from transformer_jax.training.chips import CHIPS
 from transformer_jax.training.metrics import flops_per_token
@@ -84,7 +84,7 @@ def _shares(rate: float, found: dict) -> dict[str, float]:
 def _peer(config: ModelConfig, batch_size: int, sizes: Sizes, ours: float) -> dict:
     if not has_torch():
         return {"PyTorch tokens/s": "not installed, or no GPU"}
-    from experiments.torch_gpu import training as torch_training
+    from benchmarks.peers.torch_gpu import training as torch_training
 
     peer = OtherProcess(torch_training, config, batch_size, sizes.steps)
     peer()
@@ -124,7 +124,7 @@ def decoding(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
 def _generation_peer(config: ModelConfig, sizes: Sizes) -> dict:
     if not has_torch():
         return {"Hugging Face tokens/s": "not installed, or no GPU"}
-    from experiments.torch_gpu import generation
+    from benchmarks.peers.torch_gpu import generation
 
     peer = OtherProcess(generation, config)
     few, many = sizes.new_tokens // 2, sizes.new_tokens
@@ -138,7 +138,7 @@ def compiling(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
     del found, data
     name, (config, batch_size) = next(iter(sizes.train.items()))
     row = {"model": name}
-    # Both are read when a program is compiled; the flags are those that programs set in experiments.cli.
+    # Both are read when a program is compiled; the flags are those that programs set in transformer_jax.cli.flags.
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     with tempfile.TemporaryDirectory() as directory:
         _cache_in(directory, 0.0)

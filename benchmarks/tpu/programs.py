@@ -1,4 +1,4 @@
-"""Programs compiled for TPUs of which none is here (extra ``tpu-aot``); run by ``python -m experiments.benchmark tpu``.
+"""Programs compiled for TPUs of which none is here (extra ``tpu-aot``); run by ``python -m benchmarks tpu``.
 
 libtpu compiles for a named topology on any Linux machine. What comes out is the real program, its memory and what XLA
 counts in it; how long a step takes is only bounded from below, by a chip's published rates.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from transformer_jax.runs.preflight import batch_shapes, lower_train_step
 from transformer_jax.sharding import make_mesh
 from transformer_jax.training.chips import get_chip
 from transformer_jax.training.metrics import flops_per_token
+from transformer_jax.training.topologies import devices_of
 
 TOPOLOGIES = ("v5e:2x4", "v6e:2x4")
 
@@ -74,24 +74,6 @@ PROGRAMS = {
     "gpt3-xl (1.3B) train": Program(_bfloat16("gpt3-xl", remat="full", attention_implementation="splash"), "train", 32,
                                      MeshConfig(fsdp=8)),
 }
-
-
-@functools.cache
-def devices_of(topology: str) -> list[jax.Device]:
-    """The devices of a topology as ``"v5e:2x4"``, none of which is here.
-
-    Raises:
-      ImportError: without libtpu.
-    """
-    import libtpu  # noqa: F401  jax's own error does not name it
-
-    # Nothing here is asked of a cloud's metadata server.
-    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
-                        ("TPU_WORKER_HOSTNAMES", "localhost")):
-        os.environ.setdefault(name, value)
-    from jax.experimental import topologies
-
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
 
 
 def lower(program: Program, topology: str) -> jax.stages.Lowered:

@@ -1,4 +1,4 @@
-"""The parts of the GPU benchmark below models: ceilings, attention, cross entropy; run by ``benchmark_gpu``."""
+"""The parts of the GPU benchmark below models: ceilings, attention, cross entropy; run by ``benchmarks.gpu.suite``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.gpu_sizes import Sizes
-from experiments.timing import OtherProcess, timed
+from benchmarks.gpu.sizes import Sizes
+from benchmarks.timing import OtherProcess, timed
 from transformer_jax.ops import AttentionMask, attend
 from transformer_jax.ops.attention import why_not
 from transformer_jax.ops.losses import linear_cross_entropy

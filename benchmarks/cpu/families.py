@@ -1,4 +1,4 @@
-"""The benchmarks of encoders and encoder-decoders; run by ``python -m experiments.benchmark {mlm,translate}``."""
+"""The benchmarks of encoders and encoder-decoders; run by ``python -m benchmarks {mlm,translate}``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ import numpy as np
 from tqdm import tqdm
 
 import transformer_jax as tj
-from experiments import masked_language_model, runs, translation
-from experiments.huggingface_peers import marian_beam_search, roberta_training, write_marian
-from experiments.timing import OtherProcess, take_turns
+from benchmarks.peers.huggingface import marian_beam_search, roberta_training, write_marian
+from benchmarks.timing import OtherProcess, take_turns
 from transformer_jax import recipes
 from transformer_jax.config import OptimConfig
 from transformer_jax.data import LineRows, Masking, Tokenizer, make_batches, masked_evaluation_batches
 from transformer_jax.interop.huggingface import to_huggingface
+from transformer_jax.tasks.masked_language_model import MaskedLanguageModel
+from transformer_jax.tasks.translating import translate
+from transformer_jax.tasks.translation import read_translation_data
+from transformer_jax.training.evaluation import mean_loss
 from transformer_jax.training.objectives import masked_token_loss
 from transformer_jax.training.optimizer import make_optimizer, make_schedule
 from transformer_jax.training.state import init_state
@@ -41,7 +44,7 @@ def mlm(book: str, steps: int) -> list[dict]:
         **{name: getattr(config.model, name) for name in _SIZES})
     config = config.replace(steps=steps, model=model, optim=_ROBERTA_ADAMW,
                             data=dataclasses.replace(config.data, path=book))
-    lines, held_out = masked_language_model.split(config)
+    lines, held_out = MaskedLanguageModel(config).read()
     settings = config.data.tokenizer
     tokenizer = Tokenizer.train(lines, kind=settings.kind, vocab_size=settings.vocab_size,
                                 min_frequency=settings.min_frequency)
@@ -70,7 +73,7 @@ def mlm(book: str, steps: int) -> list[dict]:
         begun = time.perf_counter()
         theirs(("train", turn))
         seconds["Hugging Face"].append(time.perf_counter() - begun)
-    losses = {"transformer_jax": runs.mean_loss(masked_token_loss(), lambda: validation_batches)(state.params),
+    losses = {"transformer_jax": mean_loss(masked_token_loss(), lambda: validation_batches)(state.params),
               "Hugging Face": theirs(("evaluate", validation_batches))}
     theirs.close()
     tokens = _TURN * config.batch_size * config.model.max_len
@@ -88,7 +91,7 @@ def translate(workdir: str, rounds: int) -> list[dict]:
     """
     bundle = tj.load(workdir)
     tokenizer = bundle.tokenizer
-    _, pairs = translation.read(bundle.experiment.data)
+    _, pairs = read_translation_data(bundle.experiment.data)
     texts = [source for source, _ in itertools.islice(pairs, _BATCH_SIZE * _NUM_BATCHES)]
     by_length = sorted(texts, key=lambda text: len(tokenizer.encode(text)), reverse=True)
     ids = {"pad": tokenizer.pad_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
@@ -103,7 +106,7 @@ def translate(workdir: str, rounds: int) -> list[dict]:
         return [sources[start:start + _BATCH_SIZE] for start in range(0, len(sources), _BATCH_SIZE)]
 
     def ours():
-        found["transformer_jax"] = [hypotheses[0].tokens for hypotheses in translation.translate(
+        found["transformer_jax"] = [hypotheses[0].tokens for hypotheses in translate(
             bundle, by_length, beam_size=_BEAM["beam_size"], length_penalty=_BEAM["length_penalty"],
             batch_size=_BATCH_SIZE)]
 

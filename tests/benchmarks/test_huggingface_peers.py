@@ -23,8 +23,8 @@ needs_peers = pytest.mark.skipif(
 
 @needs_peers
 def test_roberta_learns_as_ours_does_where_there_is_no_dropout(tmp_path):
-    from experiments.huggingface_peers import roberta_training
-    from experiments.timing import OtherProcess
+    from benchmarks.peers.huggingface import roberta_training
+    from benchmarks.timing import OtherProcess
 
     steps, rng = 12, np.random.default_rng(0)
     model = tj.presets.get("roberta-base").replace(vocab_size=60, max_len=16, num_layers=2, num_heads=2, model_dim=16,
@@ -56,7 +56,7 @@ def test_roberta_learns_as_ours_does_where_there_is_no_dropout(tmp_path):
 def test_marian_with_our_weights_has_our_logits(tmp_path):
     import torch
 
-    from experiments.huggingface_peers import marian, write_marian
+    from benchmarks.peers.huggingface import marian, write_marian
 
     config = tj.presets.get("transformer-base").replace(
         vocab_size=50, max_len=16, num_layers=2, num_decoder_layers=3, num_heads=2, model_dim=16, mlp_dim=24)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from experiments.timing import timed
-from experiments.torch_gpt import TorchGPT
+from benchmarks.peers.torch_gpt import TorchGPT
+from benchmarks.timing import timed
 from transformer_jax.config import ModelConfig
 
 

@@ -17,8 +17,8 @@ import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
 from absl import app
-from experiments import benchmark
-app.run(benchmark.main)
+from benchmarks.__main__ import main
+app.run(main)
 """
 
 
@@ -66,12 +66,12 @@ def test_without_a_gpu_it_ends_with_one_line():
 
 
 def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
-    from experiments import gpu_kernels
-    from experiments.gpu_sizes import TINY
+    from benchmarks.gpu import kernels
+    from benchmarks.gpu.sizes import TINY
 
-    right = gpu_kernels.attend
-    monkeypatch.setattr(gpu_kernels, "attend", lambda *args, **kwargs: 1.1 * right(*args, **kwargs))
-    rows = gpu_kernels.errors(TINY, {}, None)
+    right = kernels.attend
+    monkeypatch.setattr(kernels, "attend", lambda *args, **kwargs: 1.1 * right(*args, **kwargs))
+    rows = kernels.errors(TINY, {}, None)
     assert not any(row["within 2 %"] for row in rows)
-    timed = gpu_kernels.attention(TINY, {"kernels against float64": rows}, None)
+    timed = kernels.attention(TINY, {"kernels against float64": rows}, None)
     assert [row.get("note") for row in timed][:2] == ["wrong, so not timed"] * 2

@@ -1,0 +1,1 @@
+"""The other sides: the same work in PyTorch, transformers and TRL."""

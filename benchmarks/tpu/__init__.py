@@ -1,0 +1,1 @@
+"""What the compiler of TPUs says, with no TPU here."""
