@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PARTS = ("__init__.py", "lazy.py", "presets.py", "runtime.py")
+PARTS = ("__init__.py", "config", "data", "lazy.py", "presets.py", "runtime.py", "settings.py", "sharding.py")
 
 
 def test_pyright_finds_no_error():

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from transformer_jax.data.preferences import Comparison, read_comparisons, read_prompts
     from transformer_jax.data.text import read_documents, read_tfds
     from transformer_jax.data.token_file import TokenFile
-    from transformer_jax.data.tokenizer import StreamDecoder, Tokenizer
+    from transformer_jax.data.tokenizer import Tokenizer
+    from transformer_jax.data.tokens import StreamDecoder
     from transformer_jax.data.windows import Windows, evaluation_batches, make_batches
 else:
     __getattr__, __dir__ = lazy_names(__name__)
