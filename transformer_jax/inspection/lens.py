@@ -96,7 +96,7 @@ def _logprobs(model: Model, trace: Trace, places_P: jax.Array, targets_BP: jax.A
 
 def _places(trace: Trace | PairTrace, positions: Index) -> tuple[Trace, jax.Array | np.ndarray]:
     trace = trace_of(trace, "self")
-    return trace, resolve("positions", positions, trace.final.shape[1])[0]
+    return trace, resolve("positions", positions, trace.queries.shape[2])[0]
 
 
 @functools.partial(jax.jit, static_argnames="kind")
@@ -107,7 +107,7 @@ def value_norms(model: Model, trace: Trace | PairTrace, *, kind: str = "self") -
     """
     check_kind(model, kind)
     attention, values = attention_of(model, kind), trace_of(trace, kind).values
-    group = attention.config.num_heads // attention.config.num_kv_heads
+    group = attention.config.num_heads // values.shape[3]
 
     def of_layer(layer: tuple[jax.Array, jax.Array]) -> jax.Array:
         values_BSKH, kernel_NHD = layer

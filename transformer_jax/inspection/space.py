@@ -40,7 +40,7 @@ def nearest(vectors_VD: Float[Array | np.ndarray, "V D"], queries_QD: Float[Arra
       Rows of ``vectors_VD`` ``[Q, K]``, the nearest first, and their cosines; without the axis that a single query
       lacks.
     """
-    cosines = similarity(queries_QD, vectors_VD)
+    cosines = similarity(jnp.asarray(queries_QD), jnp.asarray(vectors_VD))
     if exclude is not None:
         excluded = (jnp.asarray(exclude)[..., None] == jnp.arange(cosines.shape[-1])).any(-2)
         cosines = jnp.where(excluded, -jnp.inf, cosines)
