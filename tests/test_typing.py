@@ -12,8 +12,8 @@ import pytest
 from transformer_jax.inspection import lens, maps, mixing, space
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CLEAN_INSPECTION = ("__init__", "causal", "figures", "interventions", "labels", "lens", "maps", "mixing", "plots", "showing",
-                    "viewer")
+CLEAN_INSPECTION = ("__init__", "causal", "figures", "interventions", "labels", "lens", "maps", "mixing", "plots",
+                    "showing", "viewer")
 PARTS = ("__init__.py", "config", "data", "lazy.py", "presets.py", "runtime.py", "settings.py", "sharding.py",
          *(f"inspection/{module}.py" for module in CLEAN_INSPECTION))
 

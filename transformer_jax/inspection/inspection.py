@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.data.tokenizer import Tokenizer
+from transformer_jax.data.tokens import TextTokenizer
 from transformer_jax.inspection import maps, showing, viewer
 from transformer_jax.inspection.attribution import Attribution, direct_logit_attribution
 from transformer_jax.inspection.lens import Lens, logit_lens, value_norms, value_weighted
@@ -40,7 +40,7 @@ class Inspection:
     """
 
     model: Model = dataclasses.field(repr=False)
-    tokenizer: Tokenizer | None = dataclasses.field(repr=False)
+    tokenizer: TextTokenizer | None = dataclasses.field(repr=False)
     ids: np.ndarray
     trace: Trace | PairTrace = dataclasses.field(repr=False)
     segment_ids: np.ndarray | None = None
