@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,8 @@ def _most_probable(model: Model, trace: Trace, places_P: jax.Array, top_k: int) 
     return jax.lax.map(of_layer, trace.residual[:, :, places_P])
 
 
-def target_logprobs(model: Model, trace: Trace | PairTrace, targets_BP: Int[Array | np.ndarray, "B P"], *,
+def target_logprobs(model: Model, trace: Trace | PairTrace,
+                    targets_BP: Int[Array | np.ndarray, "B P"] | Sequence[Sequence[int]], *,
                     positions: Index = None) -> Float[Array, "layers B P"]:
     """log P of given tokens by :func:`logit_lens`, float32 ``[L + 1, B, P]``: at which layer the answer appears.
 
