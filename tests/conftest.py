@@ -9,7 +9,12 @@ os.environ["XLA_FLAGS"] = (f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import jaxtyping
 import pytest
+
+# Functions of these modules check, in the tests alone, that arrays have the shapes and types of their signatures.
+CHECKED = tuple(f"transformer_jax.inspection.{module}" for module in ("lens", "maps", "mixing", "space"))
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

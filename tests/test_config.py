@@ -21,7 +21,7 @@ from transformer_jax.config import (
     SampleConfig,
     TokenizerConfig,
 )
-from transformer_jax.settings import differences, from_dict, to_dict
+from transformer_jax.settings import differences, from_dict, nearest, to_dict
 
 
 def test_derived_fields():
@@ -286,3 +286,12 @@ def test_an_unknown_preset_suggests_the_nearest():
         presets.get("gpt2-smal")
     with pytest.raises(ValueError, match="known: transformer-base"):
         presets.get("zzz")
+
+
+@pytest.mark.parametrize(("name", "known", "hint"), [
+    ("gpt2-smal", ["gpt2-small", "gpt2-medium"], "; did you mean 'gpt2-small'?"),
+    ("xyz", ["gpt2-small"], ""),
+    ("xyz", [], ""),
+])
+def test_the_nearest_name_is_suggested(name, known, hint):
+    assert nearest(name, known) == hint

@@ -67,7 +67,7 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
             if isinstance(value, (list, tuple)):
                 return tuple(_coerce(name, typing.get_args(option)[0], item) for item in value)
             continue
-        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+        if isinstance(option, type) and dataclasses.is_dataclass(option) and isinstance(value, Mapping):
             return from_dict(option, value)
         if option is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import MeshConfig
 
@@ -31,7 +31,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 AXES = ("data", "fsdp", "sequence", "tensor")
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with the axes ``data``, ``fsdp``, ``sequence`` and ``tensor`` over all devices, or over those given.
 
     TPUs of several slices are divided along ``data``: between slices, whose network is slow, only gradients travel.
@@ -109,13 +109,13 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(of_node, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
-def _divisible(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _divisible(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Drops mesh axes that do not divide the array, as a vocabulary of 50,257 over 2 devices."""
     return PartitionSpec(*(axis if axis is None or size % _axis_size(axis, mesh) == 0 else None
                            for axis, size in zip(spec, shape, strict=True)))
 
 
-def _axis_size(axis: str | tuple[str, ...], mesh: Mesh) -> int:
+def _axis_size(axis: str | tuple[str, ...], mesh: Mesh | AbstractMesh) -> int:
     names = (axis,) if isinstance(axis, str) else axis
     return math.prod(mesh.shape[name] for name in names)
 
@@ -212,7 +212,7 @@ def as_rows(x: jax.Array) -> jax.Array:
     return x if mesh.shape.get("sequence", 1) > 1 else x.reshape(-1, x.shape[-1])
 
 
-def divided(size: int, axis: str) -> str | tuple[str, ...] | None:
+def divided(size: int, axis: str | None) -> str | tuple[str, ...] | None:
     """The mesh axes over which an axis of this size is divided; ``None``: over none, or this is one device's part."""
     mesh = jax.sharding.get_abstract_mesh()
     spec = None if mesh.empty or mesh.manual_axes else _divisible(partition_spec(axis), (size,), mesh)[0]

@@ -47,6 +47,10 @@ def decoding(decoder: tj.Decoder, encoder: tj.Encoder, tokenizer: tj.Tokenizer) 
     assert_type(tj.embed(encoder, "To be", tokenizer=tokenizer), np.ndarray | list[np.ndarray])
 
 
+def tokenizers(ours: tj.Tokenizer, theirs: HuggingFaceTokenizer) -> list[tj.data.TextTokenizer]:
+    return [ours, theirs]
+
+
 def settings() -> None:
     assert_type(tj.presets.get("gpt2-small"), tj.ModelConfig)
     assert_type(tj.config.ModelConfig(num_layers=2), tj.ModelConfig)

@@ -147,9 +147,9 @@ def prompt_of(record: Mapping[str, Any]) -> tuple[Message, ...]:
     if "prompt" in record:
         parts = [text_of(record, "prompt")]
     elif "instruction" in record:
-        parts = [text_of(record, "instruction"), text_of({"input": ""} | record, "input")]
+        parts = [text_of(record, "instruction"), text_of({"input": "", **record}, "input")]
     elif "question" in record:
-        parts = [text_of({"context": ""} | record, "context"), text_of(record, "question")]
+        parts = [text_of({"context": "", **record}, "context"), text_of(record, "question")]
     else:
         raise ValueError(f"found the keys {sorted(record)}; expected {_FORMATS}")
     return as_prompt("\n\n".join(part for part in parts if part.strip()))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.data.tokenizer import Tokenizer
+from transformer_jax.data.tokens import checked_ids
 
 _ROLES = ("bos", "eos", "pad", "unk", "mask", "sep", "cls")
 _SPACE = "\u2581"
@@ -151,7 +152,7 @@ class HuggingFaceTokenizer:
         Raises:
             ValueError: an id outside the vocabulary.
         """
-        return self._tokenizer.decode(self._checked(ids), skip_special_tokens=skip_special)
+        return self._tokenizer.decode(checked_ids(ids, self.vocab_size), skip_special_tokens=skip_special)
 
     def stream_decoder(self) -> "HuggingFaceStreamDecoder":
         """Returns a decoder that takes one token at a time."""
@@ -163,7 +164,7 @@ class HuggingFaceTokenizer:
         Text begins with a space where a space, or in BERT's pieces the beginning of a word, is part of the token.
         """
         shown = []
-        for token in self._checked(ids):
+        for token in checked_ids(ids, self.vocab_size):
             data = self._token_bytes(token)
             try:
                 shown.append(self.id_to_piece(token) if token in self._special else data.decode())
@@ -173,7 +174,7 @@ class HuggingFaceTokenizer:
 
     def id_to_piece(self, token: int) -> str:
         """Returns the vocabulary's own name of a token."""
-        return self._tokenizer.id_to_token(self._checked([token])[0]) or ""
+        return self._tokenizer.id_to_token(checked_ids([token], self.vocab_size)[0]) or ""
 
     def piece_to_id(self, piece: str) -> int:
         """Returns the token that `id_to_piece` calls `piece`; ValueError when there is none."""
@@ -231,9 +232,6 @@ class HuggingFaceTokenizer:
             self._literal.no_padding()
             self._literal.encode_special_tokens = True
         return self._literal
-
-    def _checked(self, ids: Iterable[int]) -> list[int]:
-        return Tokenizer._checked(self, ids)
 
     def _token_bytes(self, token: int) -> bytes:
         piece = self._tokenizer.id_to_token(token) or ""

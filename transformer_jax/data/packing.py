@@ -7,7 +7,7 @@ import numpy as np
 _OPEN_ROWS = 64  # rows that still take examples: what bounds the search, and the memory, in a large corpus
 
 
-def pack(lengths_NK: np.ndarray, capacities_K: Sequence[int]) -> np.ndarray:
+def pack(lengths_NK: np.ndarray, capacities_K: Sequence[int] | np.ndarray) -> np.ndarray:
     """Assigns examples to rows, each to the first open row with room for it.
 
     Args:

@@ -6,8 +6,9 @@ import gzip
 import hashlib
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -156,7 +157,7 @@ class _Tsv:
 
 @dataclasses.dataclass(frozen=True)
 class _TfdsPairs:
-    examples: object
+    examples: Sequence[Mapping[str, Any]]
     name: str
     source: str
     target: str

@@ -4,6 +4,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 KINDS = ("char", "word", "bpe", "unigram")
 PAD, BOS, EOS, UNK, MASK, END_OF_TEXT = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>", "<|endoftext|>")
@@ -44,7 +45,7 @@ def train_model(
     smallest = len(special_tokens) + 256 * byte_fallback + len(isolated) + 1
     if vocab_size is not None and vocab_size < smallest:
         raise ValueError(_too_small(vocab_size, smallest))
-    size = {"use_all_vocab": True} if vocab_size is None else {"vocab_size": vocab_size}
+    size: dict[str, Any] = {"use_all_vocab": True} if vocab_size is None else {"vocab_size": vocab_size}
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -177,11 +178,11 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
     return value | message[position] << shift, position + 1
 
 
-def _too_small(vocab_size: int, smallest: int) -> str:
+def _too_small(vocab_size: int | None, smallest: int) -> str:
     return f"vocab_size={vocab_size} is too small: characters, bytes and special tokens need at least {smallest}"
 
 
-def _too_large(vocab_size: int, largest: int) -> str:
+def _too_large(vocab_size: int | None, largest: int) -> str:
     return f"vocab_size={vocab_size} is larger than this text supports: at most {largest}; lower it or give more text"
 
 

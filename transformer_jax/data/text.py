@@ -4,8 +4,9 @@ import dataclasses
 import glob
 import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from absl import logging
 
@@ -139,7 +140,7 @@ def check_characters(text: str, where: str) -> None:
 class TfdsDocuments:
     """The documents of a TFDS split, one an example; each iteration reads the data source again."""
 
-    source: object
+    source: Sequence[Mapping[str, Any]]
     name: str
     key: str = "text"
 
@@ -180,14 +181,14 @@ def read_tfds(name: str, split: str = "train", data_dir: str | Path | None = Non
     return TfdsDocuments(tfds_source(name, split, data_dir), name, key)
 
 
-def tfds_source(name: str, split: str, data_dir: str | Path | None):
+def tfds_source(name: str, split: str, data_dir: str | Path | None) -> Sequence[Mapping[str, Any]]:
     """Returns a TFDS split with random access; errors are those of `read_tfds`."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError("reading a TFDS data set needs: pip install tensorflow-datasets") from error
     try:
-        return tfds.data_source(name, split=split, data_dir=data_dir)
+        return cast(Sequence[Mapping[str, Any]], tfds.data_source(name, split=split, data_dir=data_dir))
     except (tfds.download.DownloadError, ImportError, NotImplementedError, OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         place = data_dir or "TFDS's default data_dir"

@@ -1,6 +1,5 @@
 """SentencePiece tokenizers that give back every text exactly as it was."""
 
-import codecs
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from transformer_jax.data.sentencepiece_training import (
     split_runs,
     train_model,
 )
+from transformer_jax.data.tokens import StreamDecoder, checked_ids
 
 _BLOCK_CHARS = 1 << 20
 
@@ -185,7 +185,7 @@ class Tokenizer:
         """Returns the text of token ids; control tokens vanish, `<unk>` and broken UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def stream_decoder(self) -> "StreamDecoder":
+    def stream_decoder(self) -> StreamDecoder:
         """Returns a decoder that takes one token at a time."""
         return StreamDecoder(self)
 
@@ -195,19 +195,19 @@ class Tokenizer:
         Raises:
             ValueError: an id outside the vocabulary.
         """
-        return b"".join([self._bytes[token] for token in self._checked(ids)])
+        return b"".join([self._bytes[token] for token in checked_ids(ids, self.vocab_size)])
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Returns a string to show for each token: a special token's name, `<0xE2>` for a byte, else its text."""
         shown = []
-        for token in self._checked(ids):
+        for token in checked_ids(ids, self.vocab_size):
             named = self._model.is_byte(token) or self.id_to_piece(token) in self._special
             shown.append(self.id_to_piece(token) if named else self._bytes[token].decode())
         return shown
 
     def id_to_piece(self, token: int) -> str:
         """Returns SentencePiece's own name of a token, in which U+2581 is a space."""
-        return self._model.id_to_piece(self._checked([token])[0])
+        return self._model.id_to_piece(checked_ids([token], self.vocab_size)[0])
 
     def piece_to_id(self, piece: str) -> int:
         """Returns the token that `id_to_piece` calls `piece`; ValueError when there is none."""
@@ -256,13 +256,6 @@ class Tokenizer:
         """The number of UTF-8 bytes of every token, int32 [V], 0 for control tokens: for bits per byte."""
         return np.array([len(piece) for piece in self._bytes], np.int32)
 
-    def _checked(self, ids: Iterable[int]) -> list[int]:
-        tokens = np.asarray(ids if hasattr(ids, "__array__") else list(ids)).tolist()
-        for token in tokens:
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size} tokens")
-        return tokens
-
     def _token_bytes(self, token: int) -> bytes:
         piece = self._model.id_to_piece(token)
         if self._model.is_control(token):
@@ -304,19 +297,3 @@ class Tokenizer:
             plain += self._byte_ids(" ") if is_space else ids[i : i + 1]
             i += 3 if is_space else 1
         return plain
-
-
-class StreamDecoder:
-    """Decodes tokens one at a time into whole characters; the strings together are `decode` of all the tokens."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        """Takes the next token and returns the characters that are now complete, often none or several."""
-        return self._decoder.decode(self._tokenizer.decode_bytes([token]))
-
-    def finish(self) -> str:
-        """Returns U+FFFD for an incomplete last character, else nothing."""
-        return self._decoder.decode(b"", final=True)

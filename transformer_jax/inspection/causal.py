@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from transformer_jax.inspection.interventions import ablate_head, patch
 from transformer_jax.inspection.parts import Tokens, checked_tokens, resolve, site, stack_of, trace_of
@@ -21,6 +23,7 @@ from transformer_jax.nn.blocks import Intervene
 from transformer_jax.ops.losses import cross_entropy
 
 Metric = Callable[[jax.Array], jax.Array]
+Rows = tuple[jax.Array | np.ndarray, ...]
 
 
 def next_token_loss(logits_BTV: jax.Array, tokens_BT: jax.Array,
@@ -150,8 +153,7 @@ def path_effect(model: Model, clean: Tokens, corrupted: Tokens, metric: Metric, 
         if head is not None:
             resolve("layers", head[0], stack_of(model, kind).num_layers)
             resolve("heads", head[1], model.config.num_heads)
-    known = receiver is not None and not isinstance(receiver[0] - sender[0], jax.core.Tracer)
-    if known and receiver[0] <= sender[0]:
+    if receiver is not None and not isinstance(receiver[0] - sender[0], Tracer) and receiver[0] <= sender[0]:
         raise ValueError(f"the receiver's layer {receiver[0]} is not after the sender's layer {sender[0]}")
     return _path(model, clean, corrupted, options, sender, receiver, metric, kind)
 
@@ -182,7 +184,7 @@ def _path(model, clean, corrupted, options, sender, receiver, metric, kind) -> j
     return metric(out.logits) - metric(plain.logits)
 
 
-def _pair(model: Model, clean: Tokens, corrupted: Tokens, kind: str) -> tuple[tuple[jax.Array, ...], ...]:
+def _pair(model: Model, clean: Tokens, corrupted: Tokens, kind: str) -> tuple[Rows, Rows]:
     clean, corrupted = (checked_tokens(model, tokens, kind) for tokens in (clean, corrupted))
     shapes = tuple([ids.shape for ids in tokens] for tokens in (clean, corrupted))
     if shapes[0] != shapes[1]:

@@ -14,7 +14,7 @@ from transformer_jax.inspection.labels import shorten, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
+    from matplotlib.axis import XAxis, YAxis
     from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
@@ -62,7 +62,7 @@ def labels(tokens: Sequence[str]) -> list[str]:
     return [shorten(_drawable(visible(token))) for token in tokens]
 
 
-def label(axis: Axis, names: Sequence[str], unit: float, places: Sequence[int] | None = None) -> None:
+def label(axis: XAxis | YAxis, names: Sequence[str], unit: float, places: Sequence[int] | None = None) -> None:
     """Writes names at the cells of an axis: all of them, or every second, third... where cells are small."""
     places = range(len(names)) if places is None else places
     every = max(1, math.ceil(_LINE * SMALLEST_FONT / (72 * unit) - 1e-6))
@@ -107,7 +107,7 @@ def draw_values(axes: Axes, values: np.ndarray, name: str, unit: float) -> None:
 
 
 def _scale(image: AxesImage, name: str, unit: float) -> Colorbar:
-    rows, columns = image.get_array().shape
+    rows, columns = image.get_size()
     width, height = max(columns * unit, 2.0), max(rows * unit, 1.5)  # of the cells, in inches
     length = min(1.0, 4.0 / height)
     beside = image.axes.inset_axes((1 + 0.1 / width, 1 - length, 0.18 / width, length))

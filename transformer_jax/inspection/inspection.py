@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.data.tokenizer import Tokenizer
+from transformer_jax.data.tokens import TextTokenizer
 from transformer_jax.inspection import maps, showing, viewer
 from transformer_jax.inspection.attribution import Attribution, direct_logit_attribution
 from transformer_jax.inspection.lens import Lens, logit_lens, value_norms, value_weighted
@@ -40,7 +40,7 @@ class Inspection:
     """
 
     model: Model = dataclasses.field(repr=False)
-    tokenizer: Tokenizer | None = dataclasses.field(repr=False)
+    tokenizer: TextTokenizer | None = dataclasses.field(repr=False)
     ids: np.ndarray
     trace: Trace | PairTrace = dataclasses.field(repr=False)
     segment_ids: np.ndarray | None = None
@@ -81,8 +81,9 @@ class Inspection:
         ids = np.asarray(ids)
         if ids.ndim:
             return [self.strings(part) for part in ids]
-        known = self.tokenizer is not None and ids < self.tokenizer.vocab_size  # a model may have more rows
-        return self.tokenizer.pieces([int(ids)])[0] if known else str(int(ids))
+        if self.tokenizer is None or ids >= self.tokenizer.vocab_size:  # a model may have more rows
+            return str(int(ids))
+        return self.tokenizer.pieces([int(ids)])[0]
 
     def attention(self, kind: str = "self", *, layers: Index = None, heads: Index = None,
                   queries: Index = None) -> jax.Array:
@@ -155,9 +156,8 @@ class Inspection:
           position: where it is predicted.
           target: the token's id; by default the one that the model holds most probable there.
         """
-        if target is None:
-            target = self.logit_lens(position, top_k=1).ids[-1, 0]
-        parts = direct_logit_attribution(self.model, self.trace, jnp.reshape(target, (1, 1)), positions=position)
+        token = self.logit_lens(position, top_k=1).ids[-1, 0] if target is None else target
+        parts = direct_logit_attribution(self.model, self.trace, jnp.reshape(token, (1, 1)), positions=position)
         return jax.tree.map(lambda x: x[0, 0] if x.ndim == 2 else x[:, 0, 0], parts)
 
     def plot(self, kind: str | None = None, layer: int | None = None, head: int | None = None) -> Figure:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from transformer_jax.inspection.parts import Index, check_kind, kind_of, resolve, site, stack_of, trace_of
 from transformer_jax.models.functional import Model
@@ -37,7 +39,7 @@ class Edit:
     site: str = dataclasses.field(metadata={"static": True})
     change: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
     layers: jax.Array | np.ndarray
-    arguments: dict[str, jax.Array | np.ndarray | None]
+    arguments: dict[str, Any]
 
     def __call__(self, site: str, layer: jax.Array | int, value: jax.Array) -> jax.Array:
         """The value, changed where this edit is meant."""
@@ -185,10 +187,10 @@ def _index(wanted: Index) -> jax.Array | np.ndarray | None:
 
 
 def _layers(layer: jax.Array | int) -> jax.Array | np.ndarray:
-    layer = _index(layer)
-    if not isinstance(layer, jax.core.Tracer) and (layer < 0).any():
+    layers = layer if isinstance(layer, jax.Array) else np.asarray(layer, np.int32)
+    if not isinstance(layers, Tracer) and (layers < 0).any():
         raise ValueError(f"layer={layer}: an edit does not know how many layers there are; count them from 0")
-    return layer
+    return layers
 
 
 def _replace(value: jax.Array, new: jax.Array, positions: Index, heads: Index) -> jax.Array:

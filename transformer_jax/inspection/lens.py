@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
 
 from transformer_jax.inspection.interventions import patch
 from transformer_jax.inspection.parts import (
@@ -69,8 +71,9 @@ def _most_probable(model: Model, trace: Trace, places_P: jax.Array, top_k: int) 
     return jax.lax.map(of_layer, trace.residual[:, :, places_P])
 
 
-def target_logprobs(model: Model, trace: Trace | PairTrace, targets_BP: jax.Array, *,
-                    positions: Index = None) -> jax.Array:
+def target_logprobs(model: Model, trace: Trace | PairTrace,
+                    targets_BP: Int[Array | np.ndarray, "B P"] | Sequence[Sequence[int]], *,
+                    positions: Index = None) -> Float[Array, "layers B P"]:
     """log P of given tokens by :func:`logit_lens`, float32 ``[L + 1, B, P]``: at which layer the answer appears.
 
     Args:
@@ -94,18 +97,18 @@ def _logprobs(model: Model, trace: Trace, places_P: jax.Array, targets_BP: jax.A
 
 def _places(trace: Trace | PairTrace, positions: Index) -> tuple[Trace, jax.Array | np.ndarray]:
     trace = trace_of(trace, "self")
-    return trace, resolve("positions", positions, trace.final.shape[1])[0]
+    return trace, resolve("positions", positions, trace.queries.shape[2])[0]
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def value_norms(model: Model, trace: Trace | PairTrace, *, kind: str = "self") -> jax.Array:
+def value_norms(model: Model, trace: Trace | PairTrace, *, kind: str = "self") -> Float[Array, "L B N S"]:
     """The length of what each key would add to the stream through each head, |v_j W_O|, float32 ``[L, B, N, S]``.
 
     Source: Kobayashi et al. (2020), section 3.
     """
     check_kind(model, kind)
     attention, values = attention_of(model, kind), trace_of(trace, kind).values
-    group = attention.config.num_heads // attention.config.num_kv_heads
+    group = attention.config.num_heads // values.shape[3]
 
     def of_layer(layer: tuple[jax.Array, jax.Array]) -> jax.Array:
         values_BSKH, kernel_NHD = layer
@@ -117,7 +120,8 @@ def value_norms(model: Model, trace: Trace | PairTrace, *, kind: str = "self") -
     return jax.lax.map(of_layer, (values, output_kernel(attention)))
 
 
-def value_weighted(weights: jax.Array, norms: jax.Array) -> jax.Array:
+def value_weighted(weights: Float[Array | np.ndarray, "*batch T S"],
+                   norms: Float[Array | np.ndarray, "*batch S"]) -> Float[Array | np.ndarray, "*batch T S"]:
     """Maps in which a weight counts as much as what it lets through: |a_ij v_j W_O| = a_ij |v_j W_O|.
 
     Source: Kobayashi et al. (2020), section 3.
@@ -133,7 +137,7 @@ def value_weighted(weights: jax.Array, norms: jax.Array) -> jax.Array:
 
 
 def input_gradient(model: Model, tokens: Tokens, metric: Callable[[jax.Array], jax.Array], *, kind: str = "self",
-                   **options: jax.Array) -> jax.Array:
+                   **options: jax.Array) -> Float[Array, "B T"]:
     """Gradient x input: how much each input token moves a metric, to first order, float32 ``[B, T]``.
 
     The input is what enters the first layer, the token's embedding with its position.
@@ -158,7 +162,7 @@ def _input_gradient(model, tokens, options, metric, kind) -> jax.Array:
 
 def integrated_gradients(model: Model, tokens: Tokens, metric: Callable[[jax.Array], jax.Array], *,
                          baseline: jax.Array | int, steps: int = 32, kind: str = "self",
-                         **options: jax.Array) -> jax.Array:
+                         **options: jax.Array) -> Float[Array, "B T"]:
     """The gradient along the straight line from baseline embeddings, times the way, float32 ``[B, T]``.
 
     Its sum is the metric minus that of the baseline, as nearly as the steps resolve the line (Gauss-Legendre).

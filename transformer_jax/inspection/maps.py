@@ -17,6 +17,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from transformer_jax.models.output import Trace
 
@@ -24,7 +26,7 @@ _WEIGHTS_AT_A_TIME = 1 << 22
 
 
 @jax.jit
-def entropy(weights_TS: jax.Array) -> jax.Array:
+def entropy(weights_TS: Float[Array, "*batch T S"]) -> Float[Array, "*batch"]:
     """How spread the attention is, in nats: -sum_j w_ij ln w_ij, from 0 (one key) to ln S (all alike).
 
     Source: Ghader and Monz (2017), section 4.2; Clark et al. (2019), section 3.3.
@@ -33,7 +35,8 @@ def entropy(weights_TS: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def distance(weights_TS: jax.Array, *, queries_T: jax.Array | None = None) -> jax.Array:
+def distance(weights_TS: Float[Array, "*batch T S"], *,
+             queries_T: Int[Array, " rows"] | None = None) -> Float[Array, "*batch"]:
     """How far the attention reaches, in tokens: sum_j w_ij |i - j|.
 
     Source: Vig and Belinkov (2019), section 4.2.
@@ -42,7 +45,8 @@ def distance(weights_TS: jax.Array, *, queries_T: jax.Array | None = None) -> ja
 
 
 @jax.jit
-def sink_mass(weights_TS: jax.Array, *, allowed_TS: jax.Array | None = None) -> jax.Array:
+def sink_mass(weights_TS: Float[Array, "*batch T S"], *,
+              allowed_TS: Bool[Array, "*#batch T S"] | None = None) -> Float[Array, "*batch"]:
     """The weight on the first token that a query may attend to: w_i,first(i).
 
     Source: Xiao et al. (2023), attention sinks.
@@ -51,8 +55,9 @@ def sink_mass(weights_TS: jax.Array, *, allowed_TS: jax.Array | None = None) -> 
 
 
 @jax.jit
-def previous_token_score(weights_TS: jax.Array, *, allowed_TS: jax.Array | None = None,
-                         queries_T: jax.Array | None = None) -> jax.Array:
+def previous_token_score(weights_TS: Float[Array, "*batch T S"], *,
+                         allowed_TS: Bool[Array, "*#batch T S"] | None = None,
+                         queries_T: Int[Array, " rows"] | None = None) -> Float[Array, "*batch"]:
     """The weight on the token before: w_i,i-1.
 
     Source: Elhage et al. (2021); Olsson et al. (2022).
@@ -61,8 +66,8 @@ def previous_token_score(weights_TS: jax.Array, *, allowed_TS: jax.Array | None 
 
 
 @jax.jit
-def diagonal_score(weights_TS: jax.Array, *, allowed_TS: jax.Array | None = None,
-                   queries_T: jax.Array | None = None) -> jax.Array:
+def diagonal_score(weights_TS: Float[Array, "*batch T S"], *, allowed_TS: Bool[Array, "*#batch T S"] | None = None,
+                   queries_T: Int[Array, " rows"] | None = None) -> Float[Array, "*batch"]:
     """The weight on the token itself: w_ii.
 
     Source: Kovaleva et al. (2019), the diagonal type.
@@ -71,8 +76,9 @@ def diagonal_score(weights_TS: jax.Array, *, allowed_TS: jax.Array | None = None
 
 
 @jax.jit
-def duplicate_token_score(weights_TS: jax.Array, tokens_S: jax.Array, *, allowed_TS: jax.Array | None = None,
-                          queries_T: jax.Array | None = None) -> jax.Array:
+def duplicate_token_score(weights_TS: Float[Array, "*batch T S"], tokens_S: Int[Array, "*rows S"], *,
+                          allowed_TS: Bool[Array, "*#batch T S"] | None = None,
+                          queries_T: Int[Array, " rows"] | None = None) -> Float[Array, "*batch"]:
     """The weight on earlier occurrences of the same token: sum over j < i with t_j = t_i of w_ij.
 
     Source: Wang et al. (2022), section 3.1.
@@ -82,8 +88,9 @@ def duplicate_token_score(weights_TS: jax.Array, tokens_S: jax.Array, *, allowed
 
 
 @jax.jit
-def induction_score(weights_TS: jax.Array, tokens_S: jax.Array, *, allowed_TS: jax.Array | None = None,
-                    queries_T: jax.Array | None = None) -> jax.Array:
+def induction_score(weights_TS: Float[Array, "*batch T S"], tokens_S: Int[Array, "*rows S"], *,
+                    allowed_TS: Bool[Array, "*#batch T S"] | None = None,
+                    queries_T: Int[Array, " rows"] | None = None) -> Float[Array, "*batch"]:
     """The weight on tokens that follow an earlier occurrence: sum over j <= i with t_j-1 = t_i of w_ij.
 
     Source: Olsson et al. (2022), prefix matching.
@@ -93,7 +100,7 @@ def induction_score(weights_TS: jax.Array, tokens_S: jax.Array, *, allowed_TS: j
 
 
 @jax.jit
-def head_agreement(weights_NTS: jax.Array) -> jax.Array:
+def head_agreement(weights_NTS: Float[Array, "*batch N T S"]) -> Float[Array, "*batch N N"]:
     """How alike the heads of a layer attend: 1 - JS(p, q) / ln 2 for each two, the mean over queries.
 
     JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2 is the Jensen-Shannon divergence of two rows; equal heads agree by 1,
@@ -121,7 +128,7 @@ def head_agreement(weights_NTS: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def summaries(trace: Trace, tokens_BT: jax.Array | None = None) -> dict[str, jax.Array]:
+def summaries(trace: Trace, tokens_BT: Int[Array, "B T"] | None = None) -> dict[str, Float[Array, "L N"]]:
     """Every cheap reduction of every head of a forward pass, a few query rows at a time.
 
     Args:

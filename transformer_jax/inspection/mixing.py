@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Float
 
 _FLOW_UNITS = 1 << 28  # scipy's flows are integers
 
 
 @jax.jit
-def rollout(weights_LTT: jax.Array) -> jax.Array:
+def rollout(weights_LTT: Float[Array, "L *batch T T"]) -> Float[Array, "L *batch T T"]:
     """How much each layer's tokens hold of each input token, if attention and the residual stream only mixed tokens.
 
     R_l = A_l R_l-1 with A_l = 0.5 W_l + 0.5 I, its rows normed to sum to one, and R_0 = I.
@@ -32,7 +37,8 @@ def rollout(weights_LTT: jax.Array) -> jax.Array:
     return jax.lax.scan(layer, jnp.broadcast_to(identity_TT, weights_LTT.shape[1:]), weights_LTT)[1]
 
 
-def flow(weights_LTT: np.ndarray, queries: list[int] | None = None) -> np.ndarray:
+def flow(weights_LTT: Float[np.ndarray | Array, "L T T"],
+         queries: Sequence[int] | None = None) -> Float[np.ndarray, "Q T"]:
     """The largest flow from each token of the last layer to each input token, attention weights being capacities.
 
     The maps are those of :func:`rollout`, the residual stream included. One flow problem for each two tokens, on the
@@ -58,11 +64,11 @@ def flow(weights_LTT: np.ndarray, queries: list[int] | None = None) -> np.ndarra
     size = (num_layers + 1) * length
     edges = coo_array((units, ((layer + 1) * length + query, layer * length + key)), (size, size))
     graph = csr_array(edges)
-    queries = range(length) if queries is None else [range(length)[query] for query in queries]
+    wanted = range(length) if queries is None else [range(length)[query] for query in queries]
     return np.array([[maximum_flow(graph, num_layers * length + query, key).flow_value for key in range(length)]
-                     for query in queries]) / _FLOW_UNITS
+                     for query in wanted]) / _FLOW_UNITS
 
 
-def _with_residual(weights_TT: jax.Array | np.ndarray, identity_TT: jax.Array | np.ndarray):
+def _with_residual(weights_TT: jax.Array | np.ndarray, identity_TT: jax.Array | np.ndarray) -> Any:
     mixed_TT = 0.5 * weights_TT + 0.5 * identity_TT
     return mixed_TT / mixed_TT.sum(-1, keepdims=True)

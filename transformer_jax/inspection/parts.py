@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.encoder_decoder import EncoderDecoder
@@ -107,7 +108,7 @@ def resolve(name: str, wanted: Index, size: int) -> tuple[jax.Array | np.ndarray
     """
     if wanted is None:
         return np.arange(size, dtype=np.int32), False
-    if isinstance(wanted, jax.core.Tracer):
+    if isinstance(wanted, Tracer):
         return jnp.where(wanted < 0, wanted + size, wanted).reshape(-1), wanted.ndim == 0
     array = np.asarray(wanted, np.int32)
     for index in array.flat:

@@ -217,7 +217,7 @@ def attention_over_training(path: str | pathlib.Path, name: str = "entropy", kin
             f"it has {', '.join(known)}" if known else "train with --config.metrics.attention_every=100"))
     steps, values_ELN = zip(*measured, strict=True)
     units = {"entropy": " (nats)", "distance": " (tokens)"}
-    return over_training(steps, values_ELN, name.replace("_", " ") + units.get(name, ""),
+    return over_training(steps, np.asarray(values_ELN), name.replace("_", " ") + units.get(name, ""),
                          title=title or f"{kind} attention")
 
 

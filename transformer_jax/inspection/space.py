@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
 
 from transformer_jax.decoding.embed import similarity
 from transformer_jax.models.functional import Model
 
 __all__ = ["PCA", "analogy", "nearest", "pca", "read_analogies", "similarity", "static_embeddings"]
 
+Rows = int | Int[Array | np.ndarray, "*Q"]
 
-def static_embeddings(model: Model) -> jax.Array:
+
+def static_embeddings(model: Model) -> Float[Array, "V D"]:
     """The table of token embeddings, float32 ``[V, D]``; contextual ones are :func:`transformer_jax.embed`'s."""
     return model.embeddings.token[...].astype(jnp.float32)
 
 
-def nearest(vectors_VD: jax.Array, queries_QD: jax.Array, top_k: int = 10, *,
-            exclude: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def nearest(vectors_VD: Float[Array | np.ndarray, "V D"], queries_QD: Float[Array | np.ndarray, "*Q D"],
+            top_k: int = 10, *, exclude: Int[Array | np.ndarray, "*#Q X"] | Sequence[int] | None = None,
+            ) -> tuple[Int[Array, "*Q K"], Float[Array, "*Q K"]]:
     """The vectors at the smallest angles to given ones.
 
     Args:
@@ -34,7 +40,7 @@ def nearest(vectors_VD: jax.Array, queries_QD: jax.Array, top_k: int = 10, *,
       Rows of ``vectors_VD`` ``[Q, K]``, the nearest first, and their cosines; without the axis that a single query
       lacks.
     """
-    cosines = similarity(queries_QD, vectors_VD)
+    cosines = similarity(jnp.asarray(queries_QD), jnp.asarray(vectors_VD))
     if exclude is not None:
         excluded = (jnp.asarray(exclude)[..., None] == jnp.arange(cosines.shape[-1])).any(-2)
         cosines = jnp.where(excluded, -jnp.inf, cosines)
@@ -42,7 +48,8 @@ def nearest(vectors_VD: jax.Array, queries_QD: jax.Array, top_k: int = 10, *,
     return rows, cosines
 
 
-def analogy(vectors_VD: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array, top_k: int = 5) -> tuple[jax.Array, ...]:
+def analogy(vectors_VD: Float[Array | np.ndarray, "V D"], a: Rows, b: Rows, c: Rows,
+            top_k: int = 5) -> tuple[Int[Array, "*Q K"], Float[Array, "*Q K"]]:
     """What is to c as a is to b: the rows nearest to a - b + c, unit vectors all, these three left out.
 
     king - man + woman: ``a`` is king, ``b`` man and ``c`` woman.
@@ -76,13 +83,13 @@ class PCA:
       mean: of the vectors ``[D]``.
     """
 
-    projected: jax.Array
-    components: jax.Array
-    explained: jax.Array
-    mean: jax.Array
+    projected: Float[Array, "X C"]
+    components: Float[Array, "C D"]
+    explained: Float[Array, " C"]
+    mean: Float[Array, " D"]
 
 
-def pca(vectors_XD: jax.Array, num_components: int = 2) -> PCA:
+def pca(vectors_XD: Float[Array | np.ndarray, "X D"], num_components: int = 2) -> PCA:
     """The directions in which vectors vary most; the largest entry of each axis is positive.
 
     Source: Pearson (1901).

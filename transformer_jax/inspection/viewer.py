@@ -13,6 +13,7 @@ import pathlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -95,17 +96,17 @@ def html(maps: Mapping[str, AttentionMaps], *, title: str = "Attention", layer: 
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
-def save_html(path: str | pathlib.Path, maps: Mapping[str, AttentionMaps], **options: str | int) -> None:
+def save_html(path: str | pathlib.Path, maps: Mapping[str, AttentionMaps], **options: Any) -> None:
     """Writes the page of :func:`html`, which takes the same ``options``; it opens from ``file://``."""
     pathlib.Path(path).write_text(html(maps, **options), encoding="ascii")
 
 
-def iframe_html(maps: Mapping[str, AttentionMaps], **options: str | int) -> str:
+def iframe_html(maps: Mapping[str, AttentionMaps], **options: Any) -> str:
     """The page of :func:`html` in a frame, for ``_repr_html_`` in Jupyter and Colab.
 
     The frame is sandboxed: what it shows can neither read nor change the notebook.
     """
-    longest = max((len(side) for shown in maps.values() for side in (shown.queries, shown.keys)), default=0)
+    longest = max((len(side) for shown in maps.values() for side in (shown.queries, shown.keys or ())), default=0)
     height = min(max(420, 170 + 24 * longest), 720)
     page = markup.escape(html(maps, **options))
     return (f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="attention maps" '
@@ -120,7 +121,7 @@ def quantize(weights: np.ndarray) -> np.ndarray:
 def _kind(name: str, maps: AttentionMaps) -> dict[str, object]:
     packed = base64.b64encode(zlib.compress(quantize(maps.weights).tobytes()))
     return {"name": name, "layers": maps.weights.shape[0], "heads": maps.weights.shape[1],
-            "queries": list(map(visible, maps.queries)), "keys": list(map(visible, maps.keys)),
+            "queries": list(map(visible, maps.queries)), "keys": list(map(visible, maps.keys or ())),
             "weights": packed.decode()}
 
 
@@ -134,5 +135,5 @@ def _index(name: str, index: int, size: int) -> int:
 def _template() -> tuple[str, str]:
     """The page without its data, and the hash by which the browser knows its script: no other one runs in it."""
     template = pathlib.Path(__file__).with_name("viewer.html").read_text(encoding="utf-8")
-    script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)[1]
+    script = template.partition("<script>")[2].partition("</script>")[0]
     return template, f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
