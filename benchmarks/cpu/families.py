@@ -19,8 +19,8 @@ from transformer_jax import recipes
 from transformer_jax.config import OptimConfig
 from transformer_jax.data import LineRows, Masking, Tokenizer, make_batches, masked_evaluation_batches
 from transformer_jax.interop.huggingface import to_huggingface
+from transformer_jax.tasks import translating
 from transformer_jax.tasks.masked_language_model import MaskedLanguageModel
-from transformer_jax.tasks.translating import translate
 from transformer_jax.tasks.translation import read_translation_data
 from transformer_jax.training.evaluation import mean_loss
 from transformer_jax.training.objectives import masked_token_loss
@@ -73,7 +73,8 @@ def mlm(book: str, steps: int) -> list[dict]:
         begun = time.perf_counter()
         theirs(("train", turn))
         seconds["Hugging Face"].append(time.perf_counter() - begun)
-    losses = {"transformer_jax": mean_loss(masked_token_loss(), lambda: validation_batches)(state.params),
+    ours = mean_loss(masked_token_loss(), lambda: validation_batches)(state.params)
+    losses = {"transformer_jax": ours["validation_loss"],
               "Hugging Face": theirs(("evaluate", validation_batches))}
     theirs.close()
     tokens = _TURN * config.batch_size * config.model.max_len
@@ -106,7 +107,7 @@ def translate(workdir: str, rounds: int) -> list[dict]:
         return [sources[start:start + _BATCH_SIZE] for start in range(0, len(sources), _BATCH_SIZE)]
 
     def ours():
-        found["transformer_jax"] = [hypotheses[0].tokens for hypotheses in translate(
+        found["transformer_jax"] = [hypotheses[0].tokens for hypotheses in translating.translate(
             bundle, by_length, beam_size=_BEAM["beam_size"], length_penalty=_BEAM["length_penalty"],
             batch_size=_BATCH_SIZE)]
 

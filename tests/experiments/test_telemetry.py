@@ -78,7 +78,8 @@ def board(workdir):
 def loop_at(step, model, loggers):
     """A training loop after a step, as a hook sees it."""
     config = ExperimentConfig(steps=20, model=model.config, metrics=MetricsConfig(attention_every=4))
-    return Loop(config, state=types.SimpleNamespace(params=None), mesh=make_mesh(devices=jax.devices()[:1]), loggers=loggers, step=step,
+    return Loop(config, state=types.SimpleNamespace(params=None), loggers=loggers,
+                mesh=make_mesh(devices=jax.devices()[:1]), step=step,
                 to_model=lambda params: model)
 
 
@@ -212,5 +213,6 @@ def test_what_cannot_be_watched(program, text, gpt, tmp_path):
     tj.save(tmp_path / "base", tj.Bundle(model=tj.Decoder(config, key=jax.random.key(0)), tokenizer=tokenizer,
                                          config=config))
     ended = program("sft", f"--model={tmp_path / 'base'}", f"--config.data.path={conversations}",
-                    f"--workdir={tmp_path / 'run'}", "--config.metrics.attention_every=2", "--config.sample.every=0", "--config.batch_size=8")
+                    f"--workdir={tmp_path / 'run'}", "--config.metrics.attention_every=2", "--config.sample.every=0",
+                    "--config.batch_size=8")
     assert "metrics.attention_every is for tasks whose held-out examples can be watched" in ended.error
