@@ -61,7 +61,7 @@ def program(monkeypatch, capfd):
                 home = flags.FLAGS.find_module_defining_flag(flag)
                 if home == name or home.startswith("transformer_jax.cli") or flag.split(".")[0] == "config":
                     delattr(flags.FLAGS, flag)
-            for module in [module for module in sys.modules if module.startswith("transformer_jax.cli.")]:
+            for module in [module for module in sys.modules if module.startswith("transformer_jax.cli")]:
                 del sys.modules[module]
         return Ended(status, *capfd.readouterr())
 

@@ -43,9 +43,11 @@ def define_config(default: str | None = None) -> Callable[[], ExperimentConfig]:
         return missing
     try:
         config = load_config(name)
-    except (ValueError, OSError) as error:
+        for override in filter(None, map(_OVERRIDE.match, sys.argv[1:])):
+            _check_field(override[1])
+        holder = config_flags.DEFINE_config_dict("config", overridable(config))
+    except (ValueError, TypeError, OSError, flags.Error, config_flags.FlagOrderError) as error:
         _fail(str(error))
-    holder = config_flags.DEFINE_config_dict("config", overridable(config))
 
     def overridden() -> ExperimentConfig:
         given = holder.value
@@ -177,10 +179,7 @@ def _parse(arguments: list[str]) -> list[str]:
         print(help_text(getattr(sys.modules["__main__"], "__doc__", None) or arguments[0]))
         sys.exit(0)
     try:
-        overrides = list(filter(None, map(_OVERRIDE.match, arguments)))
-        for override in overrides:
-            _check_field(override[1])
-        if overrides and "config" not in flags.FLAGS:
+        if "config" not in flags.FLAGS and any(map(_OVERRIDE.match, arguments)):
             raise ValueError(f"--config is missing; named experiments: {', '.join(recipes.names())}")
         return flags.FLAGS(arguments)
     except (flags.Error, ValueError, OSError) as error:

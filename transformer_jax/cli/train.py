@@ -28,7 +28,9 @@ def program(default: str | None = None, task_name: str | None = None) -> None:
     step = flags.DEFINE_string("step", None, "Of --model: a step kept there, or 'best'; by default the last.")
 
     def train_or_resume() -> None:
-        settings, directory = config(), required(workdir)
+        settings, directory = config(), workdir.value
+        if directory is None:
+            raise ValueError("--workdir is missing: the directory for checkpoints, metrics and the tokenizer")
         settings = settings.replace(task=settings.task or task_name)
         task = tasks.get(tasks.name_of(settings))
         if task.needs_base:

@@ -149,10 +149,10 @@ def _prepare(config: ExperimentConfig, data: Any, held_out: Any, place: pathlib.
     if task.needs_base and base is None:
         raise ValueError(f"the task {task.name!r} starts from a trained model: pass base=tj.load(...), or --model=...")
     started = None if base is None else task.start_from(base)
-    _check_batch(config, mesh)
     if hasattr(data, "__next__"):
         return _of_batches(config, data, started, tokenizer, make_task, mesh, options)
     examples, held_out = task.read(data, held_out)
+    _check_batch(config, mesh)
     if started is not None:
         tokenizer = started.tokenizer
     elif directory is not None and directory.record is not None:
