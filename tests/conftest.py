@@ -1,16 +1,40 @@
-"""Eight simulated CPU devices for every test, warnings that are errors, and where the corpora are."""
+"""Eight simulated CPU devices for every test, compiled programs that the tests share, and where the corpora are."""
 
+import importlib.metadata
 import os
 import pathlib
+import shutil
+import tempfile
 
-# Nearly all the time of the tests is compiling: compile quickly, not well.
-os.environ["XLA_FLAGS"] = (f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
-                           "--xla_backend_optimization_level=0")
+# Nearly all the time of the tests is compiling: compile quickly, not well. Without the fusion emitters, which write
+# every fusion as MLIR first, XLA:CPU compiles three times as fast. XLA ends a process for a flag that it does not know,
+# so they are used only with the releases of jaxlib that they were tried with.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jaxtyping
 import pytest
+
+# What one test has compiled, the others read: those of other workers too, and the processes that tests start.
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+CACHE = {
+    "jax_compilation_cache_dir":
+        os.environ["JAX_COMPILATION_CACHE_DIR"] if IS_WORKER else tempfile.mkdtemp(prefix="transformer-jax-compiled-"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for name, value in CACHE.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
+
+
+def pytest_unconfigure() -> None:
+    if not IS_WORKER:
+        shutil.rmtree(CACHE["jax_compilation_cache_dir"], ignore_errors=True)
 
 # Functions of these modules check, in the tests alone, that arrays have the shapes and types of their signatures.
 CHECKED = tuple(f"transformer_jax.inspection.{module}" for module in ("lens", "maps", "mixing", "space"))
@@ -18,6 +42,8 @@ jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Workers take files in this order, so that no long one is left to a single worker at the end.
+    items.sort(key=lambda item: item.path.parent.name not in ("experiments", "tests"))
     for kind in ("gpu", "tpu"):
         if jax.default_backend() != kind:
             for item in items:

@@ -120,6 +120,7 @@ def test_without_its_accelerator_it_runs_on_the_cpu():
     assert f"jax {jax.__version__}, 1 x cpu\nThere is no GPU or TPU here, so everything runs on the CPU" in shown
 
 
+@pytest.mark.long
 def test_it_runs(path, notebook, tmp_path):
     variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS.get(path.stem, ""), "PYTHONPATH": str(REPOSITORY),
                  "IPYTHONDIR": str(tmp_path / "ipython")}

@@ -15,6 +15,7 @@ from transformer_jax.sharding import make_mesh
 from transformer_jax.training.chips import get_chip
 from transformer_jax.training.topologies import devices_of
 
+pytestmark = pytest.mark.long
 # Depth makes no program of scanned layers larger; decoding holds its layers side by side.
 DECODE = dataclasses.replace(PROGRAMS["gpt2-small decode"],
                              config=PROGRAMS["gpt2-small decode"].config.replace(num_layers=2))

@@ -2,7 +2,6 @@
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.data import Tokenizer
@@ -10,21 +9,6 @@ from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.heads import RewardModel
 
 TEXT = "the cat sat on a mat and it was good or bad"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Every run compiles the same programs anew; here they are read instead."""
-    cache = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-             "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, name) for name in cache}
-    for name, value in cache.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ def found(tmp_path_factory):
     return json.loads((directory / "figures.json").read_text()), done.stdout
 
 
+@pytest.mark.long
 def test_every_part_has_its_figures(found):
     figures, shown = found
     assert list(figures) == ["machine", "ceilings", "kernels against float64", "training", "attention", "cross entropy",
@@ -50,6 +51,7 @@ def test_every_part_has_its_figures(found):
     assert figures["determinism"][0]["share"] > 0
 
 
+@pytest.mark.long
 def test_kernels_are_checked_before_they_are_timed(found):
     rows = found[0]["kernels against float64"]
     assert {row["kernel"] for row in rows} == {"xla", "chunked"}

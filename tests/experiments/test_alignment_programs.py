@@ -100,6 +100,7 @@ def deterministic(workdir):
             for line in read_metrics(workdir / "metrics.jsonl")]
 
 
+@pytest.mark.long
 def test_ppo_says_what_it_does(whole, policy):
     workdir, out, err = whole
     assert "9 prompts, 3 held out" in out and "step 30: validation loss -" in out and "validation kl" in out
@@ -112,6 +113,7 @@ def test_ppo_says_what_it_does(whole, policy):
     assert tj.generate(loaded.model, ["it"], tokenizer=loaded.tokenizer, key=jax.random.key(0), max_new_tokens=4).texts
 
 
+@pytest.mark.long
 def test_ppo_stopped_in_a_rollout_ends_as_the_whole_run(whole, start, policy, files, tmp_path, final_digest):
     """Ctrl-C and kill -9 in the middle of rollouts, which last 10 updates; checkpoints come every 7."""
     workdir = tmp_path / "run"
@@ -140,6 +142,7 @@ def reward(tmp_path_factory):
     return tmp_path_factory.mktemp("runs") / "reward"
 
 
+@pytest.mark.long
 def test_reward_dpo_and_grpo(program, policy, files, reward, tmp_path):
     """One after the other, as each needs what is before it; each resumes when it is done, to the same end."""
     arguments = (*SMALL, f"--model={policy}", f"--config.data.path={files}/pairs.jsonl")
@@ -227,6 +230,7 @@ def test_what_is_missing_or_does_not_fit(program, policy, files, importable, tmp
         "error: --judge is missing; --help says what it is")
 
 
+@pytest.mark.long
 def test_the_assistant_rehearses(program, files, tmp_path, monkeypatch):
     """Every stage on a folder of toy reviews, at the size that learns nothing."""
     monkeypatch.setattr(assistant_data, "_HELD_OUT_PROMPTS", 16)

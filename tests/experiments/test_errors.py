@@ -91,7 +91,7 @@ def test_a_prompt_for_samples_that_is_too_long(train):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--config=shakespeare_chr", "--workdir=x"], "there is no experiment and no config file 'shakespeare_chr'; "
-                                                  "did you mean 'shakespeare_char'? named experiments: "),
+                                                  "did you mean 'shakespeare_char'?; named experiments: "),
     (["--config", "/no/such.py", "--workdir=x"], "there is no experiment and no config file '/no/such.py'; named "
                                                  "experiments: "),
     (["--workdir=x"], "--config is missing; named experiments: "),

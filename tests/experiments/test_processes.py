@@ -74,6 +74,7 @@ def losses(workdir):
     return [line["loss"] for line in read_metrics(workdir / "metrics.jsonl") if "loss" in line]
 
 
+@pytest.mark.long
 def test_the_survivor_ends_soon_and_says_why(killed):
     _, seconds, (status, _, err) = killed
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -82,6 +83,7 @@ def test_the_survivor_ends_soon_and_says_why(killed):
     assert seconds < 60  # at once, on a machine that is not busy; by heartbeats alone it takes 100
 
 
+@pytest.mark.long
 def test_two_processes_resumed_learn_what_one_does_to_the_bit(alone, killed, launch):
     workdir = killed[0]
     assert max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()) < STEPS
@@ -93,6 +95,7 @@ def test_two_processes_resumed_learn_what_one_does_to_the_bit(alone, killed, lau
     assert len(losses(alone)) == STEPS // EVERY and losses(workdir) == losses(alone)
 
 
+@pytest.mark.long
 def test_what_two_wrote_one_reads(alone, killed):
     # After the resumed run of the test before; parameters, not only losses, are those of one process.
     two, one = (tj.load(workdir) for workdir in (killed[0], alone))

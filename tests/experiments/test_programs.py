@@ -101,6 +101,7 @@ def test_the_compilation_cache_is_private(whole, start):
     assert any(name.startswith("jit_train_step") for name in compiled(start))
 
 
+@pytest.mark.long
 def test_stopped_three_ways_and_resumed_it_ends_as_the_whole_run(whole, start, corpus, tmp_path):
     """Ctrl-C, SIGTERM and kill -9, each at whatever step it meets; dropout, accumulation, several epochs."""
     before = compiled(start)
@@ -197,6 +198,7 @@ def test_evaluate_agrees_with_the_validation_loss_of_training(program, whole, co
 # The quickstart
 
 
+@pytest.mark.long
 def test_quickstart(program, tmp_path, monkeypatch):
     workdir = tmp_path / "quick"
     arguments = (*SHAPE, "--config.steps=6", "--config.eval.every=3", "--config.eval.max_batches=2",

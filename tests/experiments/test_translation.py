@@ -238,6 +238,7 @@ def test_average_is_the_mean_of_the_last_checkpoints(program, whole):
 # Dates
 
 
+@pytest.mark.long
 def test_dates(program, tmp_path, monkeypatch):
     monkeypatch.setitem(translation._DATES, "num_train", 300)
     monkeypatch.setitem(translation._DATES, "num_held_out", 1)

@@ -307,6 +307,7 @@ def test_a_writer_killed_at_a_chosen_moment_leaves_whole_steps(tmp_path):
         check_what_a_killed_writer_left(tmp_path / moment)
 
 
+@pytest.mark.long
 def test_a_writer_killed_at_any_moment_leaves_whole_steps(tmp_path):
     random = np.random.default_rng(0)
     writers = [start_writer(tmp_path / str(i), "any") for i in range(4)]

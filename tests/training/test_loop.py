@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from transformer_jax.config import (
     CheckpointConfig,
@@ -28,26 +27,12 @@ from transformer_jax.training.errors import Interrupted, NotFiniteError
 from transformer_jax.training.metrics import read_metrics
 from transformer_jax.training.session import run_training
 
-CACHE = {"jax_compilation_cache_dir": None, "jax_persistent_cache_min_compile_time_secs": 0.0}
 V, D, STEPS, EPOCH = 11, 8, 23, 7  # batches in an epoch: so that stops fall in the middle of one
 CONFIG = ExperimentConfig(
     steps=STEPS, batch_size=8, log_every=4, model=ModelConfig(vocab_size=V, max_len=4, num_layers=1, num_heads=1,
                                                               model_dim=D),
     optim=OptimConfig(peak_lr=0.05, warmup_steps=3, accumulation=2), checkpoint=CheckpointConfig(every=5, keep=2),
     eval=EvalConfig(every=6), sample=SampleConfig(every=4, growing=True))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Every run compiles the same programs anew; here they are read instead."""
-    before = {name: getattr(jax.config, name) for name in CACHE}
-    for name, value in (CACHE | {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache"))}).items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def make_params(key):
