@@ -9,7 +9,11 @@ from transformer_jax.settings import check_choice, check_positive, require
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceConfig:
-    """Direct preference optimisation; ``beta`` is the reward of a nat, and so the leash to the reference."""
+    """Direct preference optimisation (Rafailov et al., 2023).
+
+    Attributes:
+      beta: the reward of a nat, and so the strength of the pull towards the reference model.
+    """
 
     beta: float = 0.1
 

@@ -41,6 +41,8 @@ class DataConfig:
 
     Attributes:
       path: a text file, a glob or JSONL; for pairs of sentences ``"SOURCE,TARGET"`` (two aligned files) or a TSV file.
+      tfds: the name of a TensorFlow Datasets set.
+      text_key: of JSONL, the key of the text.
       generated: ``"dates"``: dates in words and their ISO form, made up as needed.
       source: where in the data the source sentences are: the column of a TSV file, the language of a TFDS set.
       target: likewise.

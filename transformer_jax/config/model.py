@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from transformer_jax.settings import check_choice, check_field_names, check_positive, require
 
@@ -63,6 +63,21 @@ class ModelConfig:
         ends in one number).
       vocab_size: number of token ids; ``None`` only until a tokenizer is known.
       max_len: longest sequence, in tokens.
+      num_layers: blocks; of an encoder-decoder, on each side.
+      num_heads: query heads of each attention.
+      model_dim: width of the residual stream.
+      num_kv_heads: key and value heads; ``None``: as many as query heads.
+      head_dim: width of a head; ``None``: ``model_dim // num_heads``.
+      mlp_dim: width of the feed-forward layer; ``None``: ``4 * model_dim``.
+      num_encoder_layers: of an encoder-decoder; ``None``: ``num_layers``.
+      num_decoder_layers: of an encoder-decoder; ``None``: ``num_layers``.
+      norm: kind of the norms.
+      norm_position: before each sub-layer (``pre``) or after the residual sum (``post``).
+      norm_epsilon: added to the variance inside a norm.
+      tie_embeddings: the unembedding shares its weights with the token embeddings.
+      rope_base: of ``rope``, the base of the wavelengths.
+      attention_dropout: of attention weights; ``None``: as ``dropout``.
+      param_dtype: type of the weights.
       positions: ``sinusoidal`` and ``learned`` are added to the embeddings, ``rope`` rotates queries and keys
         (Su et al., 2021), ``alibi`` adds a linear bias (Press et al., 2021), ``relative`` a bias learned for each head
         and bucket of distances (Raffel et al., 2020, T5). ``sinusoidal_halves`` has all sines before all cosines, as
@@ -168,10 +183,9 @@ class ModelConfig:
             check_positive(self, "vocab_size")
         if self.sliding_window is not None:
             check_positive(self, "sliding_window")
-        num_kv_heads, head_dim = cast(int, self.num_kv_heads), cast(int, self.head_dim)  # filled in above
-        require(self.num_heads % num_kv_heads == 0,
+        require(self.num_heads % self.num_kv_heads == 0,
                  f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
-        require(self.positions != "rope" or head_dim % 2 == 0,
+        require(self.positions != "rope" or self.head_dim % 2 == 0,
                  f"positions='rope' rotates pairs: head_dim={self.head_dim} must be even")
         require(self.positions == "rope" or self.rope_scaling.kind == "none",
                 f"rope_scaling.kind={self.rope_scaling.kind!r} is for positions='rope', not {self.positions!r}")

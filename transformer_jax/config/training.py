@@ -13,6 +13,12 @@ class OptimConfig:
     """Optimizer and learning rate schedule.
 
     Attributes:
+      name: the optimizer.
+      peak_lr: the highest learning rate.
+      warmup_steps: steps over which the rate rises from zero to ``peak_lr``.
+      beta1: decay of the mean of the gradients.
+      beta2: decay of the mean of their squares.
+      epsilon: added to the root of the mean square.
       schedule: ``constant``, ``linear``, ``cosine``, ``noam`` (inverse square root) or ``wsd``
         (warmup, stable, decay).
       end_lr: what the rate has decayed to after the last step, as a fraction of ``peak_lr``.
@@ -107,7 +113,12 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Save every so many steps (and at the end, and on Ctrl-C); keep the last few and the best."""
+    """When a run saves: also at the end, on Ctrl-C, and the best of all evaluations.
+
+    Attributes:
+      every: steps between two checkpoints.
+      keep: how many of the last checkpoints stay, beside the best.
+    """
 
     every: int = 500
     keep: int = 2
@@ -118,7 +129,13 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluate every so many steps on at most ``max_batches`` batches; ``None``: the whole held-out part."""
+    """When and on how much a run evaluates.
+
+    Attributes:
+      every: steps between two evaluations.
+      batch_size: rows of a batch.
+      max_batches: at most so many batches; ``None``: the whole held-out part.
+    """
 
     every: int = 250
     batch_size: int = 64
@@ -132,7 +149,16 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """Print a sample every so many steps (0: never); ``growing``: at that step, then at twice the step each time."""
+    """When a run prints a sample, and how it is drawn.
+
+    Attributes:
+      every: steps between two samples; 0: never.
+      growing: at the step ``every``, then at twice the step each time.
+      prompt: the text to continue.
+      max_new_tokens: longest sample, in tokens.
+      temperature: 0 is greedy.
+      top_k: draw among the k most probable tokens; 0: all.
+    """
 
     every: int = 0
     growing: bool = False
@@ -155,7 +181,11 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MetricsConfig:
-    """What else a run writes down: every so many steps what each attention head does on a text held out (0: never)."""
+    """What else a run writes down.
+
+    Attributes:
+      attention_every: steps between two records of what each attention head does on held-out text; 0: never.
+    """
 
     attention_every: int = 0
 
