@@ -8,12 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.models.encoder import Encoder
-from transformer_jax.models.encoder_decoder import EncoderDecoder
 from transformer_jax.models.functional import Model, check_tokens
 from transformer_jax.models.output import PairTrace, Trace
 from transformer_jax.nn.attention import Attention
-from transformer_jax.nn.layers import Norm
 from transformer_jax.nn.stack import Stack
 
 Tokens = jax.Array | np.ndarray | tuple[jax.Array | np.ndarray, ...]
@@ -28,7 +25,7 @@ _SITES = {"self": _ALL_SITES, "encoder": _ALL_SITES, "cross": _ATTENTION_SITES}
 
 def check_kind(model: Model, kind: str) -> None:
     """Raises ValueError for a kind of attention that the model does not have."""
-    kinds = tuple(_SITE_PREFIXES) if isinstance(model, EncoderDecoder) else ("self",)
+    kinds = model.stacks()
     if kind not in kinds:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(kinds)}, the attention of a {type(model).__name__}")
 
@@ -48,16 +45,15 @@ def kind_of(site: str) -> str:
 
 def trace_of(trace: Trace | PairTrace, kind: str) -> Trace:
     """The trace of one kind of attention."""
-    if isinstance(trace, Trace):
-        return trace
-    return {"self": trace.decoder, "encoder": trace.encoder, "cross": trace.cross}[kind]
+    parts = trace.parts()
+    if kind not in parts:
+        raise ValueError(f"kind={kind!r} is not one of {', '.join(parts)}, the attention in this trace")
+    return parts[kind]
 
 
 def stack_of(model: Model, kind: str) -> Stack:
     """The layers that hold one kind of attention."""
-    if not isinstance(model, EncoderDecoder):
-        return model.stack
-    return model.encoder if kind == "encoder" else model.decoder
+    return model.stacks()[kind]
 
 
 def attention_of(model: Model, kind: str) -> Attention:
@@ -73,16 +69,10 @@ def output_kernel(attention: Attention) -> jax.Array:
     return kernel.reshape(-1, config.num_heads, config.head_dim, config.model_dim)
 
 
-def final_norm(model: Model) -> Norm | None:
-    """The norm between the residual stream and the logits; ``None`` where the layers end with one."""
-    return model.decoder_norm if isinstance(model, EncoderDecoder) else model.final_norm
-
-
 def read_out(model: Model) -> Callable[[jax.Array], jax.Array]:
     """From the residual stream ``[..., D]`` to logits, float32 ``[..., V]``."""
-    norm = final_norm(model)
-    predict = model.predict if isinstance(model, Encoder) else model.embeddings.unembed
-    return lambda stream: predict(stream if norm is None else norm(stream))
+    norm = model.final_norm
+    return lambda stream: model.unembed(stream if norm is None else norm(stream))
 
 
 def checked_tokens(model: Model, tokens: Tokens, kind: str) -> tuple[jax.Array | np.ndarray, ...]:

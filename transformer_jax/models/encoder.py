@@ -23,7 +23,13 @@ class Encoder(nnx.Module):
     """An encoder-only Transformer: a pytree of weights, called as a pure function.
 
     Source: Devlin et al. (2019), BERT; Liu et al. (2019), RoBERTa; variants by :class:`ModelConfig`.
+
+    Attributes:
+      reads_sources: see :class:`transformer_jax.Decoder`; so is ``predicts_next``.
     """
+
+    reads_sources = False
+    predicts_next = False
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         """Random weights.
@@ -96,3 +102,16 @@ class Encoder(nnx.Module):
     def predict(self, hidden_BTD: jax.Array) -> jax.Array:
         """Logits, float32 ``[..., V]``, of hidden states, such as those of the masked positions."""
         return self.head(hidden_BTD, self.embeddings)
+
+    def stacks(self) -> dict[str, Stack]:
+        """The stack of layers that holds each kind of attention."""
+        return {"self": self.stack}
+
+    def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Logits, float32 ``[..., V]``, of hidden states after the final norm: :meth:`predict`."""
+        return self.predict(hidden_BTD)
+
+    @property
+    def prediction_head(self) -> MaskedTokenHead:
+        """What stands between the hidden states and the unembedding; ``None`` in the other families."""
+        return self.head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from transformer_jax.nn.blocks import Intervene
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.embeddings import Embeddings, TargetEmbeddings
 from transformer_jax.nn.layers import Norm
-from transformer_jax.nn.stack import Stack
+from transformer_jax.nn.stack import Stack, unstack
 from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.sharding import constrain
 
@@ -44,7 +45,14 @@ class EncoderDecoder(nnx.Module):
     embeddings, are those of a side (Lewis et al., 2020, BART).
 
     Source: Vaswani et al. (2017); variants by :class:`ModelConfig`.
+
+    Attributes:
+      reads_sources: see :class:`transformer_jax.Decoder`; so is ``predicts_next``.
     """
+
+    reads_sources = True
+    predicts_next = True
+    prediction_head = None
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         """Random weights.
@@ -148,3 +156,37 @@ class EncoderDecoder(nnx.Module):
             cross=Trace(layers=layers.cross, final=None, mask=context.memory_mask, bias=None))
         return Output(logits=self.embeddings.unembed(hidden_BTD), hidden=hidden_BTD, trace=trace,
                       cache=None if cache is None else cache.advance(target_BT.shape[1]))
+
+    @property
+    def final_norm(self) -> Norm | None:
+        """The norm between the decoder's residual stream and the unembedding, in pre-norm models."""
+        return self.decoder_norm
+
+    def stacks(self) -> dict[str, Stack]:
+        """The stack of layers that holds each kind of attention: the decoder's also attends to the source."""
+        return {"self": self.decoder, "encoder": self.encoder, "cross": self.decoder}
+
+    def start_cache(self, batch_size: int, capacity: int, source_BS: jax.Array,
+                    source_segment_ids_BS: jax.Array | None = None, *, intervene: Intervene | None = None) -> KVCache:
+        """A cache with room for ``capacity`` target tokens a row, into which the encoder has read the sources.
+
+        Raises:
+          ValueError: for sources that are not ``batch_size`` rows.
+        """
+        if source_BS.shape[0] != batch_size:
+            raise ValueError(f"there are {source_BS.shape[0]} sources for a batch of {batch_size}; pass one a row")
+        return self.start(self.encode(source_BS, segment_ids_BS=source_segment_ids_BS, intervene=intervene), capacity)
+
+    def step(self, tokens_BT: jax.Array, cache: KVCache, **options: Any) -> Output:
+        """The output for the target tokens after those in the cache; options as in :meth:`decode`."""
+        return self.decode(tokens_BT, cache=cache, **options)
+
+    def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Logits, float32 ``[..., V]``, of the decoder's hidden states after the final norm."""
+        return self.embeddings.unembed(hidden_BTD)
+
+    def for_decoding(self) -> EncoderDecoder:
+        """The same model in the form in which a token loop reads the decoder's weights fastest, a copy of them."""
+        model = jax.tree.map(lambda leaf: leaf, self)
+        model.decoder = unstack(self.decoder)
+        return model

@@ -36,6 +36,10 @@ class Trace:
     mask: AttentionMask
     bias: Bias
 
+    def parts(self) -> dict[str, Trace]:
+        """The trace of each kind of attention; here there is one, ``"self"``."""
+        return {"self": self}
+
     @property
     def residual(self) -> jax.Array:
         """The residual stream before each layer and after the last, ``[L + 1, B, T, D]``.
@@ -119,6 +123,11 @@ class PairTrace:
     encoder: Trace | None
     decoder: Trace
     cross: Trace
+
+    def parts(self) -> dict[str, Trace]:
+        """The trace of each kind of attention; without the encoder's when decoding from a cache."""
+        found = {"self": self.decoder, "encoder": self.encoder, "cross": self.cross}
+        return {kind: trace for kind, trace in found.items() if trace is not None}
 
 
 def _indices(name: str, wanted: Index, size: int) -> tuple[jax.Array, bool]:
