@@ -11,16 +11,11 @@ import numpy as np
 from transformer_jax.models.functional import Model, check_tokens
 from transformer_jax.models.output import PairTrace, Trace
 from transformer_jax.nn.attention import Attention
+from transformer_jax.nn.sites import PREFIXES, SITES, check_site
 from transformer_jax.nn.stack import Stack
 
 Tokens = jax.Array | np.ndarray | tuple[jax.Array | np.ndarray, ...]
 Index = int | Sequence[int] | np.ndarray | jax.Array | None
-
-# What an encoder-decoder calls a site; of the other families all attention is "self".
-_SITE_PREFIXES = {"self": "", "encoder": "encoder_", "cross": "cross_"}
-_ATTENTION_SITES = ("attention_bias", "head_output", "attention_output")
-_ALL_SITES = ("residual", *_ATTENTION_SITES, "mlp_output")
-_SITES = {"self": _ALL_SITES, "encoder": _ALL_SITES, "cross": _ATTENTION_SITES}
 
 
 def check_kind(model: Model, kind: str) -> None:
@@ -32,15 +27,13 @@ def check_kind(model: Model, kind: str) -> None:
 
 def site(kind: str, name: str) -> str:
     """The name by which ``intervene`` is called, such as ``"cross_head_output"``."""
-    return _SITE_PREFIXES[kind] + name
+    return PREFIXES[kind] + name
 
 
 def kind_of(site: str) -> str:
     """The kind of attention in whose layers a site is; ValueError for a site that there is not."""
-    names = {prefix + name: kind for kind, prefix in _SITE_PREFIXES.items() for name in _SITES[kind]}
-    if site not in names:
-        raise ValueError(f"site={site!r} is not one of {', '.join(names)}")
-    return names[site]
+    check_site(site)
+    return SITES[site]
 
 
 def trace_of(trace: Trace | PairTrace, kind: str) -> Trace:

@@ -11,11 +11,12 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.models.inputs import CausalInputs, check_config
 from transformer_jax.models.output import Output, Trace
 from transformer_jax.nn.attention import AttentionContext
-from transformer_jax.nn.blocks import Intervene
+from transformer_jax.nn.blocks import Block
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.embeddings import Embeddings
 from transformer_jax.nn.layers import Norm, ScalarHead
-from transformer_jax.nn.stack import Stack, unstack
+from transformer_jax.nn.sites import Intervene
+from transformer_jax.nn.stack import MakeBlock, Stack, unstack
 from transformer_jax.sharding import constrain
 
 
@@ -33,18 +34,20 @@ class Decoder(nnx.Module):
     predicts_next = True
     prediction_head = None
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, key: jax.Array, block: MakeBlock = Block):
         """Random weights.
 
         Args:
           config: the shape; ``vocab_size`` must be set.
           key: PRNG key, such as ``jax.random.key(0)``.
+          block: makes the block of a layer; a class of one's own, see docs/extending/block.md.
         """
         check_config(config, "decoder")
         embedding_key, stack_key = jax.random.split(key)
         self.config = config
         self.embeddings = Embeddings(config, key=embedding_key)
-        self.stack = Stack(config, key=stack_key, num_layers=config.num_layers, is_causal=True)
+        self.stack = Stack(config, key=stack_key, num_layers=config.num_layers, is_causal=True,
+                           block=block)
         self.final_norm = Norm(config.model_dim, config) if config.norm_position == "pre" else None
         self.value_head = ScalarHead(config, key=jax.random.fold_in(key, 2)) if config.use_value_head else None
 

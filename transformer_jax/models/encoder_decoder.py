@@ -13,11 +13,12 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.models.inputs import CausalInputs, check_config, check_token_array, positions_in_segments
 from transformer_jax.models.output import Output, PairTrace, Trace
 from transformer_jax.nn.attention import AttentionContext
-from transformer_jax.nn.blocks import Intervene
+from transformer_jax.nn.blocks import Block
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.embeddings import Embeddings, TargetEmbeddings
 from transformer_jax.nn.layers import Norm
-from transformer_jax.nn.stack import Stack, unstack
+from transformer_jax.nn.sites import Intervene, encoder_sites
+from transformer_jax.nn.stack import MakeBlock, Stack, unstack
 from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.sharding import constrain
 
@@ -54,21 +55,24 @@ class EncoderDecoder(nnx.Module):
     predicts_next = True
     prediction_head = None
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, key: jax.Array, block: MakeBlock = Block):
         """Random weights.
 
         Args:
           config: the shape; ``family`` must be ``"encoder_decoder"`` and ``vocab_size`` set.
           key: PRNG key, such as ``jax.random.key(0)``.
+          block: makes the block of a layer of either side, with ``has_memory=True`` in the decoder; see
+            docs/extending/block.md.
         """
         check_config(config, "encoder_decoder")
         embedding_key, encoder_key, decoder_key = jax.random.split(key, 3)
         self.config = config
         self.embeddings = Embeddings(config, key=embedding_key)
         self.target_embeddings = TargetEmbeddings(config, key=jax.random.fold_in(embedding_key, 4))
-        self.encoder = Stack(config, key=encoder_key, num_layers=config.num_encoder_layers, is_causal=False)
+        self.encoder = Stack(config, key=encoder_key, num_layers=config.num_encoder_layers, is_causal=False,
+                             block=block)
         self.decoder = Stack(config, key=decoder_key, num_layers=config.num_decoder_layers, is_causal=True,
-                             has_memory=True)
+                             has_memory=True, block=block)
         pre = config.norm_position == "pre"
         self.encoder_norm = Norm(config.model_dim, config) if pre else None
         self.decoder_norm = Norm(config.model_dim, config) if pre else None
@@ -111,9 +115,7 @@ class EncoderDecoder(nnx.Module):
         context = AttentionContext.of(config, mask, positions_BS, relative=self.encoder.relative)
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x_BSD = constrain(self.embeddings(source_BS, positions_BS, key=embedding_key), "batch", "sequence", None)
-        x_BSD, layers, _ = self.encoder(
-            x_BSD, context, key=stack_key,
-            intervene=None if intervene is None else lambda site, layer, x: intervene(f"encoder_{site}", layer, x))
+        x_BSD, layers, _ = self.encoder(x_BSD, context, key=stack_key, intervene=encoder_sites(intervene))
         hidden_BSD = x_BSD if self.encoder_norm is None else self.encoder_norm(x_BSD)
         return Memory(hidden_BSD, segment_ids_BS, Trace(layers=layers, final=x_BSD, mask=mask, bias=context.bias))
 
