@@ -20,7 +20,6 @@ from transformer_jax.models.functional import Model
 from transformer_jax.models.output import PairTrace, Trace
 from transformer_jax.nn.sites import Intervene
 
-
 _SITES_OF_HEADS = ("head_output", "queries", "keys", "values")
 
 

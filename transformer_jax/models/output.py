@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transformer_jax.models import names
 from transformer_jax.nn.blocks import LayerTrace
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.ops.attention import Bias, masked_softmax
@@ -18,9 +19,28 @@ from transformer_jax.ops.positions import PositionBias
 Index = int | Sequence[int] | jax.Array | None
 
 
+class _Named:
+    """Reading by name: the names are those of the sites of interventions, see docs/notation.md."""
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        """Every name that the trace can be read by, such as ``"layers.3.head_output"``, with the shape of its value."""
+        return names.names(self.parts())
+
+    def __getitem__(self, name: str) -> jax.Array:
+        """The value of a name; of a site alone, such as ``"head_output"``, that of all layers ``[L, ...]``.
+
+        Raises:
+          KeyError: for a name that there is not, with the nearest one.
+        """
+        return names.read(self.parts(), name)
+
+    def __repr__(self) -> str:
+        return names.table(self.parts(), type(self).__name__)
+
+
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Trace:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Trace(_Named):
     """The inside of a forward pass, linear in the length of the text; maps are computed when asked for.
 
     Attributes:
@@ -80,6 +100,18 @@ class Trace:
         Raises:
           ValueError: for an index out of range.
         """
+        return self._maps(layers, heads, queries, masked_softmax)
+
+    def scores(self, layers: Index = None, heads: Index = None, queries: Index = None) -> jax.Array:
+        """Attention scores before the softmax, with the bias; -inf where a query may not attend.
+
+        Arguments and shape are those of :meth:`attention`.
+        """
+        return self._maps(layers, heads, queries, lambda scores_BNRS, allowed: (
+            scores_BNRS if allowed is None else jnp.where(allowed, scores_BNRS, -jnp.inf)))
+
+    def _maps(self, layers: Index, heads: Index, queries: Index,
+              finish: Callable[[jax.Array, jax.Array | None], jax.Array]) -> jax.Array:
         L, _, T, N, H = self.queries.shape
         S, K = self.keys.shape[2:4]
         layer_R, one_layer = _indices("layers", layers, L)
@@ -97,7 +129,7 @@ class Trace:
             bias = self._bias_rows(layer, T, S, query_R)
             if bias is not None:
                 scores_BNRS += bias[:, head_R]
-            return masked_softmax(scores_BNRS, allowed)
+            return finish(scores_BNRS, allowed)
 
         maps = jax.lax.map(one, layer_R)
         squeezed = tuple(axis for axis, single in ((0, one_layer), (2, one_head), (3, one_query)) if single)
@@ -110,8 +142,8 @@ class Trace:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PairTrace:
+@dataclasses.dataclass(frozen=True, repr=False)
+class PairTrace(_Named):
     """The inside of an encoder-decoder's forward pass.
 
     Attributes:
