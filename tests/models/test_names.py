@@ -1,7 +1,9 @@
 """The names by which traces are read and forward passes changed, and texts in place of arrays."""
 
 import functools
+import pathlib
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -163,3 +165,18 @@ def test_strings_and_lists_are_read_as_arrays_are(family):
 def test_what_is_no_text(text, words):
     with pytest.raises(ValueError, match=words):
         tj.trace(make(), text)
+
+
+def test_the_page_of_names_runs():
+    page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "notation.md"
+    config = tj.ModelConfig(vocab_size=32, max_len=32, num_layers=4, num_heads=6, model_dim=24, mlp_dim=8)
+    tokenizer = types.SimpleNamespace(encode_prompt=lambda text: [ord(letter) % 32 for letter in text])
+    names = {"tj": tj, "jax": jax, "jnp": jnp, "model": random_decoder(config), "tokenizer": tokenizer, "answer": 3}
+    names["tokens"] = jnp.asarray([tokenizer.encode_prompt("The key to the cabinets")])
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(block, str(page), "exec"), names)
+    step = jnp.zeros_like(names["gradient"]).at[0, -1, 2].set(1e-2)
+    slope = (names["loss"](step) - names["loss"](-step)) / 2e-2
+    np.testing.assert_allclose(names["gradient"][0, -1, 2], slope, rtol=2e-2)
+    listed = re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted([*(site for site, kind in SITES.items() if kind == "self"), "scores", "pattern"])

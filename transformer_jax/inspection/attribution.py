@@ -8,9 +8,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.inspection.parts import Index, output_kernel, resolve, stack_of, trace_of
+from transformer_jax.inspection.parts import output_kernel, stack_of, trace_of
 from transformer_jax.models.functional import Model
-from transformer_jax.models.output import PairTrace, Trace
+from transformer_jax.models.output import Index, PairTrace, Trace, resolve
 from transformer_jax.nn.attention import Attention
 from transformer_jax.nn.blocks import Block, LayerTrace
 from transformer_jax.nn.layers import Norm

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.inspection.interventions import ablate_head, patch
-from transformer_jax.inspection.parts import Tokens, checked_tokens, resolve, site, stack_of, trace_of
+from transformer_jax.inspection.parts import Tokens, checked_tokens, site, stack_of, trace_of
 from transformer_jax.models.functional import Model
-from transformer_jax.models.output import PairTrace, Trace
+from transformer_jax.models.output import PairTrace, Trace, resolve
 from transformer_jax.nn.sites import Intervene
 from transformer_jax.ops.losses import cross_entropy
 

@@ -16,9 +16,9 @@ from transformer_jax.inspection import maps, showing, viewer
 from transformer_jax.inspection.attribution import Attribution, direct_logit_attribution
 from transformer_jax.inspection.lens import Lens, logit_lens, value_norms, value_weighted
 from transformer_jax.inspection.mixing import rollout
-from transformer_jax.inspection.parts import Index, check_kind, resolve, trace_of
+from transformer_jax.inspection.parts import check_kind, trace_of
 from transformer_jax.models.functional import Model
-from transformer_jax.models.output import PairTrace, Trace
+from transformer_jax.models.output import Index, PairTrace, Trace, resolve
 from transformer_jax.ops.masks import AttentionMask
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.inspection.parts import Index, check_kind, kind_of, resolve, site, stack_of, trace_of
+from transformer_jax.inspection.parts import check_kind, kind_of, site, stack_of, trace_of
 from transformer_jax.models.functional import Model
-from transformer_jax.models.output import PairTrace, Trace
+from transformer_jax.models.output import Index, PairTrace, Trace, resolve
 from transformer_jax.nn.sites import Intervene
 
 _SITES_OF_HEADS = ("head_output", "queries", "keys", "values")

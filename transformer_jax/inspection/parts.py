@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from transformer_jax.nn.sites import PREFIXES, SITES, check_site
 from transformer_jax.nn.stack import Stack
 
 Tokens = jax.Array | np.ndarray | tuple[jax.Array | np.ndarray, ...]
-Index = int | Sequence[int] | np.ndarray | jax.Array | None
 
 
 def check_kind(model: Model, kind: str) -> None:
@@ -80,20 +79,3 @@ def checked_tokens(model: Model, tokens: Tokens, kind: str) -> tuple[jax.Array |
     for ids in tokens:
         check_tokens(ids, model.config.vocab_size)
     return tokens
-
-
-def resolve(name: str, wanted: Index, size: int) -> tuple[jax.Array | np.ndarray, bool]:
-    """Indices from 0, and whether a single one was meant; negative ones count from the end, ``None`` is all.
-
-    Raises:
-      ValueError: for an index out of range, where it is known before the program runs.
-    """
-    if wanted is None:
-        return np.arange(size, dtype=np.int32), False
-    if isinstance(wanted, jax.core.Tracer):
-        return jnp.where(wanted < 0, wanted + size, wanted).reshape(-1), wanted.ndim == 0
-    array = np.asarray(wanted, np.int32)
-    for index in array.flat:
-        if not -size <= index < size:
-            raise ValueError(f"{name}={wanted}: index {index} is out of range for {size} {name}")
-    return np.where(array < 0, array + size, array).reshape(-1), array.ndim == 0

@@ -16,7 +16,7 @@ from transformer_jax.ops.attention import Bias, masked_softmax
 from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.ops.positions import PositionBias
 
-Index = int | Sequence[int] | jax.Array | None
+Index = int | Sequence[int] | np.ndarray | jax.Array | None
 
 
 class _Named:
@@ -114,9 +114,10 @@ class Trace(_Named):
               finish: Callable[[jax.Array, jax.Array | None], jax.Array]) -> jax.Array:
         L, _, T, N, H = self.queries.shape
         S, K = self.keys.shape[2:4]
-        layer_R, one_layer = _indices("layers", layers, L)
-        head_R, one_head = _indices("heads", heads, N)
-        query_R, one_query = _indices("queries", queries, T)
+        layer_R, one_layer = resolve("layers", layers, L)
+        head_R, one_head = resolve("heads", heads, N)
+        query_R, one_query = resolve("queries", queries, T)
+        layer_R, head_R, query_R = map(jnp.asarray, (layer_R, head_R, query_R))
 
         allowed = self.mask.materialize(T, S, query_R)
         if allowed is not None and allowed.shape[1] == N and N > 1:
@@ -162,15 +163,21 @@ class PairTrace(_Named):
         return {kind: trace for kind, trace in found.items() if trace is not None}
 
 
-def _indices(name: str, wanted: Index, size: int) -> tuple[jax.Array, bool]:
+def resolve(name: str, wanted: Index, size: int) -> tuple[jax.Array | np.ndarray, bool]:
+    """Indices from 0, and whether a single one was meant; negative ones count from the end, ``None`` is all.
+
+    Raises:
+      ValueError: for an index out of range, where it is known before the program runs.
+    """
     if wanted is None:
-        return jnp.arange(size), False
-    if not isinstance(wanted, jax.core.Tracer):
-        for index in np.ravel(wanted):
-            if not -size <= index < size:
-                raise ValueError(f"{name}={wanted}: index {index} is out of range for {size} {name}")
-    array = jnp.asarray(wanted)
-    return jnp.where(array < 0, array + size, array).reshape(-1), array.ndim == 0
+        return np.arange(size, dtype=np.int32), False
+    if isinstance(wanted, jax.core.Tracer):
+        return jnp.where(wanted < 0, wanted + size, wanted).reshape(-1), wanted.ndim == 0
+    array = np.asarray(wanted, np.int32)
+    for index in array.flat:
+        if not -size <= index < size:
+            raise ValueError(f"{name}={wanted}: index {index} is out of range for {size} {name}")
+    return np.where(array < 0, array + size, array).reshape(-1), array.ndim == 0
 
 
 @jax.tree_util.register_dataclass
