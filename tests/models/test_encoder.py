@@ -358,7 +358,8 @@ def test_of_a_large_batch_only_what_is_read_is_kept(monkeypatch):
     assert hidden < temporaries(lambda output: (output.hidden, output.trace.queries.sum())) - 0.9 * queries
 
 
-SITES = ["residual", "attention_bias", "head_output", "attention_output", "mlp_output"]
+SITES = ["residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output", "neurons",
+         "mlp_output", "final"]
 
 
 def test_interventions_see_every_site_and_the_identity_changes_nothing():

@@ -373,10 +373,10 @@ def test_the_streams_of_a_pre_norm_model_add_up():
     np.testing.assert_allclose(trace.cross.residual, layers.residual + layers.attention_output, atol=3e-5)
 
 
-DECODER_SITES = ["residual", "attention_bias", "head_output", "attention_output", "cross_attention_bias",
-                 "cross_head_output", "cross_attention_output", "mlp_output"]
-ENCODER_SITES = ["encoder_residual", "encoder_attention_bias", "encoder_head_output", "encoder_attention_output",
-                 "encoder_mlp_output"]
+ATTENTION_SITES = ["queries", "keys", "values", "attention_bias", "head_output", "attention_output"]
+DECODER_SITES = ["residual", *ATTENTION_SITES, *(f"cross_{site}" for site in ATTENTION_SITES), "neurons", "mlp_output",
+                 "final"]
+ENCODER_SITES = [f"encoder_{site}" for site in ("residual", *ATTENTION_SITES, "neurons", "mlp_output", "final")]
 
 
 def test_interventions_see_every_site_and_the_identity_changes_nothing():
@@ -401,7 +401,8 @@ def test_every_site_reaches_the_logits():
     def logits(strengths):
         def move(site, layer, value):
             noise = np.random.default_rng(0).normal(size=value.shape).astype(np.float32)
-            return value + jnp.where(layer == 1, strengths[sites.index(site)], 0.0) * noise
+            chosen = (layer == 1) | site.endswith("final")  # which is of the last layer
+            return value + jnp.where(chosen, strengths[sites.index(site)], 0.0) * noise
 
         return make()(tokens(9)[None], tokens(7)[None], intervene=move).logits
 

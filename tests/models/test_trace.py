@@ -150,7 +150,8 @@ def test_the_identity_changes_nothing(variant):
         return value
 
     out, plain = run(make(variant), identity), run(make(variant))
-    assert seen == ["residual", "attention_bias", "head_output", "attention_output", "mlp_output"]
+    assert seen == ["residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output",
+                    "neurons", "mlp_output", "final"]
     np.testing.assert_allclose(out.logits, plain.logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(out.trace.attention(), expected(variant), atol=3e-6)
 
@@ -177,11 +178,14 @@ def test_a_silenced_head_is_one_with_no_output_rows(variant):
 
 
 def test_every_site_reaches_what_comes_after_it():
-    sites = ("residual", "attention_bias", "head_output", "attention_output", "mlp_output")
+    sites = ("residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output", "neurons",
+             "mlp_output")
 
     @jax.jit
     def moved(strengths):
         def move(site, layer, value):
+            if site == "final":  # nothing but the logits comes after it
+                return value
             noise = np.random.default_rng(0).normal(size=value.shape).astype(np.float32)
             return value + jnp.where(layer == 1, strengths[sites.index(site)], 0.0) * noise
 

@@ -22,7 +22,6 @@ from transformer_jax.decoding.batch import (
 from transformer_jax.decoding.beam_loop import Finished, Rules, search
 from transformer_jax.decoding.loop import Generator, Sources
 from transformer_jax.decoding.sample import prepared
-from transformer_jax.models.encoder_decoder import EncoderDecoder
 from transformer_jax.models.functional import check_tokens
 
 _PENALTIES = ("gnmt", "length")
@@ -118,7 +117,7 @@ def beam_search(model: Generator, sources: Texts, *, tokenizer: Tokenizer | None
         raise ValueError("beam search keeps all hypotheses in one cache, where distances are not those of the text: it "
                          "cannot serve sliding_window; use generate")
     encoded_sources: Sources | tuple[()] = ()
-    if isinstance(model, EncoderDecoder):
+    if model.reads_sources:
         rows = encode_sources(sources, tokenizer, config.vocab_size)
         encoded_sources = pad_right(rows, config.max_len)
         prompts = [first_tokens(start_id, config, tokenizer)] * len(rows)

@@ -47,7 +47,7 @@ def embed(model: Encoder | Decoder, texts: str | Sequence[str] | Sequence[Sequen
     num_streams = model.config.num_layers + 1
     if not -num_streams <= layer < num_streams:
         raise ValueError(f"layer={layer} is out of range for {model.config.num_layers} layers (0 to {num_streams - 1})")
-    rows = [_encode(text, tokenizer, isinstance(model, Encoder)) for text in texts]
+    rows = [_encode(text, tokenizer, not model.predicts_next) for text in texts]
     for row in rows:
         check_tokens(np.asarray(row), model.config.vocab_size)
     tokens_BT, segment_ids_BT = pad_right(rows, model.config.max_len)

@@ -42,15 +42,12 @@ class DecodeState:
 
 def start(model: Generator, batch_size: int, capacity: int, sources: Sources | tuple[()]) -> KVCache:
     """A cache for ``capacity`` tokens a row; an encoder reads its sources into it."""
-    if not sources:
-        return KVCache.empty(model.config, batch_size, capacity)
-    source_BS, segment_ids_BS = sources
-    return model.start(model.encode(source_BS, segment_ids_BS=segment_ids_BS), capacity)
+    return model.start_cache(batch_size, capacity, *sources)
 
 
 def read(model: Generator, tokens_BT: jax.Array, cache: KVCache, **options: jax.Array) -> Output:
     """The model's output for tokens after those in the cache."""
-    return (model.decode if isinstance(model, EncoderDecoder) else model)(tokens_BT, cache=cache, **options)
+    return model.step(tokens_BT, cache, **options)
 
 
 @functools.partial(jax.jit, static_argnames="capacity")

@@ -24,8 +24,6 @@ from transformer_jax.decoding.batch import (
 )
 from transformer_jax.decoding.logits import Sampling, Settings
 from transformer_jax.decoding.loop import DecodeState, Generator, Sources, decode, prefill
-from transformer_jax.models.encoder_decoder import EncoderDecoder
-from transformer_jax.nn.stack import unstack
 
 _TOKENS_BETWEEN_STOP_CHECKS = 16
 
@@ -128,7 +126,7 @@ class _Session:
             raise ValueError("a stop string is empty: it would stop every text before its first token")
         self.config = model.config
         self.sources: Sources | tuple[()] = ()
-        if isinstance(model, EncoderDecoder):
+        if model.reads_sources:
             if slide:
                 raise ValueError("slide=True goes on past the context of a decoder; a translation has one context")
             sources = encode_sources(prompts, tokenizer, self.config.vocab_size)
@@ -254,12 +252,7 @@ class _Session:
 
 @jax.jit
 def _separate_layers(model: Generator) -> Generator:
-    separate = jax.tree.map(lambda x: x, model)
-    if isinstance(model, EncoderDecoder):
-        separate.decoder = unstack(model.decoder)
-    else:
-        separate.stack = unstack(model.stack)
-    return separate
+    return model.for_decoding()
 
 
 class _LastPrepared:

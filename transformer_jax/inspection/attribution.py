@@ -8,10 +8,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.inspection.parts import Index, final_norm, output_kernel, resolve, stack_of, trace_of
-from transformer_jax.models.encoder import Encoder
+from transformer_jax.inspection.parts import output_kernel, stack_of, trace_of
 from transformer_jax.models.functional import Model
-from transformer_jax.models.output import PairTrace, Trace
+from transformer_jax.models.output import Index, PairTrace, Trace, resolve
 from transformer_jax.nn.attention import Attention
 from transformer_jax.nn.blocks import Block, LayerTrace
 from transformer_jax.nn.layers import Norm
@@ -76,14 +75,15 @@ def direct_logit_attribution(model: Model, trace: Trace | PairTrace, targets_BP:
 def _attribute(model: Model, trace: Trace | PairTrace, targets_BP: jax.Array, rows: jax.Array) -> Attribution:
     main = trace_of(trace, "self")
     layers = _at(main.layers, rows)
-    if isinstance(trace, PairTrace):
-        layers = dataclasses.replace(layers, cross=_at(trace.cross.layers, rows))
+    if "cross" in trace.parts():
+        layers = dataclasses.replace(layers, cross=_at(trace_of(trace, "cross").layers, rows))
     direction_BPD, bias_BP = _direction(model, main.final[:, rows], targets_BP)
+    post = model.config.norm_position == "post"
 
     def layer(state: tuple[jax.Array, jax.Array], block_and_trace: tuple[Block, LayerTrace, jax.Array, jax.Array]):
         direction, bias = state
         block, seen, kernel_NHD, cross_kernel_NHD = block_and_trace
-        post, cross = block.config.norm_position == "post", None
+        cross = None
         middle = seen.residual + seen.attention_output  # the stream, as it grows
         if post:
             middle, before = block.attention_norm(middle), middle
@@ -106,7 +106,7 @@ def _attribute(model: Model, trace: Trace | PairTrace, targets_BP: jax.Array, ro
 
     blocks = stack_of(model, "self").blocks
     kernels = (output_kernel(blocks.attention),
-               None if blocks.cross_attention is None else output_kernel(blocks.cross_attention))
+               None if layers.cross is None else output_kernel(blocks.cross_attention))
     (direction_BPD, bias_BP), (heads, cross, mlp) = jax.lax.scan(
         layer, (direction_BPD, bias_BP), (blocks, layers, *kernels), reverse=True)
     return Attribution(embeddings=_dot(layers.residual[0], direction_BPD), heads=heads, cross_heads=cross, mlp=mlp,
@@ -129,9 +129,8 @@ def _direction(model: Model, stream_BPD: jax.Array, targets_BP: jax.Array) -> tu
     bias = jnp.zeros(targets_BP.shape, jnp.float32)
     if embeddings.output_bias is not None:
         bias += embeddings.output_bias[...].astype(jnp.float32)[targets_BP]
-    norm = final_norm(model)
-    if isinstance(model, Encoder):
-        head = model.head
+    norm, head = model.final_norm, model.prediction_head
+    if head is not None:
         before = head.transform(stream_BPD if norm is None else norm(stream_BPD)).astype(jnp.float32)
         factor = 0.5 * (1.0 + jax.lax.erf(before * 0.5**0.5))  # gelu(x) = x * factor
         bias += head.bias[...].astype(jnp.float32)[targets_BP]

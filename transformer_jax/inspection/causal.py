@@ -15,11 +15,10 @@ import numpy as np
 from jax.core import Tracer
 
 from transformer_jax.inspection.interventions import ablate_head, patch
-from transformer_jax.inspection.parts import Tokens, checked_tokens, resolve, site, stack_of, trace_of
-from transformer_jax.models.encoder import Encoder
+from transformer_jax.inspection.parts import Tokens, checked_tokens, site, stack_of, trace_of
 from transformer_jax.models.functional import Model
-from transformer_jax.models.output import PairTrace, Trace
-from transformer_jax.nn.blocks import Intervene
+from transformer_jax.models.output import PairTrace, Trace, resolve
+from transformer_jax.nn.sites import Intervene
 from transformer_jax.ops.losses import cross_entropy
 
 Metric = Callable[[jax.Array], jax.Array]
@@ -59,7 +58,7 @@ def head_ablation_table(model: Model, tokens: Tokens, metric: Metric | None = No
       ValueError: for an encoder without a metric, or what ``ablate_head`` refuses.
     """
     tokens = checked_tokens(model, tokens, kind)
-    if metric is None and isinstance(model, Encoder):
+    if metric is None and not model.predicts_next:
         raise ValueError("an encoder has no next token: pass metric=..., a function of the logits")
     return _ablations(model, tokens, options, reference, metric, how, kind)
 
@@ -168,8 +167,8 @@ def _path(model, clean, corrupted, options, sender, receiver, metric, kind) -> j
 
     outputs = {site("encoder" if kind == "encoder" else "self", name): getattr(held, name)
                for name in ("head_output", "mlp_output")}
-    if isinstance(plain.trace, PairTrace) and kind != "encoder":
-        outputs["cross_head_output"] = plain.trace.cross.layers.head_output
+    if "cross" in plain.trace.parts() and kind != "encoder":
+        outputs["cross_head_output"] = trace_of(plain.trace, "cross").layers.head_output
 
     def hold(site: str, layer: jax.Array, value: jax.Array) -> jax.Array:
         if site not in outputs:

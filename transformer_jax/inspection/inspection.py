@@ -16,9 +16,9 @@ from transformer_jax.inspection import maps, showing, viewer
 from transformer_jax.inspection.attribution import Attribution, direct_logit_attribution
 from transformer_jax.inspection.lens import Lens, logit_lens, value_norms, value_weighted
 from transformer_jax.inspection.mixing import rollout
-from transformer_jax.inspection.parts import Index, check_kind, resolve, trace_of
+from transformer_jax.inspection.parts import check_kind, trace_of
 from transformer_jax.models.functional import Model
-from transformer_jax.models.output import PairTrace, Trace
+from transformer_jax.models.output import Index, PairTrace, Trace, resolve
 from transformer_jax.ops.masks import AttentionMask
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Inspection:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of attention that the model has."""
-        return ("self",) if isinstance(self.trace, Trace) else ("self", "encoder", "cross")
+        return tuple(self.trace.parts())
 
     def labels(self, kind: str = "self") -> tuple[list[str], list[str]]:
         """The tokens that attend, and those that are attended to.
@@ -208,11 +208,10 @@ class Inspection:
         """
         if self.segment_ids is None:
             raise ValueError("there are no segment ids: pass inspect_text the packed row and segment_ids=...")
-        pair = isinstance(self.trace, PairTrace)
         found = []
         for number in dict.fromkeys(self.segment_ids[self.segment_ids != 0].tolist()):
             own = _place(self.segment_ids, number)
-            if not pair:
+            if not self.model.reads_sources:
                 found.append(dataclasses.replace(self, ids=self.ids[own], trace=_cut(self.trace, own, own),
                                                  segment_ids=None))
                 continue

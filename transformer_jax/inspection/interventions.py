@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from transformer_jax.inspection.parts import Index, check_kind, kind_of, resolve, site, stack_of, trace_of
+from transformer_jax.inspection.parts import check_kind, kind_of, site, stack_of, trace_of
 from transformer_jax.models.functional import Model
-from transformer_jax.models.output import PairTrace, Trace
-from transformer_jax.nn.blocks import Intervene
+from transformer_jax.models.output import Index, PairTrace, Trace, resolve
+from transformer_jax.nn.sites import Intervene
+
+_SITES_OF_HEADS = ("head_output", "queries", "keys", "values")
 
 
 @jax.tree_util.register_dataclass
@@ -55,8 +57,10 @@ class Edit:
         resolve("layers", self.layers, stack_of(model, kind).num_layers)
         num_queries, num_keys = (tokens[0 if of_source else -1].shape[1]
                                  for of_source in (kind == "encoder", kind != "self"))
-        for name, size in (("heads", model.config.num_heads), ("positions", num_queries), ("queries", num_queries),
-                           ("keys", num_keys)):
+        of_keys = self.site.endswith(("keys", "values"))
+        num_heads = model.config.num_kv_heads if of_keys else model.config.num_heads
+        for name, size in (("heads", num_heads), ("positions", num_keys if of_keys else num_queries),
+                           ("queries", num_queries), ("keys", num_keys)):
             resolve(name, self.arguments.get(name), size)
 
 
@@ -145,18 +149,19 @@ def patch(site: str, layer: jax.Array | int, value: jax.Array, *, positions: Ind
     Source: Vig et al. (2020); Meng et al. (2022), section 2.1.
 
     Args:
-      site: such as ``"residual"``, ``"attention_output"``, ``"mlp_output"`` or ``"head_output"``.
+      site: such as ``"residual"``, ``"attention_output"``, ``"neurons"`` or ``"head_output"``; docs/notation.md lists
+        all. ``"final"`` is of the last layer.
       layer: the layer, or several.
       value: what broadcasts to the site's value: ``[B, T, D]``, of ``"head_output"`` ``[B, T, N, H]``.
       positions: one token or several, ``None`` for all; negative ones count from the end.
-      heads: likewise, of ``"head_output"``.
+      heads: likewise, of ``"head_output"``, ``"queries"``, ``"keys"`` and ``"values"``.
 
     Raises:
       ValueError: for a site that there is not, or heads at one that has none.
     """
     kind_of(site)
-    if heads is not None and not site.endswith("head_output"):
-        raise ValueError(f"heads={heads} are of the site 'head_output', not of {site!r}")
+    if heads is not None and not site.endswith(_SITES_OF_HEADS):
+        raise ValueError(f"heads={heads} are of the sites {', '.join(_SITES_OF_HEADS)}, not of {site!r}")
     return Edit(site, _replace, _layers(layer), {"new": value, "positions": _index(positions), "heads": _index(heads)})
 
 

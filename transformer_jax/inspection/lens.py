@@ -14,19 +14,17 @@ from jaxtyping import Float, Int
 
 from transformer_jax.inspection.interventions import patch
 from transformer_jax.inspection.parts import (
-    Index,
     Tokens,
     attention_of,
     check_kind,
     checked_tokens,
     output_kernel,
     read_out,
-    resolve,
     site,
     trace_of,
 )
 from transformer_jax.models.functional import Model
-from transformer_jax.models.output import PairTrace, Trace
+from transformer_jax.models.output import Index, PairTrace, Trace, resolve
 
 
 @jax.tree_util.register_dataclass

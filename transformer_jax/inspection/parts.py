@@ -2,63 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from transformer_jax.models.encoder import Encoder
-from transformer_jax.models.encoder_decoder import EncoderDecoder
 from transformer_jax.models.functional import Model, check_tokens
 from transformer_jax.models.output import PairTrace, Trace
 from transformer_jax.nn.attention import Attention
-from transformer_jax.nn.layers import Norm
+from transformer_jax.nn.sites import PREFIXES, SITES, check_site
 from transformer_jax.nn.stack import Stack
 
 Tokens = jax.Array | np.ndarray | tuple[jax.Array | np.ndarray, ...]
-Index = int | Sequence[int] | np.ndarray | jax.Array | None
-
-# What an encoder-decoder calls a site; of the other families all attention is "self".
-_SITE_PREFIXES = {"self": "", "encoder": "encoder_", "cross": "cross_"}
-_ATTENTION_SITES = ("attention_bias", "head_output", "attention_output")
-_ALL_SITES = ("residual", *_ATTENTION_SITES, "mlp_output")
-_SITES = {"self": _ALL_SITES, "encoder": _ALL_SITES, "cross": _ATTENTION_SITES}
 
 
 def check_kind(model: Model, kind: str) -> None:
     """Raises ValueError for a kind of attention that the model does not have."""
-    kinds = tuple(_SITE_PREFIXES) if isinstance(model, EncoderDecoder) else ("self",)
+    kinds = model.stacks()
     if kind not in kinds:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(kinds)}, the attention of a {type(model).__name__}")
 
 
 def site(kind: str, name: str) -> str:
     """The name by which ``intervene`` is called, such as ``"cross_head_output"``."""
-    return _SITE_PREFIXES[kind] + name
+    return PREFIXES[kind] + name
 
 
 def kind_of(site: str) -> str:
     """The kind of attention in whose layers a site is; ValueError for a site that there is not."""
-    names = {prefix + name: kind for kind, prefix in _SITE_PREFIXES.items() for name in _SITES[kind]}
-    if site not in names:
-        raise ValueError(f"site={site!r} is not one of {', '.join(names)}")
-    return names[site]
+    check_site(site)
+    return SITES[site]
 
 
 def trace_of(trace: Trace | PairTrace, kind: str) -> Trace:
     """The trace of one kind of attention."""
-    if isinstance(trace, Trace):
-        return trace
-    return {"self": trace.decoder, "encoder": trace.encoder, "cross": trace.cross}[kind]
+    parts = trace.parts()
+    if kind not in parts:
+        raise ValueError(f"kind={kind!r} is not one of {', '.join(parts)}, the attention in this trace")
+    return parts[kind]
 
 
 def stack_of(model: Model, kind: str) -> Stack:
     """The layers that hold one kind of attention."""
-    if not isinstance(model, EncoderDecoder):
-        return model.stack
-    return model.encoder if kind == "encoder" else model.decoder
+    return model.stacks()[kind]
 
 
 def attention_of(model: Model, kind: str) -> Attention:
@@ -74,16 +61,10 @@ def output_kernel(attention: Attention) -> jax.Array:
     return kernel.reshape(-1, config.num_heads, config.head_dim, config.model_dim)
 
 
-def final_norm(model: Model) -> Norm | None:
-    """The norm between the residual stream and the logits; ``None`` where the layers end with one."""
-    return model.decoder_norm if isinstance(model, EncoderDecoder) else model.final_norm
-
-
 def read_out(model: Model) -> Callable[[jax.Array], jax.Array]:
     """From the residual stream ``[..., D]`` to logits, float32 ``[..., V]``."""
-    norm = final_norm(model)
-    predict = model.predict if isinstance(model, Encoder) else model.embeddings.unembed
-    return lambda stream: predict(stream if norm is None else norm(stream))
+    norm = model.final_norm
+    return lambda stream: model.unembed(stream if norm is None else norm(stream))
 
 
 def checked_tokens(model: Model, tokens: Tokens, kind: str) -> tuple[jax.Array | np.ndarray, ...]:
@@ -98,20 +79,3 @@ def checked_tokens(model: Model, tokens: Tokens, kind: str) -> tuple[jax.Array |
     for ids in tokens:
         check_tokens(ids, model.config.vocab_size)
     return tokens
-
-
-def resolve(name: str, wanted: Index, size: int) -> tuple[jax.Array | np.ndarray, bool]:
-    """Indices from 0, and whether a single one was meant; negative ones count from the end, ``None`` is all.
-
-    Raises:
-      ValueError: for an index out of range, where it is known before the program runs.
-    """
-    if wanted is None:
-        return np.arange(size, dtype=np.int32), False
-    if isinstance(wanted, Tracer):
-        return jnp.where(wanted < 0, wanted + size, wanted).reshape(-1), wanted.ndim == 0
-    array = np.asarray(wanted, np.int32)
-    for index in array.flat:
-        if not -size <= index < size:
-            raise ValueError(f"{name}={wanted}: index {index} is out of range for {size} {name}")
-    return np.where(array < 0, array + size, array).reshape(-1), array.ndim == 0

@@ -12,7 +12,6 @@ from transformer_jax.decoding.batch import encode_prompts, encode_sources, endin
 from transformer_jax.decoding.logits import Sampling
 from transformer_jax.decoding.sample import generate
 from transformer_jax.inspection.inspection import Inspection
-from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.encoder_decoder import EncoderDecoder
 from transformer_jax.models.functional import trace
 
@@ -45,10 +44,10 @@ def inspect_text(bundle_or_model: Any, text: Text, tokenizer: Tokenizer | None =
     if tokenizer is None:
         tokenizer = getattr(bundle_or_model, "tokenizer", None)
     vocab_size = model.config.vocab_size
-    pair = isinstance(model, EncoderDecoder)
+    pair = model.reads_sources
     if not pair and (start_id is not None or target_segment_ids is not None):
         raise ValueError("start_id and target_segment_ids are of an encoder-decoder's target")
-    if isinstance(model, Encoder):
+    if not model.predicts_next:
         if target is not None:
             raise ValueError("an encoder reads one text: it has no target")
         if isinstance(text, str) and tokenizer is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import nnx
 
@@ -9,11 +11,12 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.models.inputs import CausalInputs, check_config
 from transformer_jax.models.output import Output, Trace
 from transformer_jax.nn.attention import AttentionContext
-from transformer_jax.nn.blocks import Intervene
+from transformer_jax.nn.blocks import Block
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.embeddings import Embeddings
 from transformer_jax.nn.layers import Norm, ScalarHead
-from transformer_jax.nn.stack import Stack
+from transformer_jax.nn.sites import Intervene
+from transformer_jax.nn.stack import MakeBlock, Stack, unstack
 from transformer_jax.sharding import constrain
 
 
@@ -21,20 +24,30 @@ class Decoder(nnx.Module):
     """A decoder-only Transformer: a pytree of weights, called as a pure function.
 
     Source: Radford et al. (2018, 2019), Brown et al. (2020); variants by :class:`ModelConfig`.
+
+    Attributes:
+      reads_sources: whether it reads a source beside the text that it continues.
+      predicts_next: whether its logits are those of the next token, so that it can generate.
     """
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    reads_sources = False
+    predicts_next = True
+    prediction_head = None
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array, block: MakeBlock = Block):
         """Random weights.
 
         Args:
           config: the shape; ``vocab_size`` must be set.
           key: PRNG key, such as ``jax.random.key(0)``.
+          block: makes the block of a layer; a class of one's own, see docs/extending/block.md.
         """
         check_config(config, "decoder")
         embedding_key, stack_key = jax.random.split(key)
         self.config = config
         self.embeddings = Embeddings(config, key=embedding_key)
-        self.stack = Stack(config, key=stack_key, num_layers=config.num_layers, is_causal=True)
+        self.stack = Stack(config, key=stack_key, num_layers=config.num_layers, is_causal=True,
+                           block=block)
         self.final_norm = Norm(config.model_dim, config) if config.norm_position == "pre" else None
         self.value_head = ScalarHead(config, key=jax.random.fold_in(key, 2)) if config.use_value_head else None
 
@@ -73,3 +86,25 @@ class Decoder(nnx.Module):
         return Output(logits=self.embeddings.unembed(hidden_BTD), hidden=hidden_BTD,
                       trace=Trace(layers=layers, final=x_BTD, mask=context.mask, bias=context.bias),
                       cache=None if cache is None else cache.advance(tokens_BT.shape[1]))
+
+    def stacks(self) -> dict[str, Stack]:
+        """The stack of layers that holds each kind of attention."""
+        return {"self": self.stack}
+
+    def start_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """An empty cache with room for ``capacity`` tokens a row."""
+        return KVCache.empty(self.config, batch_size, capacity)
+
+    def step(self, tokens_BT: jax.Array, cache: KVCache, **options: Any) -> Output:
+        """The output for the tokens after those in the cache; options as in a call."""
+        return self(tokens_BT, cache=cache, **options)
+
+    def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Logits, float32 ``[..., V]``, of hidden states after the final norm."""
+        return self.embeddings.unembed(hidden_BTD)
+
+    def for_decoding(self) -> Decoder:
+        """The same model in the form in which a token loop reads its weights fastest; it holds a copy of them."""
+        model = jax.tree.map(lambda leaf: leaf, self)
+        model.stack = unstack(self.stack)
+        return model

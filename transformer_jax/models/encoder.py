@@ -11,10 +11,11 @@ from transformer_jax.models.heads import MaskedTokenHead
 from transformer_jax.models.inputs import check_config, check_token_array, positions_in_segments
 from transformer_jax.models.output import Output, Trace
 from transformer_jax.nn.attention import AttentionContext
-from transformer_jax.nn.blocks import Intervene
+from transformer_jax.nn.blocks import Block
 from transformer_jax.nn.embeddings import Embeddings
 from transformer_jax.nn.layers import Norm
-from transformer_jax.nn.stack import Stack, by_rows, rows_at_a_time
+from transformer_jax.nn.sites import Intervene
+from transformer_jax.nn.stack import MakeBlock, Stack, by_rows, rows_at_a_time
 from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.sharding import constrain
 
@@ -23,20 +24,28 @@ class Encoder(nnx.Module):
     """An encoder-only Transformer: a pytree of weights, called as a pure function.
 
     Source: Devlin et al. (2019), BERT; Liu et al. (2019), RoBERTa; variants by :class:`ModelConfig`.
+
+    Attributes:
+      reads_sources: see :class:`transformer_jax.Decoder`; so is ``predicts_next``.
     """
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    reads_sources = False
+    predicts_next = False
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array, block: MakeBlock = Block):
         """Random weights.
 
         Args:
           config: the shape; ``family`` must be ``"encoder"`` and ``vocab_size`` set.
           key: PRNG key, such as ``jax.random.key(0)``.
+          block: makes the block of a layer; a class of one's own, see docs/extending/block.md.
         """
         check_config(config, "encoder")
         embedding_key, stack_key, head_key = jax.random.split(key, 3)
         self.config = config
         self.embeddings = Embeddings(config, key=embedding_key)
-        self.stack = Stack(config, key=stack_key, num_layers=config.num_layers, is_causal=False)
+        self.stack = Stack(config, key=stack_key, num_layers=config.num_layers, is_causal=False,
+                           block=block)
         self.final_norm = Norm(config.model_dim, config) if config.norm_position == "pre" else None
         self.head = MaskedTokenHead(config, key=head_key)
 
@@ -96,3 +105,16 @@ class Encoder(nnx.Module):
     def predict(self, hidden_BTD: jax.Array) -> jax.Array:
         """Logits, float32 ``[..., V]``, of hidden states, such as those of the masked positions."""
         return self.head(hidden_BTD, self.embeddings)
+
+    def stacks(self) -> dict[str, Stack]:
+        """The stack of layers that holds each kind of attention."""
+        return {"self": self.stack}
+
+    def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Logits, float32 ``[..., V]``, of hidden states after the final norm: :meth:`predict`."""
+        return self.predict(hidden_BTD)
+
+    @property
+    def prediction_head(self) -> MaskedTokenHead:
+        """What stands between the hidden states and the unembedding; ``None`` in the other families."""
+        return self.head

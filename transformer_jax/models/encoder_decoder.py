@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,12 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.models.inputs import CausalInputs, check_config, check_token_array, positions_in_segments
 from transformer_jax.models.output import Output, PairTrace, Trace
 from transformer_jax.nn.attention import AttentionContext
-from transformer_jax.nn.blocks import Intervene
+from transformer_jax.nn.blocks import Block
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.embeddings import Embeddings, TargetEmbeddings
 from transformer_jax.nn.layers import Norm
-from transformer_jax.nn.stack import Stack
+from transformer_jax.nn.sites import Intervene, encoder_sites
+from transformer_jax.nn.stack import MakeBlock, Stack, unstack
 from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.sharding import constrain
 
@@ -44,23 +46,33 @@ class EncoderDecoder(nnx.Module):
     embeddings, are those of a side (Lewis et al., 2020, BART).
 
     Source: Vaswani et al. (2017); variants by :class:`ModelConfig`.
+
+    Attributes:
+      reads_sources: see :class:`transformer_jax.Decoder`; so is ``predicts_next``.
     """
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    reads_sources = True
+    predicts_next = True
+    prediction_head = None
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array, block: MakeBlock = Block):
         """Random weights.
 
         Args:
           config: the shape; ``family`` must be ``"encoder_decoder"`` and ``vocab_size`` set.
           key: PRNG key, such as ``jax.random.key(0)``.
+          block: makes the block of a layer of either side, with ``has_memory=True`` in the decoder; see
+            docs/extending/block.md.
         """
         check_config(config, "encoder_decoder")
         embedding_key, encoder_key, decoder_key = jax.random.split(key, 3)
         self.config = config
         self.embeddings = Embeddings(config, key=embedding_key)
         self.target_embeddings = TargetEmbeddings(config, key=jax.random.fold_in(embedding_key, 4))
-        self.encoder = Stack(config, key=encoder_key, num_layers=config.num_encoder_layers, is_causal=False)
+        self.encoder = Stack(config, key=encoder_key, num_layers=config.num_encoder_layers, is_causal=False,
+                             block=block)
         self.decoder = Stack(config, key=decoder_key, num_layers=config.num_decoder_layers, is_causal=True,
-                             has_memory=True)
+                             has_memory=True, block=block)
         pre = config.norm_position == "pre"
         self.encoder_norm = Norm(config.model_dim, config) if pre else None
         self.decoder_norm = Norm(config.model_dim, config) if pre else None
@@ -103,9 +115,7 @@ class EncoderDecoder(nnx.Module):
         context = AttentionContext.of(config, mask, positions_BS, relative=self.encoder.relative)
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x_BSD = constrain(self.embeddings(source_BS, positions_BS, key=embedding_key), "batch", "sequence", None)
-        x_BSD, layers, _ = self.encoder(
-            x_BSD, context, key=stack_key,
-            intervene=None if intervene is None else lambda site, layer, x: intervene(f"encoder_{site}", layer, x))
+        x_BSD, layers, _ = self.encoder(x_BSD, context, key=stack_key, intervene=encoder_sites(intervene))
         hidden_BSD = x_BSD if self.encoder_norm is None else self.encoder_norm(x_BSD)
         return Memory(hidden_BSD, segment_ids_BS, Trace(layers=layers, final=x_BSD, mask=mask, bias=context.bias))
 
@@ -148,3 +158,37 @@ class EncoderDecoder(nnx.Module):
             cross=Trace(layers=layers.cross, final=None, mask=context.memory_mask, bias=None))
         return Output(logits=self.embeddings.unembed(hidden_BTD), hidden=hidden_BTD, trace=trace,
                       cache=None if cache is None else cache.advance(target_BT.shape[1]))
+
+    @property
+    def final_norm(self) -> Norm | None:
+        """The norm between the decoder's residual stream and the unembedding, in pre-norm models."""
+        return self.decoder_norm
+
+    def stacks(self) -> dict[str, Stack]:
+        """The stack of layers that holds each kind of attention: the decoder's also attends to the source."""
+        return {"self": self.decoder, "encoder": self.encoder, "cross": self.decoder}
+
+    def start_cache(self, batch_size: int, capacity: int, source_BS: jax.Array,
+                    source_segment_ids_BS: jax.Array | None = None, *, intervene: Intervene | None = None) -> KVCache:
+        """A cache with room for ``capacity`` target tokens a row, into which the encoder has read the sources.
+
+        Raises:
+          ValueError: for sources that are not ``batch_size`` rows.
+        """
+        if source_BS.shape[0] != batch_size:
+            raise ValueError(f"there are {source_BS.shape[0]} sources for a batch of {batch_size}; pass one a row")
+        return self.start(self.encode(source_BS, segment_ids_BS=source_segment_ids_BS, intervene=intervene), capacity)
+
+    def step(self, tokens_BT: jax.Array, cache: KVCache, **options: Any) -> Output:
+        """The output for the target tokens after those in the cache; options as in :meth:`decode`."""
+        return self.decode(tokens_BT, cache=cache, **options)
+
+    def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Logits, float32 ``[..., V]``, of the decoder's hidden states after the final norm."""
+        return self.embeddings.unembed(hidden_BTD)
+
+    def for_decoding(self) -> EncoderDecoder:
+        """The same model in the form in which a token loop reads the decoder's weights fastest, a copy of them."""
+        model = jax.tree.map(lambda leaf: leaf, self)
+        model.decoder = unstack(self.decoder)
+        return model

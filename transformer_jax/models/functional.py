@@ -14,6 +14,7 @@ from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.encoder_decoder import EncoderDecoder
 from transformer_jax.models.heads import RewardModel
 from transformer_jax.models.output import PairTrace, Trace
+from transformer_jax.models.texts import Text, as_arrays
 
 Model = Decoder | Encoder | EncoderDecoder | RewardModel
 
@@ -41,25 +42,30 @@ def _trace(model: Model, tokens: tuple[jax.Array, ...], options: dict[str, jax.A
     return model(*tokens, **options).trace
 
 
-def forward(model: Model, *tokens: jax.Array, **options: jax.Array) -> jax.Array:
+def forward(model: Model, *tokens: Text, tokenizer: Any = None, **options: Any) -> jax.Array:
     """Logits, float32 ``[B, T, V]``, by one jitted call.
 
     Args:
       model: the model.
-      *tokens: those of the model's call: ``tokens_BT``, or ``source_BS, target_BT``.
+      *tokens: those of the model's call: ``tokens_BT``, or ``source_BS, target_BT``. A string, a list of strings, ids
+        or lists of ids will do in place of an array; rows of different lengths are padded on the right.
+      tokenizer: the model's, for strings. A decoder reads a string as a prompt, an encoder between ``<s>`` and
+        ``</s>``, an encoder-decoder a source before ``</s>`` and a target after ``<s>``.
       **options: arrays that the model's call takes, such as ``segment_ids_BT``; and ``intervene``, a function, or an
         edit of :mod:`transformer_jax.inspection.interventions`, whose layer, head and position are traced.
 
     Raises:
-      ValueError: for a token id outside the vocabulary (JAX would clamp it silently), or an edit of what the model
-        does not have.
+      ValueError: for a token id outside the vocabulary (JAX would clamp it silently), strings without a tokenizer, or
+        an edit of what the model does not have.
     """
-    return _logits(model, tokens, _checked(model, tokens, options))
+    arrays, segments = as_arrays(model, tokens, tokenizer)
+    return _logits(model, arrays, _checked(model, arrays, segments | options))
 
 
-def trace(model: Model, *tokens: jax.Array, **options: jax.Array) -> Trace | PairTrace:
+def trace(model: Model, *tokens: Text, tokenizer: Any = None, **options: Any) -> Trace | PairTrace:
     """The :class:`Trace` of a forward pass, by one jitted call; arguments as in :func:`forward`."""
-    return _trace(model, tokens, _checked(model, tokens, options))
+    arrays, segments = as_arrays(model, tokens, tokenizer)
+    return _trace(model, arrays, _checked(model, arrays, segments | options))
 
 
 def _checked(model: Model, tokens: tuple[jax.Array, ...], options: dict[str, Any]) -> dict[str, Any]:

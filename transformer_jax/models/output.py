@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transformer_jax.models import names
 from transformer_jax.nn.blocks import LayerTrace
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.ops.attention import Bias, masked_softmax
 from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.ops.positions import PositionBias
 
-Index = int | Sequence[int] | jax.Array | None
+Index = int | Sequence[int] | np.ndarray | jax.Array | None
+
+
+class _Named:
+    """Reading by name: the names are those of the sites of interventions, see docs/notation.md."""
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        """Every name that the trace can be read by, such as ``"layers.3.head_output"``, with the shape of its value."""
+        return names.names(self.parts())
+
+    def __getitem__(self, name: str) -> jax.Array:
+        """The value of a name; of a site alone, such as ``"head_output"``, that of all layers ``[L, ...]``.
+
+        Raises:
+          KeyError: for a name that there is not, with the nearest one.
+        """
+        return names.read(self.parts(), name)
+
+    def __repr__(self) -> str:
+        return names.table(self.parts(), type(self).__name__)
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Trace:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Trace(_Named):
     """The inside of a forward pass, linear in the length of the text; maps are computed when asked for.
 
     Attributes:
@@ -35,6 +55,10 @@ class Trace:
     final: jax.Array | None
     mask: AttentionMask
     bias: Bias
+
+    def parts(self) -> dict[str, Trace]:
+        """The trace of each kind of attention; here there is one, ``"self"``."""
+        return {"self": self}
 
     @property
     def residual(self) -> jax.Array:
@@ -76,11 +100,24 @@ class Trace:
         Raises:
           ValueError: for an index out of range.
         """
+        return self._maps(layers, heads, queries, masked_softmax)
+
+    def scores(self, layers: Index = None, heads: Index = None, queries: Index = None) -> jax.Array:
+        """Attention scores before the softmax, with the bias; -inf where a query may not attend.
+
+        Arguments and shape are those of :meth:`attention`.
+        """
+        return self._maps(layers, heads, queries, lambda scores_BNRS, allowed: (
+            scores_BNRS if allowed is None else jnp.where(allowed, scores_BNRS, -jnp.inf)))
+
+    def _maps(self, layers: Index, heads: Index, queries: Index,
+              finish: Callable[[jax.Array, jax.Array | None], jax.Array]) -> jax.Array:
         L, _, T, N, H = self.queries.shape
         S, K = self.keys.shape[2:4]
-        layer_R, one_layer = _indices("layers", layers, L)
-        head_R, one_head = _indices("heads", heads, N)
-        query_R, one_query = _indices("queries", queries, T)
+        layer_R, one_layer = resolve("layers", layers, L)
+        head_R, one_head = resolve("heads", heads, N)
+        query_R, one_query = resolve("queries", queries, T)
+        layer_R, head_R, query_R = map(jnp.asarray, (layer_R, head_R, query_R))
 
         allowed = self.mask.materialize(T, S, query_R)
         if allowed is not None and allowed.shape[1] == N and N > 1:
@@ -93,7 +130,7 @@ class Trace:
             bias = self._bias_rows(layer, T, S, query_R)
             if bias is not None:
                 scores_BNRS += bias[:, head_R]
-            return masked_softmax(scores_BNRS, allowed)
+            return finish(scores_BNRS, allowed)
 
         maps = jax.lax.map(one, layer_R)
         squeezed = tuple(axis for axis, single in ((0, one_layer), (2, one_head), (3, one_query)) if single)
@@ -106,8 +143,8 @@ class Trace:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PairTrace:
+@dataclasses.dataclass(frozen=True, repr=False)
+class PairTrace(_Named):
     """The inside of an encoder-decoder's forward pass.
 
     Attributes:
@@ -120,16 +157,27 @@ class PairTrace:
     decoder: Trace
     cross: Trace
 
+    def parts(self) -> dict[str, Trace]:
+        """The trace of each kind of attention; without the encoder's when decoding from a cache."""
+        found = {"self": self.decoder, "encoder": self.encoder, "cross": self.cross}
+        return {kind: trace for kind, trace in found.items() if trace is not None}
 
-def _indices(name: str, wanted: Index, size: int) -> tuple[jax.Array, bool]:
+
+def resolve(name: str, wanted: Index, size: int) -> tuple[jax.Array | np.ndarray, bool]:
+    """Indices from 0, and whether a single one was meant; negative ones count from the end, ``None`` is all.
+
+    Raises:
+      ValueError: for an index out of range, where it is known before the program runs.
+    """
     if wanted is None:
-        return jnp.arange(size), False
-    if not isinstance(wanted, jax.core.Tracer):
-        for index in np.ravel(wanted):
-            if not -size <= index < size:
-                raise ValueError(f"{name}={wanted}: index {index} is out of range for {size} {name}")
-    array = jnp.asarray(wanted)
-    return jnp.where(array < 0, array + size, array).reshape(-1), array.ndim == 0
+        return np.arange(size, dtype=np.int32), False
+    if isinstance(wanted, jax.core.Tracer):
+        return jnp.where(wanted < 0, wanted + size, wanted).reshape(-1), wanted.ndim == 0
+    array = np.asarray(wanted, np.int32)
+    for index in array.flat:
+        if not -size <= index < size:
+            raise ValueError(f"{name}={wanted}: index {index} is out of range for {size} {name}")
+    return np.where(array < 0, array + size, array).reshape(-1), array.ndim == 0
 
 
 @jax.tree_util.register_dataclass

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.nn.attention import AttentionContext, RelativePositions
-from transformer_jax.nn.blocks import Block, Intervene, LayerTrace
+from transformer_jax.nn.blocks import Block, LayerTrace, prepared
 from transformer_jax.nn.cache import KVCache
-from transformer_jax.nn.layers import LAYER_INPUT, LINEAR_OUTPUT, for_single_tokens, joined
+from transformer_jax.nn.layers import LAYER_INPUT, LINEAR_OUTPUT
+from transformer_jax.nn.sites import Intervene, Sites
 from transformer_jax.ops.attention import platform
 from transformer_jax.ops.positions import RelativeBias
 from transformer_jax.sharding import constrain, is_divided
@@ -32,15 +34,19 @@ _REMAT_POLICIES: dict[str, Callable | None] = {
 _MOST_BIASES = 1 << 22
 _CACHED_TOKENS = 2048
 
+# Makes the block of one layer: (config, *, key, num_layers), and has_memory=True in the decoder of an encoder-decoder.
+MakeBlock = Callable[..., Any]
+
 
 class Stack(nnx.Module):
     """Blocks whose weights share arrays ``[L, ...]``, so that compile time does not grow with depth."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, num_layers: int, is_causal: bool,
-                 has_memory: bool = False):
+                 has_memory: bool = False, block: MakeBlock = Block):
+        memory = {"has_memory": True} if has_memory else {}
         self.config = config
         self.num_layers = num_layers
-        self.blocks = jax.vmap(lambda key: Block(config, key=key, num_layers=num_layers, has_memory=has_memory))(
+        self.blocks = jax.vmap(lambda key: block(config, key=key, num_layers=num_layers, **memory))(
             jax.random.split(key, num_layers))
         self.relative = (RelativePositions(config, key=jax.random.fold_in(key, num_layers), is_causal=is_causal)
                          if config.positions == "relative" else None)
@@ -49,6 +55,10 @@ class Stack(nnx.Module):
                  key: jax.Array | None = None,
                  intervene: Intervene | None = None) -> tuple[jax.Array, LayerTrace, KVCache | None]:
         """The final stream, the layers' traces stacked on a leading axis, and the extended cache."""
+        x_BTD, traces, cache = self._layers(x_BTD, context, cache, key, intervene)
+        return Sites(intervene, self.num_layers - 1)("final", x_BTD), traces, cache
+
+    def _layers(self, x_BTD, context, cache, key, intervene):
         if isinstance(context.bias, RelativeBias):
             T, S = x_BTD.shape[1], x_BTD.shape[1] if cache is None else cache.capacity
             if T * S <= _MOST_BIASES:
@@ -73,7 +83,7 @@ class Stack(nnx.Module):
         """Keys and values ``[B, S, K, H]`` of an encoder's output, for every layer."""
         return [block.cross_attention.project_memory(memory_BSD) for block in self._separate_blocks()]
 
-    def _separate_blocks(self) -> Iterable[Block]:
+    def _separate_blocks(self) -> Iterable[Any]:
         return self.blocks if isinstance(self.blocks, nnx.List) else unstack(self).blocks
 
     def _with_cache(self, x_BTD, context, cache, key, intervene):
@@ -117,23 +127,10 @@ def by_rows(apply: Callable[..., tuple[jax.Array, LayerTrace]], rows: int, stack
 def unstack(stack: Stack) -> Stack:
     """The same stack in the form in which a token loop reads weights fastest.
 
-    One block a layer, queries, keys and values by one joined product, kernels transposed. To be made once, outside
-    the loop: inside, every token would copy what it reads.
+    One block a layer, each in the form that its ``for_single_tokens`` gives. To be made once, outside the loop: inside,
+    every token would copy what it reads.
     """
-    def separate(layer: int) -> Block:
-        block = jax.tree.map(operator.itemgetter(layer), stack.blocks)
-        attention, mlp = block.attention, block.mlp
-        attention.query = for_single_tokens(joined(attention.query, attention.key, attention.value))
-        attention.key = attention.value = None
-        attention.output = for_single_tokens(attention.output)
-        if block.cross_attention is not None:  # its keys and values are computed once, of many tokens together
-            block.cross_attention.query = for_single_tokens(block.cross_attention.query)
-            block.cross_attention.output = for_single_tokens(block.cross_attention.output)
-        mlp.up, mlp.down = for_single_tokens(mlp.up), for_single_tokens(mlp.down)
-        if mlp.gate is not None:
-            mlp.gate = for_single_tokens(mlp.gate)
-        return block
-
     result = jax.tree.map(lambda x: x, stack)
-    result.blocks = nnx.List([separate(layer) for layer in range(stack.num_layers)])
+    result.blocks = nnx.List([prepared(jax.tree.map(operator.itemgetter(layer), stack.blocks))
+                              for layer in range(stack.num_layers)])
     return result
