@@ -37,6 +37,7 @@ _HOMES = {
     "make_adapters": "nn.lora",
     "merge_adapters": "nn.lora",
     "preflight": "training.preflight",
+    "prepare_for_decoding": "decoding.prepare",
     "save": "training.bundle",
     "save_adapters": "training.adapters",
     "score": "decoding.score",
