@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformer_jax.decoding.embed import embed, similarity
     from transformer_jax.decoding.fill_mask import fill_mask
     from transformer_jax.decoding.logits import Sampling
+    from transformer_jax.decoding.prepare import prepare_for_decoding
     from transformer_jax.decoding.sample import Generation, generate, stream
     from transformer_jax.decoding.score import score
     from transformer_jax.inspection.inspection import Inspection
@@ -62,7 +63,7 @@ __all__ = [
     "RewardModel", "Sampling", "Task", "Tokenizer", "Trace", "adapted_loss", "alignment", "beam_search", "config",
     "count_parameters", "data", "decoding", "embed", "evaluate", "fill_mask", "forward", "from_huggingface",
     "generate", "init_training", "inspect_text", "inspection", "interop", "load", "load_adapters", "make_adapters",
-    "make_train_step", "merge_adapters", "models", "nn", "ops", "preflight", "presets", "recipes", "runs", "save",
-    "save_adapters", "score", "sharding", "similarity", "stream", "tasks", "to_huggingface", "trace", "train",
+    "make_train_step", "merge_adapters", "models", "nn", "ops", "preflight", "prepare_for_decoding", "presets", "recipes", "runs",
+    "save", "save_adapters", "score", "sharding", "similarity", "stream", "tasks", "to_huggingface", "trace", "train",
     "training",
 ]

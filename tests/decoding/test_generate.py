@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
-from transformer_jax.decoding import sample as sample_module
+from transformer_jax.decoding import prepare as prepare_module
 from transformer_jax.decoding.logits import Settings
 from transformer_jax.decoding.loop import decode, prefill
 
@@ -283,7 +283,7 @@ def test_a_full_context_and_beyond_by_sliding():
 def test_the_cache_is_updated_in_place():
     """Donated buffers go straight through the loop: the optimized program never copies a layer's keys."""
     config = SMALL.replace(num_kv_heads=2)
-    model = sample_module._separate_layers(make_model(config))
+    model = prepare_module._separate_layers(make_model(config))
     settings = Settings.of(tj.Sampling(), VOCAB)
     ones_BP = jax.ShapeDtypeStruct((3, 16), jnp.int32)
     keys_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 3))
@@ -309,7 +309,7 @@ def test_donated_state_leaves_the_callers_keys_alive():
 
 
 def test_a_model_that_several_threads_decode_is_prepared_once(monkeypatch):
-    separate, calls, together = sample_module._separate_layers, [], threading.Barrier(8)
+    separate, calls, together = prepare_module._separate_layers, [], threading.Barrier(8)
 
     def slow(model):
         calls.append(model)
@@ -318,9 +318,9 @@ def test_a_model_that_several_threads_decode_is_prepared_once(monkeypatch):
 
     def prepare(model):
         together.wait()
-        return sample_module.prepared(model)
+        return prepare_module.prepared(model)
 
-    monkeypatch.setattr(sample_module, "_separate_layers", slow)
+    monkeypatch.setattr(prepare_module, "_separate_layers", slow)
     model = tj.Decoder(SMALL, key=jax.random.key(3))
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
         found = list(threads.map(prepare, [model] * 8))

@@ -21,8 +21,10 @@ from transformer_jax.decoding.batch import (
 )
 from transformer_jax.decoding.beam_loop import Finished, Rules, search
 from transformer_jax.decoding.loop import Generator, Sources
-from transformer_jax.decoding.sample import prepared
+from transformer_jax.decoding.prepare import prepared
+from transformer_jax.decoding.rules import check_intervention
 from transformer_jax.models.functional import check_tokens
+from transformer_jax.nn.sites import Intervene
 
 _PENALTIES = ("gnmt", "length")
 _ROOM_BEYOND_SOURCE = 50
@@ -75,7 +77,8 @@ class BeamSearch:
 
 def beam_search(model: Generator, sources: Texts, *, tokenizer: Tokenizer | None = None, beam_size: int = 4,
                 length_penalty: float = 0.6, penalty: str = "gnmt", n_best: int = 1, max_new_tokens: int | None = None,
-                start_id: int | None = None, end_ids: Sequence[int] | None = None) -> BeamSearch:
+                start_id: int | None = None, end_ids: Sequence[int] | None = None,
+                intervene: Intervene | None = None) -> BeamSearch:
     """Searches the most probable target of every source, or continuation of every prompt of a decoder.
 
     At each step the ``beam_size`` best extensions of all hypotheses are kept; of these, the ones that end are set
@@ -98,6 +101,7 @@ def beam_search(model: Generator, sources: Texts, *, tokenizer: Tokenizer | None
       start_id: the token before the first of a target; by default the model's ``config.start_ids``, else the
         tokenizer's ``<s>``. For encoder-decoders.
       end_ids: token ids that end a text; by default the tokenizer's ``</s>`` and ``<|endoftext|>``.
+      intervene: as in :func:`generate`; after the prompt, the axis T of a value is the hypotheses of a source.
 
     Raises:
       ValueError: for a setting out of range, a source or prompt that is too long, a token id outside the vocabulary,
@@ -146,7 +150,8 @@ def beam_search(model: Generator, sources: Texts, *, tokenizer: Tokenizer | None
         banned_V[list(config.banned_ids)] = True
     rules = Rules(ends_V=ends_V, banned_V=banned_V, alpha=np.float32(length_penalty), limit=np.int32(max_new_tokens),
                   penalty=penalty, n_best=n_best)
-    found = search(prepared(model), *pad_left(prompts, width), encoded_sources, rules, beam_size)
+    found = search(prepared(model), *pad_left(prompts, width), encoded_sources, rules, beam_size,
+                   check_intervention(intervene, model))
     return BeamSearch([[_hypothesis(one, rank, ends_V, tokenizer) for rank in range(n_best)] for one in found])
 
 

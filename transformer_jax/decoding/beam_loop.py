@@ -13,6 +13,7 @@ import numpy as np
 from transformer_jax.decoding.batch import bucket
 from transformer_jax.decoding.loop import Generator, Sources, read, start
 from transformer_jax.nn.cache import KVCache
+from transformer_jax.nn.sites import Intervene
 
 _FIRST_ROOM, _STEPS_AT_A_TIME = 16, 8
 _BLOCK = 64
@@ -77,7 +78,7 @@ class _State:
 
 
 def search(model: Generator, tokens_BP: np.ndarray, segment_ids_BP: np.ndarray, sources: Sources | tuple[()],
-            rules: Rules, beam_size: int) -> list[Finished]:
+            rules: Rules, beam_size: int, intervene: Intervene | None = None) -> list[Finished]:
     """The hypotheses of every source that ended.
 
     The compiled loop runs a few steps at a time. Between, the cache grows where it is full, and once half of
@@ -86,10 +87,11 @@ def search(model: Generator, tokens_BP: np.ndarray, segment_ids_BP: np.ndarray, 
     found: list[Finished | None] = [None] * len(tokens_BP)
     row_sources = list(range(len(found)))  # None where a row only fills up the batch
     room = min(_FIRST_ROOM, bucket(int(rules.limit)))
-    state, step = _begin(model, tokens_BP, segment_ids_BP, sources, rules, beam_size=beam_size, room=room), 1
+    state, step = _begin(model, tokens_BP, segment_ids_BP, sources, rules, intervene, beam_size=beam_size,
+                         room=room), 1
     while True:
         step = min(step + _STEPS_AT_A_TIME, room)
-        state = _advance(model, state, rules, np.int32(step))
+        state = _advance(model, state, rules, np.int32(step), intervene)
         goes_on_B = np.asarray(state.goes_on_B)
         num_left = int(goes_on_B.sum())
         fewer = len(row_sources) // 2
@@ -111,10 +113,11 @@ def search(model: Generator, tokens_BP: np.ndarray, segment_ids_BP: np.ndarray, 
 
 @functools.partial(jax.jit, static_argnames=("beam_size", "room"))
 def _begin(model: Generator, tokens_BP: jax.Array, segment_ids_BP: jax.Array, sources: Sources | tuple[()],
-           rules: Rules, *, beam_size: int, room: int) -> _State:
+           rules: Rules, intervene: Intervene | None, *, beam_size: int, room: int) -> _State:
     """Reads sources and prompts, and takes the first token of each hypothesis."""
     (B, P), K = tokens_BP.shape, beam_size
-    out = read(model, tokens_BP, start(model, B, P + K * room, sources), segment_ids_BT=segment_ids_BP)
+    out = read(model, tokens_BP, start(model, B, P + K * room, sources, intervene),
+               segment_ids_BT=segment_ids_BP, intervene=intervene)
     first_BKV = jnp.broadcast_to(model.embeddings.unembed(out.hidden[:, -1:]), (B, K, model.config.vocab_size))
     none_BK = jnp.full((B, K), -jnp.inf)
     tokens_BKT = jnp.zeros((B, K, room), jnp.int32)
@@ -127,12 +130,14 @@ def _begin(model: Generator, tokens_BP: jax.Array, segment_ids_BP: jax.Array, so
 
 
 @functools.partial(jax.jit, donate_argnames="state")
-def _advance(model: Generator, state: _State, rules: Rules, until: jax.Array) -> _State:
+def _advance(model: Generator, state: _State, rules: Rules, until: jax.Array,
+             intervene: Intervene | None) -> _State:
     """Searches on until all sources are done, or ``until`` tokens are drawn."""
     def turn(state: _State) -> _State:
         last_BK = jax.lax.dynamic_index_in_dim(state.tokens_BKT, state.step - 1, axis=2, keepdims=False)
         positions_BK = jnp.broadcast_to(state.positions_B1 + state.step - 1, last_BK.shape)
-        out = read(model, last_BK, state.cache, positions_BT=positions_BK, visible_BTS=state.visible_BKS)
+        out = read(model, last_BK, state.cache, positions_BT=positions_BK, visible_BTS=state.visible_BKS,
+                   intervene=intervene)
         return _extend(dataclasses.replace(state, cache=out.cache), out.logits, rules)
 
     return jax.lax.while_loop(lambda state: state.goes_on_B.any() & (state.step < until), turn, state)

@@ -55,6 +55,12 @@ class Sampling:
         require(all(value < np.inf for value in self.bias.values()), "bias", "finite, or minus infinity to ban a token")
 
 
+# The settings that compiled code reads as scalars; a field of Settings that is missing here is an error at once.
+_SCALARS = {"temperature": jnp.float32, "top_k": jnp.int32, "top_p": jnp.float32, "min_p": jnp.float32,
+            "typical_p": jnp.float32, "repetition_penalty": jnp.float32, "no_repeat_ngram": jnp.int32,
+            "min_new_tokens": jnp.int32}
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -92,9 +98,7 @@ class Settings:
         if np.isneginf(bias_V[~ends_V] if sampling.min_new_tokens else bias_V).all():
             raise ValueError(f"banned and bias leave none of {vocab_size} tokens to draw"
                              f"{' before min_new_tokens' if sampling.min_new_tokens else ''}; allow at least one")
-        types = {"float": jnp.float32, "int": jnp.int32}
-        scalars = {field.name: jnp.asarray(getattr(sampling, field.name), types[field.type])
-                   for field in dataclasses.fields(Sampling) if field.type in types}
+        scalars = {name: jnp.asarray(getattr(sampling, name), dtype) for name, dtype in _SCALARS.items()}
         return cls(**scalars, bias_V=jnp.asarray(bias_V), ends_V=jnp.asarray(ends_V))
 
 

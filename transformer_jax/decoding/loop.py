@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.decoding.logits import Settings, sample
+from transformer_jax.decoding.rules import History, Processor
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.encoder_decoder import EncoderDecoder
 from transformer_jax.models.output import Output
 from transformer_jax.nn.cache import KVCache
+from transformer_jax.nn.sites import Intervene
 
 Generator = Decoder | EncoderDecoder
 Sources = tuple[jax.Array, jax.Array]  # token ids and segment ids [B, S] for an encoder; () where there is none
@@ -40,47 +42,57 @@ class DecodeState:
     keys_B: jax.Array
 
 
-def start(model: Generator, batch_size: int, capacity: int, sources: Sources | tuple[()]) -> KVCache:
+def start(model: Generator, batch_size: int, capacity: int, sources: Sources | tuple[()],
+          intervene: Intervene | None = None) -> KVCache:
     """A cache for ``capacity`` tokens a row; an encoder reads its sources into it."""
-    return model.start_cache(batch_size, capacity, *sources)
+    if not sources:
+        return model.start_cache(batch_size, capacity)
+    return model.start_cache(batch_size, capacity, *sources, intervene=intervene)
 
 
-def read(model: Generator, tokens_BT: jax.Array, cache: KVCache, **options: jax.Array) -> Output:
+def read(model: Generator, tokens_BT: jax.Array, cache: KVCache, **options: jax.Array | Intervene | None) -> Output:
     """The model's output for tokens after those in the cache."""
     return model.step(tokens_BT, cache, **options)
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
 def prefill(model: Generator, tokens_BP: jax.Array, segment_ids_BP: jax.Array, keys_B: jax.Array, num_new: jax.Array,
-            settings: Settings, sources: Sources | tuple[()] = (), *, capacity: int) -> DecodeState:
+            settings: Settings, sources: Sources | tuple[()] = (), processors: tuple[Processor, ...] = (),
+            intervene: Intervene | None = None, *, capacity: int) -> DecodeState:
     """Reads sources and prompts (padded on the left with segment id 0) and draws one token of every row."""
     B, P = tokens_BP.shape
-    out = read(model, tokens_BP, start(model, B, capacity, sources), segment_ids_BT=segment_ids_BP)
+    out = read(model, tokens_BP, start(model, B, capacity, sources, intervene),
+               segment_ids_BT=segment_ids_BP, intervene=intervene)
     state = DecodeState(
         cache=out.cache, history_BS=jnp.zeros((B, capacity), jnp.int32).at[:, :P].set(tokens_BP),
         logprobs_BS=jnp.zeros((B, capacity), jnp.float32), done_B=jnp.zeros(B, bool), num_new=num_new, keys_B=keys_B)
-    return _draw(state, model.embeddings.unembed(out.hidden[:, -1]), settings)
+    return _draw(state, model.embeddings.unembed(out.hidden[:, -1]), settings, processors)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
-def decode(model: Generator, state: DecodeState, settings: Settings, limit: jax.Array) -> DecodeState:
+def decode(model: Generator, state: DecodeState, settings: Settings, limit: jax.Array,
+           processors: tuple[Processor, ...] = (), intervene: Intervene | None = None) -> DecodeState:
     """Draws tokens until every row has ended or ``limit`` of them are drawn."""
     def unfinished(state: DecodeState) -> jax.Array:
         return (state.num_new < limit) & ~state.done_B.all()
 
     def turn(state: DecodeState) -> DecodeState:
         last_B1 = jax.lax.dynamic_slice_in_dim(state.history_BS, state.cache.length, 1, axis=1)
-        out = read(model, last_B1, state.cache)
-        return _draw(dataclasses.replace(state, cache=out.cache), out.logits[:, -1], settings)
+        out = read(model, last_B1, state.cache, intervene=intervene)
+        return _draw(dataclasses.replace(state, cache=out.cache), out.logits[:, -1], settings, processors)
 
     return jax.lax.while_loop(unfinished, turn, state)
 
 
-def _draw(state: DecodeState, logits_BV: jax.Array, settings: Settings) -> DecodeState:
+def _draw(state: DecodeState, logits_BV: jax.Array, settings: Settings,
+          processors: tuple[Processor, ...]) -> DecodeState:
     """Draws one token of every row into the slot after the cache; rows that have ended draw token 0."""
     slot = state.cache.length
     valid_BS = state.cache.segment_ids_BS != 0
-    token_B = sample(logits_BV, state.history_BS, valid_BS, state.num_new, state.keys_B, settings)
+    ruled_BV = logits_BV
+    for rule in processors:
+        ruled_BV = rule(ruled_BV, History(state.history_BS, valid_BS, state.num_new))
+    token_B = sample(ruled_BV, state.history_BS, valid_BS, state.num_new, state.keys_B, settings)
     token_B = jnp.where(state.done_B, 0, token_B)
     logprob_B = (jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
                  - jax.nn.logsumexp(logits_BV, axis=-1))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
-import weakref
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -24,6 +22,9 @@ from transformer_jax.decoding.batch import (
 )
 from transformer_jax.decoding.logits import Sampling, Settings
 from transformer_jax.decoding.loop import DecodeState, Generator, Sources, decode, prefill
+from transformer_jax.decoding.prepare import prepared
+from transformer_jax.decoding.rules import Processor, check_intervention, check_processors
+from transformer_jax.nn.sites import Intervene
 
 _TOKENS_BETWEEN_STOP_CHECKS = 16
 
@@ -50,11 +51,15 @@ class Generation:
 def generate(model: Generator, prompts: str | Sequence[str] | Sequence[Sequence[int]], *,
              tokenizer: Tokenizer | None = None, key: jax.Array | None = None, max_new_tokens: int = 100,
              sampling: Sampling = Sampling(), stop: str | Sequence[str] = (), num_samples: int = 1,
-             start_id: int | None = None, end_ids: Sequence[int] | None = None, slide: bool = False) -> Generation:
+             start_id: int | None = None, end_ids: Sequence[int] | None = None, slide: bool = False,
+             processors: Sequence[Processor] = (), intervene: Intervene | None = None) -> Generation:
     """Continues every prompt; of an encoder-decoder, the prompts are the sources, and the target is generated.
 
     A row depends on its own prompt and key only. Lengths are rounded up to powers of two and settings are
     traced, so that a new length seldom compiles and a new setting never does.
+
+    The model's weights are kept a second time in the form for decoding, as long as the model lives and no other
+    is decoded; :func:`prepare_for_decoding` gives that form to take the place of the original.
 
     Args:
       model: a decoder or an encoder-decoder.
@@ -71,13 +76,19 @@ def generate(model: Generator, prompts: str | Sequence[str] | Sequence[Sequence[
       end_ids: token ids that end a text; by default the tokenizer's ``</s>`` and ``<|endoftext|>``.
       slide: go on past the model's context, by reading the last half of a full row anew (earlier text is then
         forgotten, also by the penalties for repetition), instead of refusing to.
+      processors: rules ``(logits_BV, history) -> logits_BV``, applied in order to the model's logits before those of
+        ``sampling``; ``history`` is a :class:`transformer_jax.decoding.rules.History`. A rule that is a registered
+        dataclass has traced settings: changing one compiles nothing.
+      intervene: ``intervene(site, layer, value) -> value`` or an edit of ``transformer_jax.inspection``, at every
+        token that is read. The axis T of a value is the prompts, padded on the left, while they are read, and one
+        token at each step after that; an edit of single positions is therefore refused.
 
     Raises:
       ValueError: for a prompt longer than the context (or one that leaves no room and ``slide`` is off), an
         unknown token id, strings without a tokenizer, or sampling without a key.
     """
     session = _Session(model, prompts, tokenizer, key, max_new_tokens, sampling, stop, num_samples, start_id, end_ids,
-                       slide)
+                       slide, processors, intervene)
     while not session.finished:
         session.advance(_TOKENS_BETWEEN_STOP_CHECKS if session.stop else max_new_tokens)
     return session.result()
@@ -85,13 +96,14 @@ def generate(model: Generator, prompts: str | Sequence[str] | Sequence[Sequence[
 
 def stream(model: Generator, prompt: str | Sequence[int], *, tokenizer: Tokenizer, key: jax.Array | None = None,
            max_new_tokens: int = 100, sampling: Sampling = Sampling(), stop: str | Sequence[str] = (),
-           slide: bool = False) -> Iterator[str]:
+           slide: bool = False, processors: Sequence[Processor] = (),
+           intervene: Intervene | None = None) -> Iterator[str]:
     """Continues one prompt, yielding text as it comes: whole characters, never part of a stop string.
 
     The pieces join to the text that :func:`generate` gives for the same arguments, which are those here.
     """
     return _pieces(_Session(model, [prompt], tokenizer, key, max_new_tokens, sampling, stop, 1, None, None,
-                            slide))
+                            slide, processors, intervene))
 
 
 def _pieces(session: _Session) -> Iterator[str]:
@@ -114,7 +126,7 @@ class _Session:
     """Host-side bookkeeping around the compiled loop."""
 
     def __init__(self, model, prompts, tokenizer, key, max_new_tokens, sampling, stop, num_samples, start_id, end_ids,
-                 slide):
+                 slide, processors, intervene):
         check_family("generate", model, "decoder", "encoder_decoder")
         if max_new_tokens < 1 or num_samples < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens} and num_samples={num_samples} must be at least 1")
@@ -154,6 +166,8 @@ class _Session:
         self.max_new_tokens = max_new_tokens
         self.contexts = [list(prompt) for prompt in prompts for _ in range(num_samples)]
         self.keys_B = _row_keys(key, len(self.contexts))
+        self.processors = check_processors(processors)
+        self.intervene = check_intervention(intervene, model)
         self.model = prepared(model)
         self.tokens: list[list[int]] = [[] for _ in self.contexts]
         self.logprobs: list[list[float]] = [[] for _ in self.contexts]
@@ -176,7 +190,8 @@ class _Session:
             if room == 0:
                 self._read()
             else:
-                self.state = decode(self.model, self.state, self.settings, jnp.int32(min(target, self.num_new + room)))
+                self.state = decode(self.model, self.state, self.settings, jnp.int32(min(target, self.num_new + room)),
+                                    self.processors, self.intervene)
             self._collect()
 
     def _read(self) -> None:
@@ -191,7 +206,8 @@ class _Session:
         padded = bucket(longest)
         self.next_slot, self.end_slot = padded, padded + min(self.max_new_tokens - self.num_new, max_len - longest)
         self.state = prefill(self.model, *pad_left(self.contexts, padded), self.keys_B, jnp.int32(self.num_new),
-                             self.settings, self.sources, capacity=bucket(self.end_slot))
+                             self.settings, self.sources, self.processors, self.intervene,
+                             capacity=bucket(self.end_slot))
         if any(self.reasons):
             self.state = dataclasses.replace(self.state, done_B=self.state.done_B | self._ended())
 
@@ -248,41 +264,6 @@ class _Session:
         return Generation(texts=None if self.tokenizer is None else self.texts, tokens=self.tokens,
                           logprobs=self.logprobs, lengths=[len(tokens) for tokens in self.tokens],
                           finish_reasons=self.reasons)
-
-
-@jax.jit
-def _separate_layers(model: Generator) -> Generator:
-    return model.for_decoding()
-
-
-class _LastPrepared:
-    """The model that was decoded last in the form for decoding: made once for many calls, gone with the model."""
-
-    def __init__(self):
-        self.model: weakref.ref | None = None
-        self.lock = threading.RLock()  # a model may be collected, and forgotten, while another is prepared
-
-    def get(self, model: Generator) -> Generator:
-        leaves = jax.tree.leaves(model)
-        with self.lock:
-            known = self.model is not None and self.model() is model
-            if not known or any(a is not b for a, b in zip(leaves, self.leaves, strict=True)):
-                prepared = _separate_layers(model)
-                self.model, self.leaves, self.prepared = weakref.ref(model, self._forget), leaves, prepared
-            return self.prepared
-
-    def _forget(self, reference: weakref.ref) -> None:
-        with self.lock:
-            if self.model is reference:
-                self.model = self.leaves = self.prepared = None
-
-
-_last_prepared = _LastPrepared()
-
-
-def prepared(model: Generator) -> Generator:
-    """The model in the form in which a token loop reads its weights fastest."""
-    return _last_prepared.get(model)
 
 
 _fold_in_rows = jax.jit(lambda key, num_rows: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows)),
