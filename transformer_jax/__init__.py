@@ -62,8 +62,8 @@ __all__ = [
     "ExperimentConfig", "Generation", "Inspection", "KVCache", "LoraConfig", "Message", "ModelConfig", "Output",
     "RewardModel", "Sampling", "Task", "Tokenizer", "Trace", "adapted_loss", "alignment", "beam_search", "config",
     "count_parameters", "data", "decoding", "embed", "evaluate", "fill_mask", "forward", "from_huggingface",
-    "generate", "init_training", "inspect_text", "inspection", "interop", "load", "load_adapters", "make_adapters",
-    "make_train_step", "merge_adapters", "models", "nn", "ops", "preflight", "prepare_for_decoding", "presets", "recipes", "runs",
-    "save", "save_adapters", "score", "sharding", "similarity", "stream", "tasks", "to_huggingface", "trace", "train",
-    "training",
+    "generate", "init_training", "inspect_text", "inspection", "interop", "load", "load_adapters",
+    "make_adapters", "make_train_step", "merge_adapters", "models", "nn", "ops", "preflight",
+    "prepare_for_decoding", "presets", "recipes", "runs", "save", "save_adapters", "score", "sharding",
+    "similarity", "stream", "tasks", "to_huggingface", "trace", "train", "training",
 ]

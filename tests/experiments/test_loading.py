@@ -4,7 +4,7 @@ import jax
 import pytest
 
 import transformer_jax as tj
-from experiments import loading
+from transformer_jax.cli import loading
 
 CONFIG = tj.ModelConfig(vocab_size=13, max_len=8, num_layers=1, num_heads=2, model_dim=8)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
+from ml_collections.config_flags.config_flags import FlagOrderError
 
 from transformer_jax import recipes
 from transformer_jax.cli.help import help_text
@@ -46,7 +47,7 @@ def define_config(default: str | None = None) -> Callable[[], ExperimentConfig]:
         for override in filter(None, map(_OVERRIDE.match, sys.argv[1:])):
             _check_field(override[1])
         holder = config_flags.DEFINE_config_dict("config", overridable(config))
-    except (ValueError, TypeError, OSError, flags.Error, config_flags.FlagOrderError) as error:
+    except (ValueError, TypeError, OSError, flags.Error, FlagOrderError) as error:
         _fail(str(error))
 
     def overridden() -> ExperimentConfig:
