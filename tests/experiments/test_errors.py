@@ -259,7 +259,7 @@ def test_generate(program, trained, arguments, message, streams):
 @pytest.mark.parametrize(("name", "arguments", "message"), [
     ("generate", [], "--workdir is missing: a directory that experiments.train wrote"),
     ("generate", ["--workdir=/no/such"], "there is no directory /no/such"),
-    ("evaluate", ["--workdir={trained}"], "--data is missing"),
+    ("evaluate", ["--workdir={trained}"], "data is missing"),
     ("evaluate", ["--data=/no/such"], "--workdir is missing"),
     ("evaluate", ["--workdir=/no/such", f"--data={__file__}"], "there is no directory /no/such"),
     ("evaluate", ["--workdir={trained}", "--data=/no/such"], "no text file at '/no/such': "),

@@ -172,12 +172,13 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             sys.exit(130)
 
-    app.run(wrapped, flags_parser=_parse)
+    description = sys.modules[main.__module__].__doc__ or ""
+    app.run(wrapped, flags_parser=lambda arguments: _parse(arguments, description))
 
 
-def _parse(arguments: list[str]) -> list[str]:
+def _parse(arguments: list[str], description: str) -> list[str]:
     if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in arguments[1:]):
-        print(help_text(getattr(sys.modules["__main__"], "__doc__", None) or arguments[0]))
+        print(help_text(description))
         sys.exit(0)
     try:
         if "config" not in flags.FLAGS and any(map(_OVERRIDE.match, arguments)):

@@ -63,8 +63,7 @@ class AnsweringTask(Task):
         if not sample.every or not shown:
             return None
         texts = generate(model, [ids for _, ids in shown], tokenizer=tokenizer, key=jax.random.key(self.config.seed),
-                         max_new_tokens=sample.max_new_tokens,
-                         sampling=Sampling(temperature=sample.temperature, top_k=sample.top_k)).texts
+                         max_new_tokens=sample.max_new_tokens, sampling=self._sampling()).texts
         answers = "\n".join(f"{prompt[-1].content}\n  -> {text}"
                             for (prompt, _), text in zip(shown, texts, strict=True))
         if self.workdir is not None:
@@ -73,6 +72,9 @@ class AnsweringTask(Task):
             path.write_text(f"{answers}\n", encoding="utf-8")
         return answers
 
+    def _sampling(self) -> Sampling:
+        return Sampling(temperature=self.config.sample.temperature, top_k=self.config.sample.top_k)
+
     def next_command(self, workdir: str) -> str:
         """Ask the model something."""
         return f'transformer-jax generate --workdir={workdir} --chat --prompt="..."'
@@ -80,6 +82,7 @@ class AnsweringTask(Task):
     def shown_prompts(self, prompts: Iterable[Conversation],
                       tokenizer: Tokenizer) -> tuple[Tokenizer, list[tuple[Conversation, list[int]]]]:
         """The first few prompts that leave room for an answer, encoded, with the tokenizer: for :meth:`show`."""
+        self._sampling()  # raises ValueError before anything is trained
         room = self.config.model.max_len - self.config.sample.max_new_tokens
         encoded = ((prompt, encode_prompt(prompt, tokenizer)) for prompt in prompts)
         return tokenizer, list(itertools.islice(((prompt, ids) for prompt, ids in encoded if len(ids) <= room), _SHOWN))

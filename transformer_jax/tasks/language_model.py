@@ -56,6 +56,7 @@ class LanguageModel(Task):
                 cache_dir: pathlib.Path) -> TaskData:
         """Writes the tokens to a file in ``cache_dir``, once, and cuts them into windows."""
         self._check_prompt(tokenizer)
+        self._sampling()  # raises ValueError before anything is trained
         train, validation = self._windows(examples, held_out, tokenizer, cache_dir)
         return TaskData(
             train=train, contents=[pathlib.Path(windows.tokens.filename).name for windows in (train, validation)],
@@ -74,8 +75,7 @@ class LanguageModel(Task):
         """A continuation of ``sample.prompt``."""
         sample = self.config.sample
         result = generate(model, sample.prompt, tokenizer=data.shown, key=jax.random.key(self.config.seed),
-                          max_new_tokens=sample.max_new_tokens, slide=True,
-                          sampling=Sampling(temperature=sample.temperature, top_k=sample.top_k))
+                          max_new_tokens=sample.max_new_tokens, slide=True, sampling=self._sampling())
         return f"{sample.prompt}{result.texts[0]}"
 
     def measure(self, bundle: Bundle, data: str | Iterable[str] | None = None, *, batch_size: int = 32,
@@ -95,7 +95,7 @@ class LanguageModel(Task):
           ValueError: without data.
         """
         if data is None:
-            raise ValueError("say what to measure on: data=FILE (--data=FILE) or a list of texts")
+            raise ValueError("data is missing: say what to measure on, --data=FILE or a list of texts")
         documents = read_documents(data) if isinstance(data, (str, pathlib.Path)) else list(data)
         with tempfile.TemporaryDirectory() as directory:
             file = TokenFile.build(documents, bundle.tokenizer, directory)
@@ -131,6 +131,9 @@ class LanguageModel(Task):
         end_of_text_id = file.end_of_text_id if num_documents > 1 else None
         return tuple(Windows(tokens, self.config.model.max_len, end_of_text_id=end_of_text_id)
                      for tokens in (train, validation))
+
+    def _sampling(self) -> Sampling:
+        return Sampling(temperature=self.config.sample.temperature, top_k=self.config.sample.top_k)
 
     def _check_prompt(self, tokenizer: Tokenizer) -> None:
         length, max_len = len(tokenizer.encode(self.config.sample.prompt)), self.config.model.max_len
