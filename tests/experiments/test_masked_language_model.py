@@ -62,7 +62,7 @@ def test_training_says_what_it_does(whole, runs):
     assert out.startswith(f"128 lines in {len(rows)} rows to train on, 32 lines held out, {bundle.tokenizer.vocab_size}"
                           f" pieces, {tj.count_parameters(bundle.config):,} parameters, 8 cpu device(s)\n")
     assert bundle.config.vocab_size == 400 > bundle.tokenizer.vocab_size
-    assert out.endswith(f'done; next: python -m experiments.fill_mask --workdir={whole} --text="... <mask> ..."\n')
+    assert out.endswith(f'done; next: transformer-jax fill-mask --workdir={whole} --text="... <mask> ..."\n')
     losses = [line["loss"] for line in read_metrics(whole / "metrics.jsonl") if "loss" in line]
     assert len(losses) == STEPS and np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     # Five candidates for each of the two masks, at steps 20 and 40.

@@ -84,7 +84,7 @@ def test_training_says_what_it_does(whole):
     workdir, out, err = whole
     assert "tokens to train on" in out and "1 cpu device(s)" in out
     assert f"step {STEPS}: validation loss " in out
-    assert out.endswith(f'done; next: python -m experiments.generate --workdir={workdir} --prompt="..."\n')
+    assert out.endswith(f'done; next: transformer-jax generate --workdir={workdir} --prompt="..."\n')
     assert "100%" in err and "tokens/s" in err and "Traceback" not in err and "Warning" not in err
     lines = [line for line in losses(workdir) if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))

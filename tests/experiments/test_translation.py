@@ -14,7 +14,7 @@ from PIL import Image
 
 import transformer_jax as tj
 from transformer_jax.decoding.beam import Hypothesis
-from transformer_jax.tasks import translation
+from transformer_jax.tasks import translating, translation
 from transformer_jax.tasks.translation_scores import scores
 from transformer_jax.training.metrics import read_metrics
 
@@ -90,7 +90,7 @@ def test_training_says_what_it_does(whole, runs):
                     r"on; 20 pairs, 0 with an empty side, 0 longer than 16 tokens left out, \d+ rows, \d+ % full held "
                     rf"out, 330 pieces, {tj.count_parameters(tj.load(whole).config):,} parameters, 8 cpu device\(s\)\n",
                     out)
-    assert out.endswith(f'done; next: python -m experiments.translate --workdir={whole} --text="..."\n')
+    assert out.endswith(f'done; next: transformer-jax translate --workdir={whole} --text="..."\n')
     losses_ = [line["loss"] for line in losses(whole) if "loss" in line]
     assert len(losses_) == STEPS and np.mean(losses_[-5:]) < 0.6 * np.mean(losses_[:5])
     blocks = out.split("--- step ")[1:]
@@ -168,7 +168,7 @@ def test_line_n_of_the_output_is_the_translation_of_line_n(program, whole, tmp_p
 
 def test_a_line_end_in_a_translation_does_not_make_two_lines(program, whole, monkeypatch):
     hypothesis = Hypothesis(text="", tokens=[], score=-0.5, logprob=-1.0, finish_reason="eos")
-    monkeypatch.setattr(translation, "translate", lambda bundle, sources, **_: [
+    monkeypatch.setattr(translating, "translate", lambda bundle, sources, **_: [
         [dataclasses.replace(hypothesis, text=f"a\n{source}")] * 2 for source in sources])
     assert program("translate", f"--workdir={whole}", "--text=b", "--text=c").out == "a b\na c\n"
     assert program("translate", f"--workdir={whole}", "--text=b", "--n_best=2").out == "1\t-0.5000\ta b\n" * 2

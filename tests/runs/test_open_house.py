@@ -71,7 +71,7 @@ class Stopper:
 
 
 def test_ctrl_c_returns_what_was_learned(texts):
-    assert tj.train(CONFIG, texts=texts, hooks=[Stopper(3)]).step == 4
+    assert tj.train(CONFIG, texts=texts, hooks=[Stopper(3)]).step == 3
 
 
 def test_a_path_a_config_by_name_and_steps(texts, tmp_path):

@@ -10,7 +10,7 @@ import transformer_jax as tj
 from transformer_jax.config import ExperimentConfig, LoraConfig, MeshConfig, OptimConfig
 from transformer_jax.runs.preflight import batch_shapes
 from transformer_jax.sharding import make_mesh
-from transformer_jax.training import preflight as module
+from transformer_jax.runs import preflight as module
 from transformer_jax.training.chips import CHIPS, Chip
 from transformer_jax.training.metrics import flops_per_token
 

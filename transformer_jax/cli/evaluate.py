@@ -21,7 +21,7 @@ from transformer_jax.alignment import comparison
 from transformer_jax.cli import loading
 from transformer_jax.cli.flags import required, run
 from transformer_jax.data import read_prompts
-from transformer_jax.runs.evaluation import evaluate
+from transformer_jax.runs.evaluation import evaluate, evaluating_task
 from transformer_jax.tasks.answering import check_can_answer
 from transformer_jax.tasks.policy import load_reward
 from transformer_jax.training.bundle import load
@@ -53,16 +53,10 @@ def _compare_or_evaluate() -> None:
         _compare()
         return
     bundle = loading.load(_WORKDIR.value, _MODEL.value, step=_STEP.value, average=_AVERAGE.value)
-    measured = evaluate(bundle, _DATA.value, task=_TASK.value, batch_size=_BATCH_SIZE.value,
-                        beam_size=_BEAM_SIZE.value, length_penalty=_LENGTH_PENALTY.value,
-                        target_language=_TARGET_LANGUAGE.value)
-    print(f"step {bundle.step}")
-    for name, value in measured.items():
-        print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {_shown(value)}")
-
-
-def _shown(value: int | str) -> str:
-    return value if isinstance(value, str) else f"{value:,}"
+    options = dict(batch_size=_BATCH_SIZE.value, beam_size=_BEAM_SIZE.value, length_penalty=_LENGTH_PENALTY.value,
+                   target_language=_TARGET_LANGUAGE.value)
+    measured = evaluate(bundle, _DATA.value, task=_TASK.value, **options)
+    print(evaluating_task(bundle, _TASK.value).report(bundle, measured, **options))
 
 
 def _compare() -> None:

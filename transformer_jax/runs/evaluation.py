@@ -6,6 +6,7 @@ from typing import Any
 
 from transformer_jax import tasks
 from transformer_jax.config import ExperimentConfig
+from transformer_jax.tasks.base import Task
 from transformer_jax.training.bundle import Bundle
 
 
@@ -30,10 +31,14 @@ def evaluate(bundle: Bundle, data: Any = None, *, task: str | None = None, batch
     """
     if bundle.tokenizer is None:
         raise ValueError("this model comes without a tokenizer, so that its data cannot be read")
+    return evaluating_task(bundle, task).measure(bundle, data, batch_size=batch_size, **options)
+
+
+def evaluating_task(bundle: Bundle, name: str | None = None) -> Task:
+    """The task by whose measure a model is evaluated; arguments as in :func:`evaluate`."""
     experiment = bundle.experiment
     if experiment is None:
         experiment = ExperimentConfig(model=bundle.config)
-    elif task is None and experiment.model.family != bundle.config.family:
+    elif name is None and experiment.model.family != bundle.config.family:
         experiment = experiment.replace(task=None, model=bundle.config)
-    name = tasks.name_of(experiment) if task is None else task
-    return tasks.get(name)(experiment).measure(bundle, data, batch_size=batch_size, **options)
+    return tasks.get(tasks.name_of(experiment) if name is None else name)(experiment)

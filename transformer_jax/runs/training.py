@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -82,6 +83,14 @@ def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[s
         raise ValueError("held_out goes with examples in data; for files set config.data.validation_path")
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     make_task = tasks.get(tasks.name_of(config)) if task is None else task
+    has_batches = hasattr(data, "__next__")
+    new = make_task(config, base=base)
+    if new.needs_base and base is None:
+        raise ValueError(f"the task {new.name!r} starts from a trained model: pass base=tj.load(...), or --model=...")
+    started = None if base is None else new.start_from(base)
+    # Read before the workdir is made: where there is nothing to learn from, nothing is left behind.
+    examples = None if has_batches else new.read(data, held_out)
+    _check_batch(config, mesh)
     with contextlib.ExitStack() as stack:
         if workdir is None:
             directory, place = None, pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -91,7 +100,12 @@ def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[s
             directory = Workdir(place, config)
         preparing = stack.enter_context(contextlib.ExitStack())
         preparing.enter_context(first_before_others("prepared"))
-        run = _prepare(config, data, held_out, place, directory, base, tokenizer, make_task, mesh)
+        options = {"base": base, "workdir": None if directory is None else place}
+        if has_batches:
+            run = _of_batches(config, data, started, tokenizer, functools.partial(make_task, **options), mesh)
+        else:
+            run = _prepare(config, examples, place, directory, started, tokenizer,
+                           functools.partial(make_task, **options), mesh)
         preparing.close()
         return _fit(run, None if directory is None else place, mesh, hooks, loggers, optimizer)
 
@@ -126,7 +140,6 @@ class _Run:
     tokenizer: Tokenizer | None
     batches: Iterator[Mapping[str, Any]]
     learner: Learner
-    base: Bundle | None
 
 
 def _with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None) -> tuple[ExperimentConfig, Any]:
@@ -142,26 +155,18 @@ def _with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None)
     return config, data
 
 
-def _prepare(config: ExperimentConfig, data: Any, held_out: Any, place: pathlib.Path, directory: Workdir | None,
-             base: Bundle | None, tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh) -> _Run:
-    options = {"workdir": None if directory is None else place}
-    task = make_task(config, base=base, **options)
-    if task.needs_base and base is None:
-        raise ValueError(f"the task {task.name!r} starts from a trained model: pass base=tj.load(...), or --model=...")
-    started = None if base is None else task.start_from(base)
-    if hasattr(data, "__next__"):
-        return _of_batches(config, data, started, tokenizer, make_task, mesh, options)
-    examples, held_out = task.read(data, held_out)
-    _check_batch(config, mesh)
+def _prepare(config: ExperimentConfig, examples: tuple[Any, Any], place: pathlib.Path, directory: Workdir | None,
+             started: Bundle | None, tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh) -> _Run:
+    """A run on examples to learn from, and held-out ones; ``started`` is the model that is trained on, if any."""
     if started is not None:
         tokenizer = started.tokenizer
     elif directory is not None and directory.record is not None:
         tokenizer = directory.tokenizer()
     elif tokenizer is None:
-        tokenizer = _make_tokenizer(config.data, task.texts(examples))
+        tokenizer = _make_tokenizer(config.data, make_task(config).texts(examples[0]))
     config = config.replace(model=_model_config(config, tokenizer) if started is None else _tuned(config, started))
-    task = make_task(config, base=base, **options)
-    found = task.prepare(examples, held_out, tokenizer, pathlib.Path(config.data.cache_dir or place / "data"))
+    task = make_task(config)
+    found = task.prepare(*examples, tokenizer, pathlib.Path(config.data.cache_dir or place / "data"))
     contents = [*found.contents, *([] if started is None else [tree_digest(started.model)])]
     if directory is not None:
         directory.check_contents(contents, has_base=started is not None)
@@ -181,12 +186,11 @@ def _prepare(config: ExperimentConfig, data: Any, held_out: Any, place: pathlib.
             save(place / "base", started)
         directory.claim(contents, tokenizer)
     _report_sizes(config, found.summary, tokenizer, learner, mesh)
-    return _Run(config, task, found, tokenizer, batches, learner, base)
+    return _Run(config, task, found, tokenizer, batches, learner)
 
 
 def _of_batches(config: ExperimentConfig, batches: Iterator[Mapping[str, Any]], base: Bundle | None,
-                tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh,
-                options: dict[str, Any]) -> _Run:
+                tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh) -> _Run:
     """A run on batches that the caller makes: nothing is read, tokenized, held out or evaluated."""
     if base is not None:
         config = config.replace(model=_tuned(config, base))
@@ -197,7 +201,7 @@ def _of_batches(config: ExperimentConfig, batches: Iterator[Mapping[str, Any]], 
         raise ValueError("batches do not say how many tokens there are: set model.vocab_size, or pass tokenizer=...")
     learner = make_learner(config.model, config.lora, None if base is None else base.model, mesh)
     data = TaskData(train=batches, contents=[], summary="batches of the caller")
-    return _Run(config, make_task(config, **options), data, tokenizer, batches, learner, base)
+    return _Run(config, make_task(config), data, tokenizer, batches, learner)
 
 
 def _fit(run: _Run, workdir: pathlib.Path | None, mesh: Mesh, hooks: Sequence[Hook],
@@ -211,7 +215,7 @@ def _fit(run: _Run, workdir: pathlib.Path | None, mesh: Mesh, hooks: Sequence[Ho
             if text is not None and is_first():
                 tqdm.write(f"--- step {step} ---\n{text}\n")
         if task.shows_base:
-            show(run.base.model, 0)
+            show(task.base.model, 0)
     if config.metrics.attention_every:
         hooks = [WatchAttention(task, data.held_out, workdir), *hooks]
     files = {} if run.tokenizer is None else {TOKENIZER_FILE: run.tokenizer.to_bytes()}

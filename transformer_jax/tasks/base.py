@@ -147,6 +147,12 @@ class Task:
         raise ValueError(f"the task {self.name!r} does not say how a trained model is measured: define measure(bundle, "
                          "data) in its class")
 
+    def report(self, bundle: Bundle, measured: Mapping[str, Any], **options: Any) -> str:
+        """What :meth:`measure` returned, with the options that it was called with, as lines for the terminal."""
+        del options
+        return "\n".join([f"step {bundle.step}", *(f"{name}: {value:,}" if isinstance(value, int) else
+                                                   f"{name}: {value:,.4f}" for name, value in measured.items())])
+
     def forward(self, model: Any, batch: Batch, key: jax.Array | None = None) -> Any:
         """The model's output for a batch."""
         return model(batch["tokens"], segment_ids_BT=batch.get("segment_ids"), key=key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -112,6 +112,17 @@ class LanguageModel(Task):
         return {"loss": total / weight, "perplexity": math.exp(total / weight),
                 "bits_per_byte": total / math.log(2) / file.num_bytes, "tokens": int(weight), "bytes": file.num_bytes,
                 "window": length, "unknown": unknown}
+
+    def report(self, bundle: Bundle, measured: Mapping[str, Any], **options: Any) -> str:
+        """Three lines: what was read, the loss, and a warning where characters are unknown."""
+        lines = [f"step {bundle.step}, {measured['tokens']:,} tokens, {measured['bytes']:,} bytes, windows of "
+                 f"{measured['window']}",
+                 f"loss {measured['loss']:.4f} nats per token, perplexity {measured['perplexity']:.3f}, "
+                 f"{measured['bits_per_byte']:.4f} bits per byte"]
+        if measured["unknown"]:
+            lines.insert(0, f"{measured['unknown']:,} tokens stand for characters that the model has never seen: bits "
+                            "per byte leave out what these are")
+        return "\n".join(lines)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Rows of ``model.max_len`` tokens of packed documents."""

@@ -120,6 +120,15 @@ class MaskedLanguageModel(Task):
         return {"loss": total / weight, "perplexity": math.exp(total / weight), "tokens": int(weight),
                 "lines": len(held_out), **accuracies}
 
+    def report(self, bundle: Bundle, measured: Mapping[str, Any], **options: Any) -> str:
+        """What was read, the loss, and a line of accuracies for the model and for each way of counting."""
+        accuracies = [f"{name:8} top-1 {measured[f'{name}_top1']:6.2%}  "
+                      f"top-{NUM_GUESSES} {measured[f'{name}_top{NUM_GUESSES}']:6.2%}"
+                      for name in ("model", "unigram", "bigram")]
+        return "\n".join([f"step {bundle.step}, {measured['lines']:,} lines, {measured['tokens']:,} masked tokens",
+                          f"loss {measured['loss']:.4f} nats per masked token, perplexity "
+                          f"{measured['perplexity']:.2f}", *accuracies])
+
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Full rows, with a fixed number of masked positions each."""
         T = self.config.model.max_len

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -118,6 +118,19 @@ class Translation(Task):
         measured = {"exact": exact / len(sources), "sentences": len(sources),
                     "too_long": sum(bool(source) and not fit for source, fit in zip(sources, fits, strict=True))}
         return measured if target_language is None else measured | scores(texts, targets, language=target_language)
+
+    def report(self, bundle: Bundle, measured: Mapping[str, Any], *, beam_size: int = 5, length_penalty: float = 1.0,
+               **options: Any) -> str:
+        """What was read, how many translations are exact, and the scores."""
+        lines = [f"step {bundle.step}, {measured['sentences']:,} sentences, beam of {beam_size}, length penalty "
+                 f"{length_penalty}"]
+        if measured["too_long"]:
+            lines.append(f"{measured['too_long']} longer than the {bundle.config.max_len - 1} tokens that the model "
+                         "reads: left untranslated")
+        lines.append(f"exactly the reference: {measured['exact']:.2%}")
+        lines += [f"{name} {measured[name]:.2f}  ({measured[f'{name}_signature']})"
+                  for name in ("bleu", "chrf", "tokenised_bleu") if name in measured]
+        return "\n".join(lines)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Full rows of packed pairs."""
