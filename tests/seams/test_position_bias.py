@@ -11,7 +11,8 @@ import pytest
 import transformer_jax as tj
 from transformer_jax.config import MeshConfig
 from transformer_jax.nn.attention import AttentionContext
-from transformer_jax.ops import AttentionMask, PositionBias, attend
+from transformer_jax.ops import AttentionMask, attend
+from transformer_jax.ops.positions import PositionBias
 from transformer_jax.sharding import make_mesh
 
 B, T, N, H = 2, 8, 2, 4
