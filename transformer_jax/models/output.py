@@ -13,7 +13,7 @@ from transformer_jax.models import names
 from transformer_jax.nn.blocks import LayerTrace
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.ops.attention import Bias, masked_softmax
-from transformer_jax.ops.masks import AttentionMask
+from transformer_jax.ops.masks import AttentionMask, take
 from transformer_jax.ops.positions import PositionBias
 
 Index = int | Sequence[int] | np.ndarray | jax.Array | None
@@ -139,7 +139,9 @@ class Trace(_Named):
     def _bias_rows(self, layer: jax.Array, T: int, S: int, query_R: jax.Array) -> jax.Array | None:
         if self.layers.bias is not None:
             return self.layers.bias[layer][:, :, query_R]
-        return self.bias.materialize(T, S, query_R) if isinstance(self.bias, PositionBias) else self.bias
+        if isinstance(self.bias, PositionBias):
+            return self.bias.materialize(T, S, query_R)
+        return None if self.bias is None else take(self.bias, query_R, 2)
 
 
 @jax.tree_util.register_dataclass

@@ -40,27 +40,11 @@ def context_parallel(local: Callable[..., jax.Array], q_BTNH: jax.Array, k_BSKH:
         return PartitionSpec(*(None if size == 1 else axes.get(letter)
                                for size, letter in zip(x.shape, letters, strict=True)))
 
-    def pair(of_queries: jax.Array, of_keys: jax.Array) -> tuple[PartitionSpec, PartitionSpec]:
-        return spec(of_queries, "BT"), spec(of_keys, "BS")
-
     def specs(structure: Any) -> Any:
-        """Of the arrays of a mask or a bias, whose axes are in their names."""
         if structure is None or isinstance(structure, jax.Array):
             return structure if structure is None else spec(structure, "BNTS")
-        changes = {}
-        for field in dataclasses.fields(structure):
-            value = getattr(structure, field.name)
-            if value is None or field.metadata.get("static"):
-                continue
-            if field.name == "query_start":
-                changes[field.name] = PartitionSpec()
-            elif field.name == "segment_pairs":
-                changes[field.name] = tuple(pair(*ids) for ids in value)
-            elif field.name == "positions":
-                changes[field.name] = pair(*value)
-            else:
-                changes[field.name] = spec(value, field.name.rpartition("_")[2])
-        return dataclasses.replace(structure, **changes)
+        return dataclasses.replace(structure, **{
+            name: _specs(spec, value, letters) for name, value, letters in _arrays(structure)})
 
     def on_device(q_BTNH, k_BSKH, v_BSKH, mask, bias, key):
         index = jax.lax.axis_index(axes["T"])
@@ -73,6 +57,8 @@ def context_parallel(local: Callable[..., jax.Array], q_BTNH: jax.Array, k_BSKH:
                 key = jax.random.fold_in(key, jax.lax.axis_index(name))
         return local(q_BTNH, k_BSKH, v_BSKH, mask, bias, key)
 
+    if bias is not None and not isinstance(bias, jax.Array) and not _declares_axes(bias):
+        bias = bias.materialize(T, S)
     mask, bias = _moved(mask, 0), _moved(bias, 0)
     gathers = divided(S, "sequence") is not None
     q_spec = PartitionSpec(axes["B"], axes["T"], axes["N"], None)
@@ -80,6 +66,29 @@ def context_parallel(local: Callable[..., jax.Array], q_BTNH: jax.Array, k_BSKH:
     return jax.shard_map(on_device, in_specs=(q_spec, k_spec, k_spec, specs(mask), specs(bias),
                                               None if key is None else PartitionSpec()),
                          out_specs=q_spec, check_vma=False)(q_BTNH, k_BSKH, v_BSKH, mask, bias, key)
+
+
+def _arrays(structure: Any) -> list[tuple[str, Any, Any]]:
+    """Name, value and declared axes of each field that holds arrays; the axes are ``None`` where not declared."""
+    return [(field.name, getattr(structure, field.name),
+             "" if field.name == "query_start" else field.metadata.get("axes"))
+            for field in dataclasses.fields(structure)
+            if not field.metadata.get("static") and getattr(structure, field.name) is not None]
+
+
+def _specs(spec: Callable[[jax.Array, str], PartitionSpec], value: Any, letters: str | tuple[str, ...]) -> Any:
+    """The partition of an array, of a tuple with letters for each array, or of a tuple of such tuples."""
+    if not isinstance(value, tuple):
+        return spec(value, letters)
+    if not value or isinstance(value[0], tuple):
+        return tuple(_specs(spec, part, letters) for part in value)
+    return tuple(spec(part, axes) for part, axes in zip(value, letters, strict=True))
+
+
+def _declares_axes(bias: Any) -> bool:
+    """Whether a bias can stay structure on each device, see :class:`transformer_jax.ops.positions.PositionBias`."""
+    return (dataclasses.is_dataclass(bias) and hasattr(bias, "query_start")
+            and all(letters is not None for _, _, letters in _arrays(bias)))
 
 
 def _moved(structure: Any, by: jax.Array | int) -> Any:

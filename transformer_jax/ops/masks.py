@@ -31,10 +31,11 @@ class AttentionMask:
     is_causal: bool = dataclasses.field(default=False, metadata={"static": True})
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
     query_start: jax.Array | int | None = None
-    segment_pairs: tuple[tuple[jax.Array, jax.Array], ...] = ()
-    valid_BS: jax.Array | None = None
-    lengths_B: jax.Array | None = None
-    allowed_BNTS: jax.Array | None = None
+    segment_pairs: tuple[tuple[jax.Array, jax.Array], ...] = dataclasses.field(
+        default=(), metadata={"axes": ("BT", "BS")})
+    valid_BS: jax.Array | None = dataclasses.field(default=None, metadata={"axes": "BS"})
+    lengths_B: jax.Array | None = dataclasses.field(default=None, metadata={"axes": "B"})
+    allowed_BNTS: jax.Array | None = dataclasses.field(default=None, metadata={"axes": "BNTS"})
 
     @classmethod
     def causal(cls, query_start: jax.Array | int | None = None) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,21 @@ def alibi_slopes(num_heads: int) -> jax.Array:
     return jnp.asarray(series(power) + series(2 * power)[0::2][: num_heads - power], jnp.float32)
 
 
+@runtime_checkable
+class PositionBias(Protocol):
+    """A bias of the scores that is kept as structure; any registered pytree with this method is one.
+
+    Where a mesh divides the tokens of a row, a frozen dataclass that has a field ``query_start`` and declares the axes
+    of its other arrays stays structure on each device: ``dataclasses.field(metadata={"axes": "N"})``, with the letters
+    B, T, S and N for what may be divided and any other letter for what is not. A bias that does not is materialized.
+    """
+
+    def materialize(self, num_queries: int, num_keys: int, queries: jax.Array | None = None,
+                    keys: jax.Array | None = None) -> jax.Array:
+        """The bias ``[B or 1, N, T, S]``, or of the rows ``queries`` and the columns ``keys`` only."""
+        ...
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearBias:
@@ -94,9 +110,9 @@ class LinearBias:
       positions: of queries ``[B, T]`` and keys ``[B, S]``, where places among the keys are not those in the text.
     """
 
-    slopes_N: jax.Array
+    slopes_N: jax.Array = dataclasses.field(metadata={"axes": "N"})
     query_start: jax.Array | int | None = None
-    positions: tuple[jax.Array, jax.Array] | None = None
+    positions: tuple[jax.Array, jax.Array] | None = dataclasses.field(default=None, metadata={"axes": ("BT", "BS")})
 
     def materialize(self, num_queries: int, num_keys: int, queries: jax.Array | None = None,
                     keys: jax.Array | None = None) -> jax.Array:
@@ -123,11 +139,11 @@ class RelativeBias:
       positions: see :class:`LinearBias`.
     """
 
-    table_RN: jax.Array
+    table_RN: jax.Array = dataclasses.field(metadata={"axes": "RN"})
     max_distance: int = dataclasses.field(metadata={"static": True})
     is_causal: bool = dataclasses.field(metadata={"static": True})
     query_start: jax.Array | int | None = None
-    positions: tuple[jax.Array, jax.Array] | None = None
+    positions: tuple[jax.Array, jax.Array] | None = dataclasses.field(default=None, metadata={"axes": ("BT", "BS")})
 
     def materialize(self, num_queries: int, num_keys: int, queries: jax.Array | None = None,
                     keys: jax.Array | None = None) -> jax.Array:
@@ -138,9 +154,6 @@ class RelativeBias:
         values_NO = self.table_RN[buckets_O].T.astype(jnp.float32)  # of every distance, once
         offsets_BTS = _offsets(self, num_queries, num_keys, queries, keys)
         return jnp.take(values_NO, jnp.clip(offsets_BTS, -farthest, farthest) + farthest, axis=1).swapaxes(0, 1)
-
-
-PositionBias = LinearBias | RelativeBias
 
 
 def relative_buckets(offsets: np.ndarray, num_buckets: int, max_distance: int, is_causal: bool) -> np.ndarray:
@@ -157,7 +170,7 @@ def relative_buckets(offsets: np.ndarray, num_buckets: int, max_distance: int, i
     return after + np.where(distances < exact, distances, np.minimum(far, num_buckets - 1))
 
 
-def _offsets(bias: PositionBias, num_queries: int, num_keys: int, queries: jax.Array | None,
+def _offsets(bias: LinearBias | RelativeBias, num_queries: int, num_keys: int, queries: jax.Array | None,
              keys: jax.Array | None) -> jax.Array:
     """The position of each key less that of each query, ``[B or 1, T or R, S or C]``."""
     rows_T = jnp.arange(num_queries) if queries is None else queries
