@@ -8,9 +8,9 @@ import pytest
 
 import transformer_jax as tj
 from transformer_jax.config import ExperimentConfig, LoraConfig, MeshConfig, OptimConfig
+from transformer_jax.runs import preflight as module
 from transformer_jax.runs.preflight import batch_shapes
 from transformer_jax.sharding import make_mesh
-from transformer_jax.runs import preflight as module
 from transformer_jax.training.chips import CHIPS, Chip
 from transformer_jax.training.metrics import flops_per_token
 
@@ -95,7 +95,7 @@ def test_batches_of_the_other_families_have_what_their_losses_read(family):
 
 
 def test_what_cannot_be_planned_is_refused():
-    with pytest.raises(ValueError, match="family='reward'"):
+    with pytest.raises(ValueError, match="the task 'reward' does not say how large"):
         tj.preflight(CONFIG.replace(model=MODEL.replace(family="reward")))
     with pytest.raises(ValueError, match="lora.rank=4"):
         tj.preflight(CONFIG.replace(lora=LoraConfig(rank=4)))

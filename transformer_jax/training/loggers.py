@@ -53,9 +53,13 @@ class JsonlLogger:
         """One line of the numbers of a step, on disk when this returns."""
         numbers = {name: np.round(np.asarray(value, np.float64), 6).tolist() if isinstance(value, np.ndarray) else value
                    for name, value in values.items() if not is_picture(value)}
-        if numbers:
+        if not numbers:
+            return
+        try:
             self._file.write(json.dumps({"step": step, **numbers}) + "\n")
             self._file.flush()
+        except OSError as error:  # such as a full disk; without the name of the file the message helps nobody
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:
         """Closes the file."""
