@@ -23,8 +23,8 @@ from transformer_jax.config import (
 )
 from transformer_jax.data.conversations import encode_prompt
 from transformer_jax.sharding import make_mesh
-from transformer_jax.training.checkpoint import tree_digest
 from transformer_jax.training.errors import Interrupted
+from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.metrics import read_metrics
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.session import run_training

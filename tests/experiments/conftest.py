@@ -16,7 +16,8 @@ import transformer_jax as tj
 from transformer_jax.config import ExperimentConfig
 from transformer_jax.models.functional import make_model
 from transformer_jax.settings import from_dict
-from transformer_jax.training.checkpoint import Checkpoints, tree_digest
+from transformer_jax.training.checkpoint import Checkpoints
+from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.loggers import JsonlLogger
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import abstract_state

@@ -17,7 +17,8 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.models.heads import RewardModel
 from transformer_jax.training.bundle import Bundle
-from transformer_jax.training.checkpoint import Checkpoints, tree_digest
+from transformer_jax.training.checkpoint import Checkpoints
+from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.metrics import read_metrics
 
 NOUNS, GOOD, BAD = ("film", "story", "cast", "plot"), ("great", "fine", "warm"), ("dull", "weak", "cold")

@@ -7,7 +7,7 @@ import pytest
 from imported import TEXTS, imported
 
 import transformer_jax as tj
-from transformer_jax.training.checkpoint import tree_digest
+from transformer_jax.training.leaves import tree_digest
 
 pytest.importorskip("tokenizers", reason="the extra `hf` is not installed")
 pytest.importorskip("safetensors", reason="the extra `hf` is not installed")

@@ -18,7 +18,8 @@ from PIL import Image
 import transformer_jax as tj
 from transformer_jax.config import ExperimentConfig
 from transformer_jax.settings import from_dict
-from transformer_jax.training.checkpoint import Checkpoints, tree_digest
+from transformer_jax.training.checkpoint import Checkpoints
+from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.metrics import read_metrics
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import abstract_state

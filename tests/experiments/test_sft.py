@@ -20,7 +20,8 @@ from transformer_jax.data import (
 from transformer_jax.nn.lora import adapted_loss, make_adapters, merge_adapters
 from transformer_jax.tasks.sft import SupervisedFineTuning
 from transformer_jax.training.adapters import load_adapters
-from transformer_jax.training.checkpoint import Checkpoints, tree_digest
+from transformer_jax.training.checkpoint import Checkpoints
+from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.metrics import read_metrics
 from transformer_jax.training.objectives import next_token_loss
 from transformer_jax.training.optimizer import make_optimizer

@@ -17,7 +17,7 @@ from transformer_jax.nn.layers import Linear
 from transformer_jax.nn.lora import Adapter, adapt, adapted_loss, make_adapters, merge_adapters
 from transformer_jax.ops.dropout import drop
 from transformer_jax.sharding import batch_sharding, make_mesh, shardings
-from transformer_jax.training.checkpoint import tree_digest
+from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.objectives import masked_token_loss, next_token_loss, translation_loss
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import abstract_state, init_state

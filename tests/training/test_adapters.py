@@ -10,7 +10,8 @@ import transformer_jax as tj
 from transformer_jax.config import LoraConfig
 from transformer_jax.nn.lora import make_adapters, merge_adapters
 from transformer_jax.training.adapters import load_adapters, save_adapters
-from transformer_jax.training.checkpoint import Checkpoints, tree_digest
+from transformer_jax.training.checkpoint import Checkpoints
+from transformer_jax.training.leaves import tree_digest
 
 CONFIG = tj.ModelConfig(vocab_size=16, max_len=8, num_layers=2, num_heads=2, model_dim=8)
 LORA = LoraConfig(rank=2, alpha=3.0, weights="query|up", whole="final_norm")

@@ -11,7 +11,8 @@ import transformer_jax as tj
 from transformer_jax.config import ExperimentConfig, OptimConfig
 from transformer_jax.models.functional import make_model
 from transformer_jax.settings import to_dict
-from transformer_jax.training.checkpoint import Checkpoints, tree_digest
+from transformer_jax.training.checkpoint import Checkpoints
+from transformer_jax.training.leaves import tree_digest
 
 TEXT = "the king said to his men that night we would come home\n" * 4
 TOKENIZER = tj.Tokenizer.train([TEXT], kind="char")

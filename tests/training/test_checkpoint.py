@@ -20,8 +20,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transformer_jax.training import checkpoint
-from transformer_jax.training.checkpoint import CheckpointError, Checkpoints, tree_digest
+from transformer_jax.training import checkpoint, manifest
+from transformer_jax.training.checkpoint import CheckpointError, Checkpoints
+from transformer_jax.training.leaves import tree_digest
 
 
 class Net(nnx.Module):
@@ -184,8 +185,8 @@ def test_the_state_may_be_donated_and_overwritten_right_after_save(tmp_path):
 def test_save_returns_before_the_step_is_written(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     go_on = checkpoint.threading.Event()
-    seal = checkpoint._seal
-    monkeypatch.setattr(checkpoint, "_seal", lambda *args: (go_on.wait(), seal(*args)))
+    seal = checkpoint.seal
+    monkeypatch.setattr(checkpoint, "seal", lambda *args: (go_on.wait(), seal(*args)))
     checkpoints.save(1, make_state(), metadata={})
     assert checkpoints.steps() == []
     assert Checkpoints(tmp_path, read_only=True).steps() == []
@@ -198,7 +199,7 @@ def test_a_failed_write_surfaces_at_the_next_call_and_the_next_save_works(tmp_pa
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1, make_state())
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_seal", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        patch.setattr(checkpoint, "seal", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
         checkpoints.save(2, make_state(), metadata={})
         with pytest.raises(CheckpointError, match=rf"cannot save step 2 in {tmp_path}: Input/output error"):
             checkpoints.save(3, make_state(), metadata={})
@@ -230,7 +231,7 @@ def test_the_newest_steps_are_kept_and_rewinding_deletes_nothing_newer(tmp_path)
 KILLED_WRITER = """
 import os, pathlib, shutil, signal, sys
 import jax.numpy as jnp
-from transformer_jax.training import checkpoint
+from transformer_jax.training import checkpoint, manifest
 
 directory, moment = sys.argv[1:]
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
@@ -243,18 +244,18 @@ if moment == "any":
         save(step)
         print(step, flush=True)
 save(1)
-seal, rename, rmtree = checkpoint._seal, pathlib.Path.rename, shutil.rmtree
+seal, rename, rmtree = checkpoint.seal, pathlib.Path.rename, shutil.rmtree
 if moment == "copied":
     run = checkpoint.asyncio.run
     checkpoint.asyncio.run = lambda coroutine: (run(coroutine), die())
 elif moment == "written":
     checkpoints._handler.finalize = die
 elif moment == "unsealed":
-    checkpoint._seal = die
+    checkpoint.seal = die
 elif moment == "half sealed":
-    checkpoint._checksum_line = die
+    manifest.checksum_line = die
 elif moment == "sealed":
-    checkpoint._seal = lambda *args: (seal(*args), die())
+    checkpoint.seal = lambda *args: (seal(*args), die())
 elif moment == "published":
     pathlib.Path.rename = lambda *args: (rename(*args), die())
 elif moment == "retired":
@@ -492,14 +493,14 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(small_disk, caplog):
     assert checkpoints.steps() == [1, 3]
 
 
-@pytest.mark.parametrize("function", ["_seal", "_flush"])
+@pytest.mark.parametrize("function", ["seal", "flush"])
 def test_a_disk_that_fills_up_late(tmp_path, monkeypatch, function):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1, make_state())
-    monkeypatch.setattr(checkpoint, function, full)
+    monkeypatch.setattr({"seal": checkpoint, "flush": manifest}[function], function, full)
     checkpoints.save(2, make_state(), metadata={})
     with pytest.raises(CheckpointError, match=f"cannot save step 2 in {tmp_path}: No space left on device"):
         checkpoints.wait()

@@ -22,8 +22,9 @@ from transformer_jax.config import (
 from transformer_jax.data import Windows, make_batches
 from transformer_jax.settings import from_dict
 from transformer_jax.sharding import make_mesh
-from transformer_jax.training.checkpoint import Checkpoints, tree_digest
+from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.errors import Interrupted, NotFiniteError
+from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.metrics import read_metrics
 from transformer_jax.training.session import run_training
 

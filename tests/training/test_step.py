@@ -12,7 +12,7 @@ import pytest
 
 from transformer_jax.config import LossConfig, ModelConfig, OptimConfig
 from transformer_jax.models.decoder import Decoder
-from transformer_jax.training.checkpoint import tree_digest
+from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.objectives import next_token_loss
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import TrainState, abstract_state, init_state

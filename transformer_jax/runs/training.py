@@ -26,9 +26,9 @@ from transformer_jax.settings import differences
 from transformer_jax.sharding import data_share, make_mesh
 from transformer_jax.tasks.base import Task, TaskData
 from transformer_jax.training.bundle import TOKENIZER_FILE, Bundle, save
-from transformer_jax.training.checkpoint import tree_digest
 from transformer_jax.training.evaluation import mean_loss
 from transformer_jax.training.learner import Learner, make_learner
+from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.loggers import MetricLogger
 from transformer_jax.training.loop import Hook
 from transformer_jax.training.optimizer import make_optimizer

@@ -18,7 +18,7 @@ from transformer_jax.models.decoder import Decoder
 from transformer_jax.tasks.answering import AnsweringTask, check_can_answer
 from transformer_jax.tasks.base import TaskData
 from transformer_jax.training.bundle import Bundle, load
-from transformer_jax.training.checkpoint import tree_digest
+from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.step import Batch, Sums
 
 

@@ -16,7 +16,7 @@ from transformer_jax.data import Comparison, Tokenizer, read_comparisons
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.tasks.answering import AnsweringTask
 from transformer_jax.tasks.base import TaskData
-from transformer_jax.training.checkpoint import tree_digest
+from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.step import Batch, Sums
 
 

@@ -11,7 +11,8 @@ from transformer_jax.config import LoraConfig
 from transformer_jax.models.functional import Model
 from transformer_jax.nn.lora import Adapters, make_adapters
 from transformer_jax.settings import from_dict, to_dict
-from transformer_jax.training.checkpoint import CheckpointError, Checkpoints, tree_digest
+from transformer_jax.training.checkpoint import CheckpointError, Checkpoints
+from transformer_jax.training.leaves import tree_digest
 
 BASE_FILE = "base.sha256"  # which model the adapters of a checkpoint belong to
 

@@ -14,7 +14,6 @@ killed at any moment leaves a whole step or one that no reader sees; the next wr
 
 import asyncio
 import concurrent.futures
-import hashlib
 import json
 import logging
 import operator
@@ -32,11 +31,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transformer_jax.training.leaves import describe, is_key, named_leaves
+from transformer_jax.training.manifest import CheckpointError, flush, reason, seal, verified_manifest
+
 _BARRIER_TIMEOUT_MS = 20 * 60 * 1000
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be written, is damaged, or does not fit the state asked for."""
 
 
 class Restored(NamedTuple):
@@ -79,7 +77,7 @@ class Checkpoints:
                 tempfile.TemporaryFile(dir=self.directory).close()
                 self._sweep()
             except OSError as error:
-                raise CheckpointError(f"cannot write checkpoints to {self.directory}: {_reason(error)}") from error
+                raise CheckpointError(f"cannot write checkpoints to {self.directory}: {reason(error)}") from error
         logging.getLogger("absl").addFilter(_not_from_an_orbax_thread)
 
     def steps(self) -> list[int]:
@@ -117,16 +115,16 @@ class Checkpoints:
             if name != pathlib.PurePath(name).name:
                 raise CheckpointError(f"file name {name!r} must have no directory")
             contents[f"files/{name}"] = content
-        leaves = _named_leaves(state)
+        leaves = named_leaves(state)
         for name, leaf in leaves.items():
             if not isinstance(leaf, jax.Array):
                 raise CheckpointError(f"{name} is a {type(leaf).__name__}; a checkpoint stores jax.Array leaves only")
         manifest = {
             "step": step,
-            "arrays": {name: _describe(leaf) for name, leaf in leaves.items()},
-            "key_impls": {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)},
+            "arrays": {name: describe(leaf) for name, leaf in leaves.items()},
+            "key_impls": {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if is_key(leaf)},
         }
-        arrays = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items()}
+        arrays = {name: jax.random.key_data(leaf) if is_key(leaf) else leaf for name, leaf in leaves.items()}
         copied = threading.Event()
         self._pending = self._writer.submit(self._write, manifest, arrays, contents, copied)
         copied.wait()
@@ -175,7 +173,7 @@ class Checkpoints:
         damage = []
         for candidate in reversed(steps) if step is None else [step]:
             try:
-                manifest = _verified_manifest(self.directory / str(candidate))
+                manifest = verified_manifest(self.directory / str(candidate))
             except CheckpointError as error:
                 damage.append(str(error))
             else:
@@ -196,11 +194,11 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from etils import epath
 
-        leaves = _named_leaves(abstract_state)
+        leaves = named_leaves(abstract_state)
         stored = manifest["arrays"]
         if isinstance(abstract_state, dict):
             stored = {name: stored[name] for name in stored if any(_is_below(name, key) for key in abstract_state)}
-        expected = {name: _describe(leaf) for name, leaf in leaves.items()}
+        expected = {name: describe(leaf) for name, leaf in leaves.items()}
         differing = [name for name in sorted(stored | expected) if stored.get(name) != expected.get(name)]
         if differing:
             shown = "; ".join(
@@ -258,12 +256,12 @@ class Checkpoints:
                 self._handler.finalize(epath.Path(writing / "state"))
                 for name, content in contents.items():
                     (writing / name).write_bytes(content)
-                _seal(writing, manifest)
+                seal(writing, manifest)
                 self._publish(step, writing)
             barrier(key=f"{writing}: published", timeout_ms=_BARRIER_TIMEOUT_MS)
         except Exception as error:  # whatever a storage layer raises becomes one clear line for the training loop
             shutil.rmtree(writing, ignore_errors=True)
-            raise CheckpointError(f"cannot save step {step} in {self.directory}: {_reason(error)}") from error
+            raise CheckpointError(f"cannot save step {step} in {self.directory}: {reason(error)}") from error
         finally:
             copied.set()
 
@@ -271,7 +269,7 @@ class Checkpoints:
         if step in self.steps():
             self._retire(step)
         writing.rename(self.directory / str(step))
-        _flush(self.directory)
+        flush(self.directory)
         # A step after this one belongs to a run that was rewound: not older, so not this save's to delete.
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             self._retire(old)
@@ -286,98 +284,10 @@ class Checkpoints:
                 shutil.rmtree(path)
 
 
-def tree_digest(tree: Any) -> str:
-    """Returns the SHA-256, in hex, of a pytree's leaves: path, dtype, shape and bytes of each, ordered by path.
-
-    Args:
-      tree: pytree of arrays that this process can read whole; typed PRNG keys count by their data.
-    """
-    digest = hashlib.sha256()
-    for name, leaf in sorted(_named_leaves(tree).items()):
-        digest.update(f"{name} {_describe(leaf)}\n".encode())
-        digest.update(np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf).tobytes())
-    return digest.hexdigest()
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns the leaves by path, such as "params/blocks/0/kernel", in the order of `jax.tree.leaves`."""
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
-    if len(leaves) != len(paths):
-        raise CheckpointError("two leaves of the state have the same path: a key holds '/', or is there as str and int")
-    return leaves
-
-
 def _is_below(name: str, key: Any) -> bool:
     return f"{name}/".startswith(f"{key}/")
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _describe(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _not_from_an_orbax_thread(record: logging.LogRecord) -> bool:
     """Drops the stack traces that orbax's threads log for an error that `save` or `wait` then raises in one line."""
     return "/orbax/checkpoint/_src/futures/" not in record.pathname or record.levelno < logging.ERROR
-
-
-def _seal(directory: pathlib.Path, manifest: dict):
-    """Writes the manifest of everything in the directory, and flushes all of it to disk."""
-    files = {}
-    for path in sorted(directory.rglob("*")):
-        _flush(path)
-        if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    content = json.dumps(manifest | {"files": files}, indent=1).encode()
-    (directory / "manifest.json").write_bytes(content)
-    (directory / "manifest.sha256").write_bytes(_checksum_line(content))
-    for path in (directory / "manifest.json", directory / "manifest.sha256", directory):
-        _flush(path)
-
-
-def _verified_manifest(directory: pathlib.Path) -> dict:
-    """Returns the manifest after comparing every file of the step with it."""
-    try:
-        path = directory / "manifest.json"
-        content = path.read_bytes()
-        path = directory / "manifest.sha256"
-        if path.read_bytes() != _checksum_line(content):
-            raise CheckpointError(f"{directory} is damaged: manifest.json does not match manifest.sha256")
-        manifest = json.loads(content)
-        for name, recorded in manifest["files"].items():
-            path = directory / name
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != recorded["bytes"]:
-                    raise CheckpointError(f"{directory} is damaged: {name} has {size} bytes, not {recorded['bytes']}")
-                if hashlib.file_digest(file, "sha256").hexdigest() != recorded["sha256"]:
-                    raise CheckpointError(f"{directory} is damaged: the content of {name} has changed")
-    except OSError as error:
-        name = path.relative_to(directory)
-        raise CheckpointError(f"{directory} is damaged: cannot read {name}: {_reason(error)}") from error
-    return manifest
-
-
-def _checksum_line(content: bytes) -> bytes:
-    return f"{hashlib.sha256(content).hexdigest()}  manifest.json\n".encode()
-
-
-def _flush(path: pathlib.Path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    """Returns the cause in one line."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # how tensorstore reports an OSError
-    text = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__

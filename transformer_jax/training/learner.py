@@ -14,7 +14,7 @@ from transformer_jax.models.functional import Model, make_model
 from transformer_jax.nn.lora import adapted_loss, make_adapters, merge_adapters
 from transformer_jax.sharding import shardings
 from transformer_jax.training.adapters import BASE_FILE
-from transformer_jax.training.checkpoint import tree_digest
+from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.step import LossFn
 
 
