@@ -66,6 +66,16 @@ def test_the_recipes_outside_the_checkout(installed):
     assert str(ROOT) not in ended.stdout and ended.stdout.endswith(" 600\n")
 
 
+def test_a_model_is_trained_outside_the_checkout(installed):
+    code = ("import transformer_jax as tj\n"
+            "bundle = tj.train('quickstart', texts=['the cat sat on the mat. ' * 200], steps=2, workdir='run')\n"
+            "print(bundle.step, tj.evaluate(bundle, ['the cat sat'])['loss'] > 0)")
+    ended = installed("python", "-c", code)
+    assert ended.returncode == 0 and ended.stdout.endswith("2 True\n"), ended.stderr
+    ended = installed("transformer-jax", "generate", "--workdir=run", "--prompt=the", "--max_new_tokens=3")
+    assert ended.returncode == 0 and ended.stdout.startswith("the"), ended.stderr
+
+
 def test_the_console_command(installed):
     ended = installed("transformer-jax", "--help")
     assert ended.returncode == 0 and "preflight" in ended.stdout, ended.stderr

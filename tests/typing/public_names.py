@@ -9,7 +9,7 @@ import numpy as np
 
 import transformer_jax as tj
 from transformer_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
-from transformer_jax.training import Preflight
+from transformer_jax.runs import Preflight
 
 
 def bundles() -> None:
@@ -57,6 +57,14 @@ def settings() -> None:
     assert_type(tj.ModelConfig().replace(num_layers=2), tj.ModelConfig)
     assert_type(tj.preflight(tj.ExperimentConfig()), Preflight)
     tj.ModelConfig(num_layer=2)  # pyright: ignore[reportCallIssue]
+
+
+def training(config: tj.ExperimentConfig) -> None:
+    bundle = tj.train("quickstart", texts=["a text"], steps=3)
+    assert_type(bundle, tj.Bundle)
+    assert_type(tj.evaluate(bundle, "held_out.txt"), dict[str, float])
+    assert_type(tj.tasks.make(config), tj.Task)
+    assert_type(tj.recipes.get("quickstart"), tj.ExperimentConfig)
 
 
 def unknown_names() -> None:

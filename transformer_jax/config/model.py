@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from transformer_jax.settings import check_choice, check_field_names, check_positive, require
 
@@ -183,9 +183,10 @@ class ModelConfig:
             check_positive(self, "vocab_size")
         if self.sliding_window is not None:
             check_positive(self, "sliding_window")
-        require(self.num_heads % self.num_kv_heads == 0,
+        num_kv_heads, head_dim = cast(int, self.num_kv_heads), cast(int, self.head_dim)  # filled in above
+        require(self.num_heads % num_kv_heads == 0,
                  f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
-        require(self.positions != "rope" or self.head_dim % 2 == 0,
+        require(self.positions != "rope" or head_dim % 2 == 0,
                  f"positions='rope' rotates pairs: head_dim={self.head_dim} must be even")
         require(self.positions == "rope" or self.rope_scaling.kind == "none",
                 f"rope_scaling.kind={self.rope_scaling.kind!r} is for positions='rope', not {self.positions!r}")

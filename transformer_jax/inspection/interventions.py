@@ -58,7 +58,8 @@ class Edit:
         num_queries, num_keys = (tokens[0 if of_source else -1].shape[1]
                                  for of_source in (kind == "encoder", kind != "self"))
         of_keys = self.site.endswith(("keys", "values"))
-        num_heads = model.config.num_kv_heads if of_keys else model.config.num_heads
+        num_kv_heads = model.config.num_kv_heads or model.config.num_heads
+        num_heads = num_kv_heads if of_keys else model.config.num_heads
         for name, size in (("heads", num_heads), ("positions", num_keys if of_keys else num_queries),
                            ("queries", num_queries), ("keys", num_keys)):
             resolve(name, self.arguments.get(name), size)

@@ -40,7 +40,13 @@ class RewardModel(nnx.Module):
     the ``mean`` and over the standard deviation ``std`` of a reference set.
 
     Source: Ziegler et al. (2019), Stiennon et al. (2020), Ouyang et al. (2022).
+
+    Attributes:
+      reads_sources: see :class:`transformer_jax.Decoder`; so is ``predicts_next``.
     """
+
+    reads_sources = False
+    predicts_next = False
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         """Random weights; see :meth:`of` for those of a trained decoder.
