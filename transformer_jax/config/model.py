@@ -20,6 +20,16 @@ _CHOICES = {
     "remat": ("none", "dots", "full", "offload"),
 }
 
+# Names that a program has registered, such as those of its own attention kernels.
+_FURTHER_CHOICES: dict[str, list[str]] = {}
+
+
+def allow_choice(field: str, name: str) -> None:
+    """Lets a field of :class:`ModelConfig` have one more value, which a registry knows."""
+    names = _FURTHER_CHOICES.setdefault(field, [])
+    if name not in names:
+        names.append(name)
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -169,7 +179,7 @@ class ModelConfig:
         check_positive(self, "max_len", "num_layers", "num_heads", "model_dim", "unroll", "relative_buckets",
                        "relative_max_distance")
         for field, choices in _CHOICES.items():
-            check_choice(self, field, choices)
+            check_choice(self, field, (*choices, *_FURTHER_CHOICES.get(field, ())))
         derived = self.derived()
         for field, value in derived.items():
             if getattr(self, field) is None:

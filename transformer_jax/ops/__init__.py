@@ -6,13 +6,14 @@ from transformer_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from transformer_jax.ops.attention import attend, attention_weights
+    from transformer_jax.ops.kernels import Kernel, register_kernel
     from transformer_jax.ops.losses import cross_entropy, linear_cross_entropy
     from transformer_jax.ops.masks import AttentionMask
-    from transformer_jax.ops.positions import LinearBias, alibi_slopes, rotary, rotary_angles, sinusoidal
+    from transformer_jax.ops.positions import LinearBias, PositionBias, alibi_slopes, rotary, rotary_angles, sinusoidal
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "AttentionMask", "LinearBias", "alibi_slopes", "attend", "attention_weights", "cross_entropy",
-    "linear_cross_entropy", "rotary", "rotary_angles", "sinusoidal",
+    "AttentionMask", "Kernel", "LinearBias", "PositionBias", "alibi_slopes", "attend", "attention_weights",
+    "cross_entropy", "linear_cross_entropy", "register_kernel", "rotary", "rotary_angles", "sinusoidal",
 ]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from transformer_jax.ops.chunked_attention import chunked_attend
 from transformer_jax.ops.context_parallel import context_parallel
 from transformer_jax.ops.cudnn_attention import cudnn_attend, why_not_cudnn
+from transformer_jax.ops.kernels import BUILT_IN, KERNELS
 from transformer_jax.ops.masks import AttentionMask
 from transformer_jax.ops.positions import PositionBias
 from transformer_jax.ops.splash_attention import splash_attend, why_not_splash
@@ -19,7 +20,6 @@ from transformer_jax.sharding import is_divided, num_parts
 Mask = AttentionMask | jax.Array | None
 Bias = PositionBias | jax.Array | None
 
-IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn", "splash")
 # Where a head, or all heads of a device together, have more scores than these, "auto" takes them block by block.
 _MANY_SCORES_OF_A_HEAD, _MANY_SCORES = 1 << 24, 1 << 30
 
@@ -35,8 +35,10 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask =
     * ``"chunked"``: block by block in memory linear in the length; takes everything.
     * ``"cudnn"``: cuDNN's fused kernel on GPUs, for bfloat16 and float16.
     * ``"splash"``: Pallas's fused kernel on TPUs; over a mesh each device takes its rows, heads and queries.
-    * ``"auto"``: the fused kernel of the platform where it can (see :func:`why_not`), else ``"chunked"`` for many
-      scores and ``"xla"`` for few. The platform is that of the mesh in use, else the default one.
+    * the name of a kernel that :func:`register_kernel` made known.
+    * ``"auto"``: a registered kernel that can, else the fused kernel of the platform where it can (see
+      :func:`why_not`), else ``"chunked"`` for many scores and ``"xla"`` for few. The platform is that of the mesh in
+      use, else the default one.
 
     Source: Vaswani et al. (2017), equation 1; grouped queries (N a multiple of K): Ainslie et al. (2023).
 
@@ -61,8 +63,9 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask =
     Raises:
       ValueError: for shapes that do not fit, or an implementation that is not known or cannot take the call.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
+    known = (*BUILT_IN, *KERNELS)
+    if implementation not in known:
+        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(map(repr, known))}")
     _check_shapes(q_BTNH, k_BSKH)
     if v_BSKH.shape != k_BSKH.shape:
         raise ValueError(f"values {v_BSKH.shape} differ from keys {k_BSKH.shape}")
@@ -82,6 +85,9 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask =
         return context_parallel(lambda q, k, v, mask, bias, key: attend(
             q, k, v, mask, bias=bias, scale=scale, dropout=dropout, key=key, implementation=implementation,
             precision=precision), q_BTNH, k_BSKH, v_BSKH, mask, bias, key)
+    if implementation in KERNELS:
+        return KERNELS[implementation].attend(q_BTNH, k_BSKH, v_BSKH, mask, bias=bias, scale=scale, dropout=dropout,
+                                              key=key, precision=precision)
     if implementation == "chunked":
         return chunked_attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision)
     return xla_attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision,
@@ -94,6 +100,9 @@ def why_not(implementation: str, q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mas
 
     The arguments are those of :func:`attend`; ``dropout`` is 0 where no key switches it on.
     """
+    if implementation in KERNELS:
+        return KERNELS[implementation].why_not(q_BTNH, k_BSKH, _structured(mask), bias=_structured_bias(bias),
+                                               dropout=dropout, precision=precision)
     if implementation not in ("cudnn", "splash"):
         return None
     here, needed = platform(), "gpu" if implementation == "cudnn" else "tpu"
@@ -131,7 +140,7 @@ def platform() -> str:
 
 
 def _choose(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: AttentionMask | None, **settings: Any) -> str:
-    for kernel in ("cudnn", "splash"):
+    for kernel in (*KERNELS, "cudnn", "splash"):
         if why_not(kernel, q_BTNH, k_BSKH, mask, **settings) is None:
             return kernel
     B, T, N, _ = q_BTNH.shape
