@@ -12,7 +12,7 @@ from absl import flags
 import transformer_jax as tj
 from transformer_jax.cli.flags import define_config, run
 from transformer_jax.inspection import plots
-from transformer_jax.runs.evaluation import evaluate
+from transformer_jax.runs.evaluation import evaluate, evaluating_task
 from transformer_jax.runs.training import train
 from transformer_jax.training.bundle import Bundle
 
@@ -24,8 +24,8 @@ _TEXT = flags.DEFINE_string("text", "sexta-feira, vinte e três de abril de 1998
 def main() -> None:
     workdir, config = pathlib.Path(_WORKDIR.value), _CONFIG()
     bundle = train(config, workdir=workdir)
-    measured = evaluate(bundle, batch_size=250, beam_size=1, length_penalty=0.0)
-    print(f"exactly the reference: {measured['exact']:.2%} of {measured['sentences']:,} held-out dates")
+    search = dict(beam_size=1, length_penalty=0.0)
+    print(evaluating_task(bundle).report(bundle, evaluate(bundle, batch_size=250, **search), **search))
     iso = draw_cross_attention(bundle, _TEXT.value, workdir / "attention.png")
     print(f"""{_TEXT.value} -> {iso}
 The model is in {workdir}; which words became the year, the month and the day: {workdir / "attention.png"}. Next:
