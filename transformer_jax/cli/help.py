@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import flags
 
+from transformer_jax import recipes
 from transformer_jax.config import ExperimentConfig, ModelConfig
 
 _WIDTH = 100
@@ -28,6 +29,8 @@ def help_text(description: str) -> str:
                 if "." not in flag.name and flag.name != "config":
                     lines += _entry(f"--{flag.name}", _default(flag.default), flag.help)
     if "config" in flags.FLAGS:
+        lines += _entry("--config", f"one of {', '.join(recipes.names())}, or a Python file",
+                        "The named config, whose settings the flags below change.")
         config = flags.FLAGS["config"].value
         lines += ["", "Settings of the run; defaults are those of the chosen --config:"]
         lines += _settings(ExperimentConfig, config, "--config.")
