@@ -20,10 +20,13 @@ from transformer_jax.decoding.batch import (
     pad_left,
     pad_right,
 )
+from transformer_jax.decoding.keys import row_keys
 from transformer_jax.decoding.logits import Sampling, Settings
 from transformer_jax.decoding.loop import DecodeState, Generator, Sources, decode, prefill
 from transformer_jax.decoding.prepare import prepared
 from transformer_jax.decoding.rules import Processor, check_intervention, check_processors
+from transformer_jax.models.functional import trace
+from transformer_jax.models.output import PairTrace, Trace
 from transformer_jax.nn.sites import Intervene
 
 _TOKENS_BETWEEN_STOP_CHECKS = 16
@@ -39,6 +42,7 @@ class Generation:
       logprobs: log P of each new token under the model itself, before temperature and truncation.
       lengths: number of new tokens.
       finish_reasons: ``"eos"``, ``"stop"`` (a stop string) or ``"length"``.
+      trace: of each prompt (of a translation, the start of its target) and its new tokens, where it was asked for.
     """
 
     texts: list[str] | None
@@ -46,13 +50,15 @@ class Generation:
     logprobs: list[list[float]]
     lengths: list[int]
     finish_reasons: list[str]
+    trace: Trace | PairTrace | None = None
 
 
 def generate(model: Generator, prompts: str | Sequence[str] | Sequence[Sequence[int]], *,
              tokenizer: Tokenizer | None = None, key: jax.Array | None = None, max_new_tokens: int = 100,
              sampling: Sampling = Sampling(), stop: str | Sequence[str] = (), num_samples: int = 1,
              start_id: int | None = None, end_ids: Sequence[int] | None = None, slide: bool = False,
-             processors: Sequence[Processor] = (), intervene: Intervene | None = None) -> Generation:
+             processors: Sequence[Processor] = (), intervene: Intervene | None = None,
+             return_trace: bool = False) -> Generation:
     """Continues every prompt; of an encoder-decoder, the prompts are the sources, and the target is generated.
 
     A row depends on its own prompt and key only. Lengths are rounded up to powers of two and settings are
@@ -82,16 +88,33 @@ def generate(model: Generator, prompts: str | Sequence[str] | Sequence[Sequence[
       intervene: ``intervene(site, layer, value) -> value`` or an edit of ``transformer_jax.inspection``, at every
         token that is read. The axis T of a value is the prompts, padded on the left, while they are read, and one
         token at each step after that; an edit of single positions is therefore refused.
+      return_trace: also return the trace of all layers. Rows are padded on the right with segment id 0: row i has
+        the tokens of its prompt, then ``lengths[i]`` new ones. It costs one more pass over each finished text.
 
     Raises:
       ValueError: for a prompt longer than the context (or one that leaves no room and ``slide`` is off), an
         unknown token id, strings without a tokenizer, or sampling without a key.
     """
+    if return_trace and (slide or prepared(model) is model):
+        raise ValueError("return_trace=True needs slide=False, and a model that is not in the form for decoding: it "
+                         "reads each text once more, whole")
     session = _Session(model, prompts, tokenizer, key, max_new_tokens, sampling, stop, num_samples, start_id, end_ids,
                        slide, processors, intervene)
     while not session.finished:
         session.advance(_TOKENS_BETWEEN_STOP_CHECKS if session.stop else max_new_tokens)
-    return session.result()
+    result = session.result()
+    return dataclasses.replace(result, trace=_trace(model, session)) if return_trace else result
+
+
+def _trace(model: Generator, session: _Session) -> Trace | PairTrace:
+    tokens_BT, segment_ids_BT = pad_right([start + tokens for start, tokens in zip(
+        session.starts, session.tokens, strict=True)], session.config.max_len)
+    options = {} if session.intervene is None else {"intervene": session.intervene}
+    if session.sources:
+        source_BS, source_ids_BS = session.sources
+        return trace(model, source_BS, tokens_BT, source_segment_ids_BS=source_ids_BS,
+                     target_segment_ids_BT=segment_ids_BT, **options)
+    return trace(model, tokens_BT, segment_ids_BT=segment_ids_BT, **options)
 
 
 def stream(model: Generator, prompt: str | Sequence[int], *, tokenizer: Tokenizer, key: jax.Array | None = None,
@@ -164,8 +187,9 @@ class _Session:
         self.settings = Settings.of(sampling, self.config.vocab_size, end_ids)
         self.end_ids = set(end_ids)
         self.max_new_tokens = max_new_tokens
-        self.contexts = [list(prompt) for prompt in prompts for _ in range(num_samples)]
-        self.keys_B = _row_keys(key, len(self.contexts))
+        self.starts = [list(prompt) for prompt in prompts for _ in range(num_samples)]
+        self.contexts = list(map(list, self.starts))
+        self.keys_B = row_keys(key, len(self.contexts))
         self.processors = check_processors(processors)
         self.intervene = check_intervention(intervene, model)
         self.model = prepared(model)
@@ -264,19 +288,3 @@ class _Session:
         return Generation(texts=None if self.tokenizer is None else self.texts, tokens=self.tokens,
                           logprobs=self.logprobs, lengths=[len(tokens) for tokens in self.tokens],
                           finish_reasons=self.reasons)
-
-
-_fold_in_rows = jax.jit(lambda key, num_rows: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows)),
-                        static_argnums=1)
-
-
-def _row_keys(key: jax.Array | None, num_rows: int) -> jax.Array:
-    if key is None:
-        key = jax.random.key(0)  # greedy: never read
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise ValueError(f"key={key!r} is no PRNG key; pass jax.random.key(seed)")
-    if key.ndim == 0:
-        return _fold_in_rows(key, num_rows)
-    if key.shape != (num_rows,):
-        raise ValueError(f"key has shape {key.shape}; pass one key, or one for each of the {num_rows} rows")
-    return key
