@@ -6,6 +6,7 @@ import os
 import random
 import signal
 
+import grain
 import jax
 import numpy as np
 import optax
@@ -84,16 +85,55 @@ def test_a_path_a_config_by_name_and_steps(texts, tmp_path):
 
 
 def test_an_iterator_of_batches(bundle):
-    def batches():
-        draw = np.random.default_rng(0)
-        while True:
-            tokens = draw.integers(5, size=(8, 17)).astype(np.int32)
-            yield {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
-
-    trained = tj.train(CONFIG, batches(), tokenizer=bundle.tokenizer, steps=3)
+    trained = tj.train(CONFIG, random_batches(), tokenizer=bundle.tokenizer, steps=3)
     assert trained.step == 3 and trained.tokenizer is bundle.tokenizer
     with pytest.raises(ValueError, match=r"set model\.vocab_size, or pass tokenizer"):
-        tj.train(CONFIG, batches())
+        tj.train(CONFIG, random_batches())
+
+
+def random_batches():
+    draw = np.random.default_rng(0)
+    while True:
+        tokens = draw.integers(5, size=(8, 17)).astype(np.int32)
+        yield {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+
+
+def test_a_workdir_belongs_to_a_run_on_batches_too(bundle, tmp_path):
+    tj.train(CONFIG, random_batches(), tokenizer=bundle.tokenizer, steps=2, workdir=tmp_path / "run")
+    assert tj.load(tmp_path / "run").tokenizer.digest == bundle.tokenizer.digest
+    with pytest.raises(ValueError, match="holds a run with another config"):
+        tj.train(CONFIG.replace(seed=1), random_batches(), tokenizer=bundle.tokenizer, steps=2,
+                 workdir=tmp_path / "run")
+
+
+def test_a_grain_data_set_of_batches_resumes_exactly(bundle, tmp_path):
+    def source():
+        rows = grain.MapDataset.source(np.arange(40)).seed(0).shuffle().repeat().map(
+            lambda number: {"tokens": (np.arange(16) + number) % 5, "targets": (np.arange(16) + number + 1) % 5})
+        return rows.batch(8).to_iter_dataset()
+
+    config = CONFIG.replace(model=bundle.config, steps=8)
+    whole = tj.train(config, source())
+    with pytest.raises(tj.training.Interrupted):
+        tj.train(config, source(), workdir=tmp_path / "run", hooks=[Stopper(6)])
+    assert same(tj.train(config, source(), workdir=tmp_path / "run").model, whole.model)
+
+
+def test_what_batches_of_ones_own_cannot_do(bundle, tmp_path):
+    watched = CONFIG.replace(metrics=tj.config.MetricsConfig(attention_every=1))
+    with pytest.raises(ValueError, match="attention_every needs held-out examples"):
+        tj.train(watched, random_batches(), tokenizer=bundle.tokenizer)
+    with pytest.raises(ValueError, match=r"a batch is a dict of arrays .* not str; pass examples, such as texts, as a"):
+        tj.train(CONFIG, (text for text in ["the cat"]), tokenizer=bundle.tokenizer)
+
+
+def test_a_tokenizer_is_never_dropped_silently(bundle, texts, tmp_path):
+    with pytest.raises(ValueError, match="base comes with its tokenizer"):
+        tj.train(tj.ExperimentConfig(), texts, base=bundle, tokenizer=bundle.tokenizer)
+    tj.train(CONFIG, texts, steps=2, workdir=tmp_path / "run")
+    other = tj.Tokenizer.train(texts, kind="word")
+    with pytest.raises(ValueError, match="began with another tokenizer"):
+        tj.train(CONFIG, texts, steps=2, workdir=tmp_path / "run", tokenizer=other)
 
 
 def test_a_loop_of_ones_own_learns_what_train_learns(bundle, texts, tmp_path):

@@ -29,7 +29,7 @@ from transformer_jax.models.heads import RewardModel
 
 
 class Experience:
-    """Minibatches of rollouts, for :func:`transformer_jax.training.loop.fit`, which calls :meth:`follow` as it learns.
+    """Minibatches of rollouts, for :func:`transformer_jax.training.loop.fit`; the hook ``Follow`` calls :meth:`follow`.
 
     Its state is the rollout in use, the place in it, the KL coefficient and the place among the prompts: with it an
     interrupted run goes on, also in the middle of a rollout, with the bits it would have had.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 import jax
 
 from transformer_jax.nn.sites import PREFIXES
+from transformer_jax.settings import nearest
 
 if TYPE_CHECKING:
     from transformer_jax.models.output import Trace
@@ -65,9 +65,8 @@ def read(parts: dict[str, Trace], name: str) -> jax.Array:
             return _value(trace, own, int(layer[1]))
     known = names(parts)
     sites = {site for kind, trace in parts.items() for site in site_shapes(trace, PREFIXES[kind])}
-    near = difflib.get_close_matches(name, [*known, *sites], n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "trace.names() lists what there is"
-    raise KeyError(f"the trace has no {name!r}; {hint}")
+    hint = nearest(name, [*known, *sites]) or "; trace.names() lists what there is"
+    raise KeyError(f"the trace has no {name!r}{hint}")
 
 
 def _value(trace: Trace, site: str, layer: int | None) -> jax.Array:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 
 import jax
+
+from transformer_jax.settings import nearest
 
 Intervene = Callable[[str, jax.Array | int, jax.Array], jax.Array]
 
@@ -30,10 +31,8 @@ def register_site(name: str) -> None:
 def check_site(site: str) -> None:
     """Raises ValueError, with the nearest name, for a site that there is not."""
     if site not in SITES:
-        near = difflib.get_close_matches(site, SITES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"site={site!r} is not one of {', '.join(SITES)}; {hint}"
-                         "a block of your own adds its sites with transformer_jax.nn.sites.register_site")
+        raise ValueError(f"site={site!r} is not one of {', '.join(SITES)}{nearest(site, SITES)}; a block of "
+                         "your own adds its sites with transformer_jax.nn.sites.register_site")
 
 
 class Site(str):

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from transformer_jax import recipes, tasks
-from transformer_jax.config import DataConfig, ExperimentConfig, ModelConfig, TokenizerConfig
+from transformer_jax.config import ExperimentConfig
 from transformer_jax.data import Tokenizer, make_batches
 from transformer_jax.models.functional import count_parameters
+from transformer_jax.runs.completing import check_batch_size, make_tokenizer, model_config_for, model_config_from
 from transformer_jax.runs.telemetry import WatchAttention
 from transformer_jax.runs.workdir import Workdir, locked
 from transformer_jax.runtime import keep_freed_memory
-from transformer_jax.settings import differences
 from transformer_jax.sharding import data_share, make_mesh
 from transformer_jax.tasks.base import Task, TaskData
 from transformer_jax.training.bundle import TOKENIZER_FILE, Bundle, save
@@ -35,9 +35,6 @@ from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.processes import first_before_others, is_first
 from transformer_jax.training.session import run_training
 from transformer_jax.training.state import TrainState, init_state
-
-# Of a model's config what a run that starts from a trained model sets anew.
-_TUNABLE = ("dropout", "attention_dropout")
 
 
 def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[str] | None = None,
@@ -78,19 +75,20 @@ def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[s
     keep_freed_memory()
     config = recipes.get(config) if isinstance(config, str) else config
     config = config if steps is None else config.replace(steps=steps)
-    config, data = _with_data(config, data, texts)
-    if held_out is not None and (data is None or hasattr(data, "__next__")):
+    config, data, batches = _with_data(config, data, texts)
+    if held_out is not None and data is None:
         raise ValueError("held_out goes with examples in data; for files set config.data.validation_path")
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     make_task = tasks.get(tasks.name_of(config)) if task is None else task
-    has_batches = hasattr(data, "__next__")
     new = make_task(config, base=base)
     if new.needs_base and base is None:
         raise ValueError(f"the task {new.name!r} starts from a trained model: pass base=tj.load(...), or --model=...")
+    if base is not None and tokenizer is not None:
+        raise ValueError("base comes with its tokenizer, which its weights belong to; leave tokenizer out")
     started = None if base is None else new.start_from(base)
     # Read before the workdir is made: where there is nothing to learn from, nothing is left behind.
-    examples = None if has_batches else new.read(data, held_out)
-    _check_batch(config, mesh)
+    examples = None if batches is not None else new.read(data, held_out)
+    check_batch_size(config, mesh)
     with contextlib.ExitStack() as stack:
         if workdir is None:
             directory, place = None, pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -101,8 +99,9 @@ def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[s
         preparing = stack.enter_context(contextlib.ExitStack())
         preparing.enter_context(first_before_others("prepared"))
         options = {"base": base, "workdir": None if directory is None else place}
-        if has_batches:
-            run = _of_batches(config, data, started, tokenizer, functools.partial(make_task, **options), mesh)
+        if batches is not None:
+            run = _of_batches(config, batches, directory, started, tokenizer, functools.partial(make_task, **options),
+                              mesh)
         else:
             run = _prepare(config, examples, place, directory, started, tokenizer,
                            functools.partial(make_task, **options), mesh)
@@ -142,8 +141,9 @@ class _Run:
     learner: Learner
 
 
-def _with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None) -> tuple[ExperimentConfig, Any]:
-    """A path becomes ``config.data.path``; everything else is examples or batches."""
+def _with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None) -> tuple[
+        ExperimentConfig, Any, Iterator[Mapping[str, Any]] | None]:
+    """The config, whose ``data.path`` is the path if one was given; else examples; else an iterator of batches."""
     if texts is not None:
         if data is not None:
             raise ValueError("data and texts are two names of the same argument; give one of them")
@@ -151,8 +151,12 @@ def _with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None)
             raise ValueError("texts is one string; pass a list of strings, or data=PATH to read a file")
         data = list(texts)
     if isinstance(data, (str, pathlib.Path)):
-        return config.replace(data=dataclasses.replace(config.data, path=str(data), tfds=None, generated=None)), None
-    return config, data
+        paths = dataclasses.replace(config.data, path=str(data), tfds=None, generated=None)
+        return config.replace(data=paths), None, None
+    # What has a length is examples; what has none, as an iterator or a data set of grain, yields batches.
+    if data is None or hasattr(data, "__len__"):
+        return config, data, None
+    return config, None, iter(data)
 
 
 def _prepare(config: ExperimentConfig, examples: tuple[Any, Any], place: pathlib.Path, directory: Workdir | None,
@@ -161,10 +165,14 @@ def _prepare(config: ExperimentConfig, examples: tuple[Any, Any], place: pathlib
     if started is not None:
         tokenizer = started.tokenizer
     elif directory is not None and directory.record is not None:
+        if tokenizer is not None and tokenizer.digest != directory.tokenizer().digest:
+            raise ValueError(f"the run in {directory.path} began with another tokenizer; use another workdir, or leave "
+                             "tokenizer out to resume")
         tokenizer = directory.tokenizer()
     elif tokenizer is None:
-        tokenizer = _make_tokenizer(config.data, make_task(config).texts(examples[0]))
-    config = config.replace(model=_model_config(config, tokenizer) if started is None else _tuned(config, started))
+        tokenizer = make_tokenizer(config.data, make_task(config).texts(examples[0]))
+    shape = model_config_for(config, tokenizer) if started is None else model_config_from(config, started)
+    config = config.replace(model=shape)
     task = make_task(config)
     found = task.prepare(*examples, tokenizer, pathlib.Path(config.data.cache_dir or place / "data"))
     contents = [*found.contents, *([] if started is None else [tree_digest(started.model)])]
@@ -189,18 +197,29 @@ def _prepare(config: ExperimentConfig, examples: tuple[Any, Any], place: pathlib
     return _Run(config, task, found, tokenizer, batches, learner)
 
 
-def _of_batches(config: ExperimentConfig, batches: Iterator[Mapping[str, Any]], base: Bundle | None,
-                tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh) -> _Run:
+def _of_batches(config: ExperimentConfig, batches: Iterator[Mapping[str, Any]], directory: Workdir | None,
+                base: Bundle | None, tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh) -> _Run:
     """A run on batches that the caller makes: nothing is read, tokenized, held out or evaluated."""
     if base is not None:
-        config = config.replace(model=_tuned(config, base))
+        config = config.replace(model=model_config_from(config, base))
         tokenizer = base.tokenizer
     elif tokenizer is not None:
-        config = config.replace(model=_model_config(config, tokenizer))
+        config = config.replace(model=model_config_for(config, tokenizer))
     if config.model.vocab_size is None:
         raise ValueError("batches do not say how many tokens there are: set model.vocab_size, or pass tokenizer=...")
+    if config.metrics.attention_every:
+        raise ValueError("metrics.attention_every needs held-out examples, and batches of your own come without; leave "
+                         "it out, and watch in a hook")
+    if config.lora.rank and directory is not None:
+        raise ValueError("a run of adapters keeps its base in the workdir, which batches of your own do not; leave "
+                         "workdir out and use tj.save_adapters, or pass examples")
     learner = make_learner(config.model, config.lora, None if base is None else base.model, mesh)
     data = TaskData(train=batches, contents=[], summary="batches of the caller")
+    if directory is not None:
+        contents = [] if base is None else [tree_digest(base.model)]
+        directory.check_contents(contents, has_base=base is not None)
+        if is_first():
+            directory.claim(contents, tokenizer)
     return _Run(config, make_task(config), data, tokenizer, batches, learner)
 
 
@@ -240,50 +259,6 @@ def _evaluation(run: _Run) -> Callable[[Any], Mapping[str, float]] | None:
         return None
     return mean_loss(run.task.evaluation_loss, lambda: data.evaluation_batches(settings.batch_size),
                      settings.max_batches)
-
-
-def _make_tokenizer(config: DataConfig, texts: Iterable[str]) -> Tokenizer:
-    settings = config.tokenizer
-    if settings.path is not None:
-        tokenizer = Tokenizer.load(settings.path)
-        if settings.chat:
-            _ = tokenizer.role_ids  # ValueError without them
-        return tokenizer
-    return Tokenizer.train(texts, kind=settings.kind, vocab_size=settings.vocab_size,
-                           min_frequency=settings.min_frequency, chat=settings.chat)
-
-
-def _model_config(config: ExperimentConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The model's vocabulary is the tokenizer's; an encoder, which never draws a token, may have room for more."""
-    given = config.model.vocab_size
-    if given is None or given == tokenizer.vocab_size:
-        return config.model.replace(vocab_size=tokenizer.vocab_size)
-    if config.model.family != "encoder" or given < tokenizer.vocab_size:
-        raise ValueError(f"model.vocab_size={given}, but the tokenizer has {tokenizer.vocab_size} pieces; leave "
-                         "model.vocab_size out")
-    return config.model
-
-
-def _tuned(config: ExperimentConfig, base: Bundle) -> ModelConfig:
-    """The model is the base, but for its dropout; ValueError for settings of another one."""
-    set_here = differences(ModelConfig(), config.model.replace(**{field: getattr(ModelConfig(), field)
-                                                                  for field in _TUNABLE}), "model.")
-    set_here += differences(TokenizerConfig(), config.data.tokenizer, "data.tokenizer.")
-    if set_here:
-        raise ValueError(f"model and tokenizer are those of --model; of them a config may set {', '.join(_TUNABLE)} "
-                         f"alone, not {'; '.join(set_here)}")
-    return base.config.replace(**{field: getattr(config.model, field) for field in _TUNABLE})
-
-
-def _check_batch(config: ExperimentConfig, mesh: Mesh) -> None:
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % shares:
-        raise ValueError(f"batch_size={config.batch_size} does not divide among the {shares} devices of mesh.data "
-                         "x mesh.fsdp")
-    if config.optim.gradient_dtype is not None and config.batch_size // shares % config.optim.accumulation:
-        raise ValueError(f"with optim.gradient_dtype the {config.batch_size // shares} rows of a device, which are "
-                         f"batch_size={config.batch_size} over {shares} devices, must split into optim.accumulation="
-                         f"{config.optim.accumulation} parts")
 
 
 def _report_sizes(config: ExperimentConfig, summary: str, tokenizer: Tokenizer, learner: Learner, mesh: Mesh) -> None:

@@ -58,9 +58,10 @@ class Workdir:
         raise ValueError(f"the {what} is not the one that the run in {self.path} began with; use another --workdir, "
                          f"or the same {what} to resume")
 
-    def claim(self, contents: Sequence[str], tokenizer: Tokenizer) -> None:
-        """Writes the record and the tokenizer: from here on the directory belongs to this run."""
-        write_whole(self.path / TOKENIZER_FILE, tokenizer.to_bytes())
+    def claim(self, contents: Sequence[str], tokenizer: Tokenizer | None) -> None:
+        """Writes the record, and the tokenizer if there is one: from here on the directory belongs to this run."""
+        if tokenizer is not None:
+            write_whole(self.path / TOKENIZER_FILE, tokenizer.to_bytes())
         record = {"config": to_dict(self._config), "contents": list(contents)}
         write_whole(self.path / _RECORD, json.dumps(record, indent=1).encode())
 

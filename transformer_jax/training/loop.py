@@ -123,6 +123,13 @@ def fit(loop: Loop, train_step: TrainStep, batches: Iterator[Mapping[str, np.nda
 
 
 def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh | None = None) -> dict[str, jax.Array]:
-    """The batch as arrays whose rows are divided over the devices of a mesh (by default one device)."""
+    """The batch as arrays whose rows are divided over the devices of a mesh (by default one device).
+
+    Raises:
+      ValueError: for what is not a dict of arrays.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(f"a batch is a dict of arrays [batch_size, ...], not {type(batch).__name__}; pass examples, "
+                         "such as texts, as a list")
     sharding = batch_sharding(make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh)
     return {name: jax.make_array_from_process_local_data(sharding, np.asarray(rows)) for name, rows in batch.items()}
