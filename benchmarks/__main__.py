@@ -11,8 +11,8 @@ python -m benchmarks rl                          GRPO and PPO beside TRL's GRPO
 python -m benchmarks gpu --data=input.txt        everything that is measured on a GPU, in ten minutes
 python -m benchmarks tpu                         programs compiled for TPUs that are not here
 
-Medians over rounds in which both sides take turns, each in a process of its own; warm, unless compilation is what is
-measured.
+Medians over rounds in which both sides take turns, each in a process of its own; warm, unless
+compilation is what is measured.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _JSON = flags.DEFINE_string("json", None, "Also write the figures here.")
 
 
 def _module(name: str) -> ModuleType:
-    """A module of the benchmarks, imported when asked for: a machine with a GPU need not have what the others need."""
+    """A module of the benchmarks, imported when asked for: a machine with a GPU need not have what
+    the others need."""
     return importlib.import_module(f"benchmarks.{name}")
 
 

@@ -28,7 +28,8 @@ def timed(run: Callable[[], object]) -> float:
 
 
 class OtherProcess:
-    """Runs a benchmark's other side in a process of its own, so that neither changes the other's memory or threads.
+    """Runs a benchmark's other side in a process of its own, so that neither changes the other's
+    memory or threads.
 
     The worker is called with a pipe and the arguments; it answers every message on the pipe.
     """

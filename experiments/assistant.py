@@ -1,10 +1,11 @@
-"""From film reviews to an assistant that praises: pretraining, fine-tuning, a reward model, DPO and PPO, and who wins.
+"""From film reviews to an assistant that praises: pretraining, fine-tuning, a reward model, DPO and
+PPO, and who wins.
 
 python -m experiments.assistant --data=../shared/data --workdir=runs/assistant
 
-Each stage is a run of its own in the workdir, and the same command resumes what was stopped. The judge is a bag of
-words of reviews and sentences that no stage saw. --quick rehearses every stage in a minute, at a size that learns
-nothing.
+Each stage is a run of its own in the workdir, and the same command resumes what was stopped. The
+judge is a bag of words of reviews and sentences that no stage saw. --quick rehearses every stage in
+a minute, at a size that learns nothing.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def main() -> None:
 
 
 def _perplexity(bundle: tj.Bundle, data: assistant_data.AssistantData) -> float:
-    """Of held-out sentences given their prompts: how well a model knows how such sentences are written."""
+    """Of held-out sentences given their prompts: how well a model knows how such sentences are
+    written."""
     return evaluate(bundle, data.held_out_demonstrations, task="sft", batch_size=16)["perplexity"]
 
 

@@ -1,4 +1,5 @@
-"""Film reviews cut into what each stage of an assistant learns from, so that no two stages see the same text."""
+"""Film reviews cut into what each stage of an assistant learns from, so that no two stages see the
+same text."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ class AssistantData:
     Attributes:
       documents: to pretrain on: half of the reviews, and novels.
       held_out_documents: a few reviews to validate that on.
-      judge: knows the other half of the reviews, and the sentences that are about no topic or too long, which no stage
-        sees.
+      judge: knows the other half of the reviews, and the sentences that are about no topic or too
+        long, which no stage sees.
       demonstrations: prompts of one or two topics, and sentences about them, good and bad alike.
       held_out_demonstrations: of sentences that no stage learns from.
       comparisons: a sentence of praise is preferred to one of blame.
@@ -57,7 +58,8 @@ class AssistantData:
 
 
 def read(folder: pathlib.Path) -> AssistantData:
-    """Reads ``movie_reviews``, ``sentence_polarity`` and ``english_novels`` in a folder; the same cut every time.
+    """Reads ``movie_reviews``, ``sentence_polarity`` and ``english_novels`` in a folder; the same
+    cut every time.
 
     Raises:
       ValueError: for a folder without them.
@@ -127,7 +129,8 @@ def _demonstrations(kinds: list[list[_Sentence]], draw: random.Random) -> list[C
 
 
 def _comparisons(kinds: list[list[_Sentence]], pairings: int, draw: random.Random) -> list[Comparison]:
-    """Each positive sentence with negative ones, asked for by a topic of each in any order, so that no prompt tells."""
+    """Each positive sentence with negative ones, asked for by a topic of each in any order, so that
+    no prompt tells."""
     positive, negative = kinds
     found = []
     for _ in range(pairings):

@@ -1,4 +1,5 @@
-"""Learns to read dates written in words, Portuguese and English, and draws which words became year, month and day.
+"""Learns to read dates written in words, Portuguese and English, and draws which words became year,
+month and day.
 
 python -m experiments.dates
 """
@@ -34,7 +35,8 @@ The model is in {workdir}; which words became the year, the month and the day: {
 
 
 def draw_cross_attention(bundle: Bundle, text: str, path: pathlib.Path) -> str:
-    """Draws, for each token of the translation, where the last decoder layer looks: the mean over its heads.
+    """Draws, for each token of the translation, where the last decoder layer looks: the mean over
+    its heads.
 
     Returns:
       The translation.

@@ -1,4 +1,5 @@
-"""Eight simulated CPU devices for every test, compiled programs that the tests share, and where the corpora are."""
+"""Eight simulated CPU devices for every test, compiled programs that the tests share, and where the
+corpora are."""
 
 import importlib.metadata
 import os
@@ -6,9 +7,10 @@ import pathlib
 import shutil
 import tempfile
 
-# Nearly all the time of the tests is compiling: compile quickly, not well. Without the fusion emitters, which write
-# every fusion as MLIR first, XLA:CPU compiles three times as fast. XLA ends a process for a flag that it does not know,
-# so they are used only with the releases of jaxlib that they were tried with.
+# Nearly all the time of the tests is compiling: compile quickly, not well. Without the fusion
+# emitters, which write every fusion as MLIR first, XLA:CPU compiles three times as fast. XLA ends a
+# process for a flag that it does not know, so they are used only with the releases of jaxlib that
+# they were tried with.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
@@ -19,7 +21,8 @@ import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-# What one test has compiled, the others read: those of other workers too, and the processes that tests start.
+# What one test has compiled, the others read: those of other workers too, and the processes that
+# tests start.
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 CACHE = {
     "jax_compilation_cache_dir":
@@ -36,7 +39,8 @@ def pytest_unconfigure() -> None:
     if not IS_WORKER:
         shutil.rmtree(CACHE["jax_compilation_cache_dir"], ignore_errors=True)
 
-# Functions of these modules check, in the tests alone, that arrays have the shapes and types of their signatures.
+# Functions of these modules check, in the tests alone, that arrays have the shapes and types of
+# their signatures.
 CHECKED = tuple(f"transformer_jax.inspection.{module}" for module in ("lens", "maps", "mixing", "space"))
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
@@ -53,14 +57,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs():
-    """Each compiled program holds maps of memory, of which a process may have 65,530; the suite needs more."""
+    """Each compiled program holds maps of memory, of which a process may have 65,530; the suite
+    needs more."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
 def corpora() -> pathlib.Path:
-    """The folder of real corpora: the variable TRANSFORMER_JAX_DATA, or ../shared/data beside the project."""
+    """The folder of real corpora: the variable TRANSFORMER_JAX_DATA, or ../shared/data beside the
+    project."""
     beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = pathlib.Path(os.environ.get("TRANSFORMER_JAX_DATA", beside))
     if not folder.is_dir():

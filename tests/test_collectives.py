@@ -1,4 +1,5 @@
-"""What devices send to each other in the compiled gradient of each layout: what it should, and no more."""
+"""What devices send to each other in the compiled gradient of each layout: what it should, and no
+more."""
 
 import functools
 import math
@@ -75,7 +76,8 @@ def test_fsdp_gathers_weights_layer_by_layer():
     assert max(sizes(gathered)) == D * F
     assert sizes(gathered).isdisjoint({L * D * F, L * D * N * H, L * D * K * H})
     assert [shape for shape in gathered if math.prod(shape) == V * D] == [(V, D)]  # once, not for the tokens too
-    # Both kernels of the feed-forward layer, and again for the gradient: between, no device holds them whole.
+    # Both kernels of the feed-forward layer, and again for the gradient: between, no device holds
+    # them whole.
     assert sum(math.prod(shape) == D * F for shape in gathered) == 4
 
 

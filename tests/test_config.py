@@ -268,7 +268,8 @@ def test_nanogpt_prints_the_same_number(name, printed):
 
 
 @pytest.mark.parametrize(("name", "printed", "rounding", "layers", "heads", "width"), [
-    # Brown et al. (2020), table 2.1; XL's 24 heads and 13B's width of 5140, as printed, do not multiply out.
+    # Brown et al. (2020), table 2.1; XL's 24 heads and 13B's width of 5140, as printed, do not
+    # multiply out.
     ("gpt3-small", 125e6, 0.5e6, 12, 12, 768), ("gpt3-medium", 350e6, 6e6, 24, 16, 1024),
     ("gpt3-large", 760e6, 5e6, 24, 16, 1536), ("gpt3-xl", 1.3e9, 0.05e9, 24, 16, 2048),
     ("gpt3-2.7b", 2.7e9, 0.05e9, 32, 32, 2560), ("gpt3-6.7b", 6.7e9, 0.05e9, 32, 32, 4096),

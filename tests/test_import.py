@@ -62,7 +62,8 @@ def test_what_type_checkers_see_is_what_is_there(namespace):
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_no_public_name_is_that_of_a_module_in_the_same_folder(namespace):
-    """Python sets an imported module as an attribute of its package, in the place of what was there."""
+    """Python sets an imported module as an attribute of its package, in the place of what was
+    there."""
     module = importlib.import_module(namespace)
     values = {name for name in module.__all__ if not inspect.ismodule(getattr(module, name))}
     assert not values & {found.name for found in pkgutil.iter_modules(module.__path__)}

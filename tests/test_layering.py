@@ -14,8 +14,8 @@ _USES = {*_MODELS, "data", "decoding", "inspection", "training"}
 _TASKS = {*_USES, "lazy", "alignment", "recipes", "runtime"}
 _ALL = {*_TASKS, "interop", "tasks", "runs", "lazy"}
 
-# Part of the package -> the other parts that it may import. Parts on one level do not import each other, but that
-# inspection reads texts, and has translations made, as decoding does.
+# Part of the package -> the other parts that it may import. Parts on one level do not import each
+# other, but that inspection reads texts, and has translations made, as decoding does.
 MAY_IMPORT = {
     "settings": set(),
     "lazy": {"settings"},
@@ -52,7 +52,8 @@ def part_of(module: str) -> str | None:
 
 
 def imported_modules(source: str, module: str) -> list[tuple[int, str]]:
-    """Line and absolute name of everything imported, also inside functions and under TYPE_CHECKING."""
+    """Line and absolute name of everything imported, also inside functions and under
+    TYPE_CHECKING."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -62,7 +63,8 @@ def imported_modules(source: str, module: str) -> list[tuple[int, str]]:
             if node.level:
                 parents = module.split(".")[: -node.level]
                 base = ".".join([*parents, *([base] if base else [])])
-            # `from transformer_jax import presets` imports a part, or a public name of the package itself.
+            # `from transformer_jax import presets` imports a part, or a public name of the package
+            # itself.
             if base == "transformer_jax":
                 found += [(node.lineno, f"{base}.{alias.name}" if alias.name in MAY_IMPORT else base)
                           for alias in node.names]
@@ -86,7 +88,8 @@ def violations(source: str, module: str) -> list[str]:
 
 
 def modules() -> dict[str, pathlib.Path]:
-    """Every module of the project by dotted name, but for the package's own ``__init__``, which imports all parts."""
+    """Every module of the project by dotted name, but for the package's own ``__init__``, which
+    imports all parts."""
     found = {}
     for package in ("transformer_jax", "experiments", "benchmarks"):
         for path in sorted((ROOT / package).rglob("*.py")):

@@ -1,4 +1,5 @@
-"""Keeping freed memory: done on Linux, refused on request; flags of XLA: added, never put in place of others."""
+"""Keeping freed memory: done on Linux, refused on request; flags of XLA: added, never put in place
+of others."""
 
 import os
 import subprocess

@@ -109,7 +109,8 @@ def test_parameters_and_moments_are_sharded(name):
 
 @pytest.mark.parametrize("name", MESHES)
 def test_training_keeps_the_shardings_and_compiles_once(name):
-    # Without a constraint on the new state the compiler spreads the norms' scales, and step 2 compiles anew.
+    # Without a constraint on the new state the compiler spreads the norms' scales, and step 2
+    # compiles anew.
     before, after, _, compiled = trained(name)
     shapes = abstract_state(lambda key: tj.Decoder(CONFIG, key=key), optimizer())
     same = jax.tree.map(lambda a, b, leaf: a.is_equivalent_to(b, leaf.ndim), before, after, shapes)

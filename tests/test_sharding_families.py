@@ -25,13 +25,15 @@ CONFIGS = {
     "encoder_decoder": tj.ModelConfig(family="encoder_decoder", positions="sinusoidal", activation="relu",
                                       scale_embeddings=True, init_std=None, num_kv_heads=2, **SHAPE),
 }
-# On "all" the data, the weights and the heads are divided, for both; by the data or the weights alone for one each.
+# On "all" the data, the weights and the heads are divided, for both; by the data or the weights
+# alone for one each.
 CASES = [("encoder", "data"), ("encoder", "all"), ("encoder_decoder", "fsdp"), ("encoder_decoder", "all")]
 LOSSES = {"encoder": masked_token_loss(), "encoder_decoder": translation_loss(LossConfig(label_smoothing=0.1))}
 
 
 def batches(family):
-    """Texts of a quarter of the tokens, which is soon learnt, some padded: to restore, or to say backwards."""
+    """Texts of a quarter of the tokens, which is soon learnt, some padded: to restore, or to say
+    backwards."""
     rng = np.random.default_rng(0)
     for _ in range(STEPS):
         rows_BT = 1 + (rng.integers(8, size=(8, 1)) + rng.integers(1, 4, size=(8, 1)) * np.arange(16)) % 8
@@ -57,7 +59,8 @@ def fresh(family, mesh=None, **changes):
     key = jax.random.key(0, impl="unsafe_rbg")  # compiles in a fraction of the default's time
     config = CONFIGS[family].replace(**changes)
     state = init_state(lambda key: make_model(config, key=key), optimizer(), key, mesh)
-    # For dropout the default: what it draws does not depend on how the result is divided among devices.
+    # For dropout the default: what it draws does not depend on how the result is divided among
+    # devices.
     return dataclasses.replace(state, key=jax.device_put(jax.random.key(0), state.key.sharding))
 
 
@@ -99,7 +102,8 @@ def test_losses_equal_those_of_one_device(family, name):
 
 
 def test_the_tokens_of_a_row_may_be_divided_too():
-    """Sources are: 16 tokens. Targets, 15, stay whole. Attention's dropout differs on each device, so it is off."""
+    """Sources are: 16 tokens. Targets, 15, stay whole. Attention's dropout differs on each device,
+    so it is off."""
     divided, alone = (trained("encoder_decoder", name, attention_dropout=0.0)[2] for name in ("sequence", None))
     np.testing.assert_allclose(divided, alone, rtol=1e-5)
 

@@ -1,4 +1,5 @@
-"""Pyright finds no error in the public names, nor in the parts listed here; tests check the shapes of signatures."""
+"""Pyright finds no error in the public names, nor in the parts listed here; tests check the shapes
+of signatures."""
 
 import json
 import pathlib

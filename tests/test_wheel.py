@@ -34,7 +34,8 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """``installed(*command)`` runs a command of an environment with the wheel, which sees the packages of this one."""
+    """``installed(*command)`` runs a command of an environment with the wheel, which sees the
+    packages of this one."""
     home = tmp_path_factory.mktemp("home")
     venv.create(home / "venv", with_pip=False)
     python = home / "venv" / "bin" / "python"

@@ -1,4 +1,5 @@
-"""Public names that editors and type checkers see as imports, and that Python loads on first use."""
+"""Public names that editors and type checkers see as imports, and that Python loads on first
+use."""
 
 from __future__ import annotations
 
@@ -12,16 +13,19 @@ from typing import Any
 
 
 def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Makes the ``__getattr__`` and ``__dir__`` of a package that imports its public names on first use.
+    """Makes the ``__getattr__`` and ``__dir__`` of a package that imports its public names on first
+    use.
 
-    The names and their homes are written once, as imports under ``if TYPE_CHECKING`` in the package's own file, which
-    this function reads when a name is first asked for. ``__all__`` lists the same names.
+    The names and their homes are written once, as imports under ``if TYPE_CHECKING`` in the
+    package's own file, which this function reads when a name is first asked for. ``__all__`` lists
+    the same names.
 
     Args:
       package: the package's ``__name__``.
 
     Returns:
-      ``__getattr__``, which raises AttributeError with the nearest public name for an unknown one, and ``__dir__``.
+      ``__getattr__``, which raises AttributeError with the nearest public name for an unknown one,
+      and ``__dir__``.
     """
     module = sys.modules[package]
 
@@ -35,7 +39,8 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 
             raise AttributeError(f"module {package!r} has no attribute {name!r}{nearest(name, module.__all__)}")
         home = homes()[name]
-        # `from package import part` names a part of the package, any other import a value in a module.
+        # `from package import part` names a part of the package, any other import a value in a
+        # module.
         value = (importlib.import_module(f"{package}.{name}") if home == package
                  else getattr(importlib.import_module(home), name))
         setattr(module, name, value)
@@ -48,7 +53,8 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 
 
 def imports_for_type_checkers(source: str) -> dict[str, str]:
-    """The names that a file imports under ``if TYPE_CHECKING``, each with the module that it comes from."""
+    """The names that a file imports under ``if TYPE_CHECKING``, each with the module that it comes
+    from."""
     return {alias.name: node.module or ""
             for block in ast.parse(source).body
             if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"

@@ -26,12 +26,13 @@ def _gpt3(num_layers: int, num_heads: int, head_dim: int) -> ModelConfig:
                          model_dim=num_heads * head_dim)
 
 
-# Vaswani et al. (2017), table 3, with the 37,000 pieces that English and German share there. The paper rounds to 65M
-# and 213M parameters; these shapes have 63.1M and 214.2M.
+# Vaswani et al. (2017), table 3, with the 37,000 pieces that English and German share there. The
+# paper rounds to 65M and 213M parameters; these shapes have 63.1M and 214.2M.
 _TRANSFORMER = ModelConfig(
     family="encoder_decoder", vocab_size=37_000, max_len=512, num_layers=6, num_heads=8, model_dim=512,
     positions="sinusoidal", norm_position="post", activation="relu", scale_embeddings=True, dropout=0.1, init_std=None)
-# Devlin et al. (2019), and Liu et al. (2019), whose one kind of tokens has an embedding all the same.
+# Devlin et al. (2019), and Liu et al. (2019), whose one kind of tokens has an embedding all the
+# same.
 _BERT = ModelConfig(
     family="encoder", vocab_size=30_522, max_len=512, num_token_types=2, norm_position="post", norm_epsilon=1e-12,
     activation="gelu", use_embedding_norm=True, dropout=0.1)
@@ -50,8 +51,8 @@ _PRESETS = {
     "gpt2-medium": _gpt2(24, 16, 1024),
     "gpt2-large": _gpt2(36, 20, 1280),
     "gpt2-xl": _gpt2(48, 25, 1600),
-    # Brown et al. (2020), table 2.1. Two rows do not multiply out as printed (XL: 24 heads of 128 for a
-    # width of 2048; 13B: 40 heads of 128 for a width of 5140); here heads * head_dim = width.
+    # Brown et al. (2020), table 2.1. Two rows do not multiply out as printed (XL: 24 heads of 128
+    # for a width of 2048; 13B: 40 heads of 128 for a width of 5140); here heads * head_dim = width.
     "gpt3-small": _gpt3(12, 12, 64),
     "gpt3-medium": _gpt3(24, 16, 64),
     "gpt3-large": _gpt3(24, 16, 96),

@@ -2,11 +2,11 @@
 
 Several processes train one model together when each is started with the same command and
 
-    JAX_COORDINATOR_ADDRESS   host:port of the first process, the same for all; it uses this port and the next
-    JAX_NUM_PROCESSES         how many there are
-    JAX_PROCESS_ID            which this one is, from 0
+    JAX_COORDINATOR_ADDRESS host:port of the first process, the same for all; it uses this port and
+    the next JAX_NUM_PROCESSES how many there are JAX_PROCESS_ID which this one is, from 0
 
-in its environment; on TPU pods, under SLURM and Open MPI, ``JAX_COORDINATOR_ADDRESS=auto`` finds all three.
+in its environment; on TPU pods, under SLURM and Open MPI, ``JAX_COORDINATOR_ADDRESS=auto`` finds
+all three.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 def keep_freed_memory() -> bool:
     """Lets the process keep the memory it frees, for the next step to use again (Linux with glibc).
 
-    XLA:CPU allocates the buffers of every step anew. By default glibc hands such large blocks back to the kernel, which
-    clears every page of them again at the next step: a quarter of the time of a training step. Threads that allocate at
-    once then wait for each other, so it is not for programs that search with several threads. Call it before the
-    first large computation. The environment variable ``TRANSFORMER_JAX_KEEP_MEMORY=0`` switches it off.
+    XLA:CPU allocates the buffers of every step anew. By default glibc hands such large blocks back
+    to the kernel, which clears every page of them again at the next step: a quarter of the time of
+    a training step. Threads that allocate at once then wait for each other, so it is not for
+    programs that search with several threads. Call it before the first large computation. The
+    environment variable ``TRANSFORMER_JAX_KEEP_MEMORY=0`` switches it off.
 
     Returns:
       Whether it was done.
@@ -53,7 +54,8 @@ _ending = threading.Lock()
 
 
 def join_processes() -> bool:
-    """Joins the other processes of a run, if the environment names them; before anything else that asks for a device.
+    """Joins the other processes of a run, if the environment names them; before anything else that
+    asks for a device.
 
     Returns:
       Whether it did.
@@ -93,14 +95,16 @@ def leave_processes() -> None:
 
 
 def end_without_others(reason: str = "") -> NoReturn:
-    """Ends the process at once, with one line: leaving in order would wait for the one that is lost."""
+    """Ends the process at once, with one line: leaving in order would wait for the one that is
+    lost."""
     _ending.acquire()  # the first to come here speaks
     print(f"\nerror: {_LOST} {reason}".rstrip(), file=sys.stderr, flush=True)  # below a progress bar
     os._exit(2)
 
 
 def _watch(host: str, port: int, count: int, index: int) -> None:
-    """Ends this process as soon as the connection to another breaks: JAX itself would notice only by its silence."""
+    """Ends this process as soon as the connection to another breaks: JAX itself would notice only
+    by its silence."""
     if index == 0:
         with socket.create_server(("", port), backlog=count) as server:
             server.settimeout(_JOIN_SECONDS)
@@ -128,7 +132,8 @@ def _watch(host: str, port: int, count: int, index: int) -> None:
         threading.Thread(target=until_goodbye, args=(peer,), daemon=True).start()
 
 
-# Flags of XLA that help on accelerators; each program that wants them asks for them, by use_xla_flags.
+# Flags of XLA that help on accelerators; each program that wants them asks for them, by
+# use_xla_flags.
 XLA_FLAGS: dict[str, dict[str, str]] = {
     "gpu": {
         # Sends while it multiplies: of several GPUs, what they exchange.
@@ -147,10 +152,12 @@ _VARIABLES = {"gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
 
 
 def use_xla_flags(platform: str) -> dict[str, str]:
-    """Adds the flags of :data:`XLA_FLAGS` to the environment; before anything else that asks for a device.
+    """Adds the flags of :data:`XLA_FLAGS` to the environment; before anything else that asks for a
+    device.
 
-    No program of the house does so unasked. A flag that the variable (``XLA_FLAGS``, on TPUs ``LIBTPU_INIT_ARGS``)
-    already names stays as it is there, and ``TRANSFORMER_JAX_XLA_FLAGS=0`` leaves all of them out.
+    No program of the house does so unasked. A flag that the variable (``XLA_FLAGS``, on TPUs
+    ``LIBTPU_INIT_ARGS``) already names stays as it is there, and ``TRANSFORMER_JAX_XLA_FLAGS=0``
+    leaves all of them out.
 
     Args:
       platform: ``"gpu"`` or ``"tpu"``.

@@ -17,7 +17,8 @@ def require(condition: bool, message: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: ``; did you mean 'x'?``, or nothing where none is near."""
+    """The end of an error message about an unknown name: ``; did you mean 'x'?``, or nothing where
+    none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -38,7 +39,8 @@ def check_positive(config: Any, *fields: str) -> None:
 
 
 def check_field_names(cls: type, names: Iterable[str]) -> None:
-    """Raises ValueError, with the nearest known name, for a name that is no field of the dataclass."""
+    """Raises ValueError, with the nearest known name, for a name that is no field of the
+    dataclass."""
     known = [field.name for field in dataclasses.fields(cls)]
     for name in names:
         if name not in known:

@@ -27,17 +27,21 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 }
 
 
-# From the axis with the least traffic to the one with the most: neighbours in the last have the fastest links.
+# From the axis with the least traffic to the one with the most: neighbours in the last have the
+# fastest links.
 AXES = ("data", "fsdp", "sequence", "tensor")
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with the axes ``data``, ``fsdp``, ``sequence`` and ``tensor`` over all devices, or over those given.
+    """A mesh with the axes ``data``, ``fsdp``, ``sequence`` and ``tensor`` over all devices, or
+    over those given.
 
-    TPUs of several slices are divided along ``data``: between slices, whose network is slow, only gradients travel.
+    TPUs of several slices are divided along ``data``: between slices, whose network is slow, only
+    gradients travel.
 
     Raises:
-      ValueError: when the axes do not multiply out to the number of devices, or ``data`` not to the slices.
+      ValueError: when the axes do not multiply out to the number of devices, or ``data`` not to the
+        slices.
     """
     devices = jax.devices() if devices is None else devices
     others = config.fsdp * config.sequence * config.tensor
@@ -60,10 +64,12 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
 
 
 def data_share(mesh: Mesh) -> tuple[int, int]:
-    """Which share of every batch this process reads, and of how many: devices with the same rows read them all.
+    """Which share of every batch this process reads, and of how many: devices with the same rows
+    read them all.
 
     Raises:
-      ValueError: when the rows of this process do not follow each other in a batch, or overlap with another's in part.
+      ValueError: when the rows of this process do not follow each other in a batch, or overlap with
+        another's in part.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows: dict[int, set[int]] = {}
@@ -84,11 +90,12 @@ def partition_spec(*axes: str | None) -> PartitionSpec:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf: by the logical axes of parameters (and of what mirrors them), else replicated.
+    """A sharding for every leaf: by the logical axes of parameters (and of what mirrors them), else
+    replicated.
 
     Args:
-      tree: a pytree of arrays or shapes; ``nnx.Variable`` nodes carry ``axes``, and a leading axis beyond
-        those named is that of stacked layers.
+      tree: a pytree of arrays or shapes; ``nnx.Variable`` nodes carry ``axes``, and a leading axis
+        beyond those named is that of stacked layers.
       mesh: from :func:`make_mesh`.
     """
     from flax import nnx  # here, since operations on arrays, which need no flax, read the rest of this file
@@ -121,12 +128,14 @@ def _axis_size(axis: str | tuple[str, ...], mesh: Mesh | AbstractMesh) -> int:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch are divided over the axes ``data`` and ``fsdp``; tokens of a row only once they are embedded."""
+    """Rows of a batch are divided over the axes ``data`` and ``fsdp``; tokens of a row only once
+    they are embedded."""
     return NamedSharding(mesh, partition_spec("batch"))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Tells the compiler the logical axes of an activation; nothing outside a mesh, or where a device sees its part."""
+    """Tells the compiler the logical axes of an activation; nothing outside a mesh, or where a
+    device sees its part."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
         return x
@@ -134,7 +143,8 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def is_divided() -> bool:
-    """Whether a mesh divides arrays here: not outside of one, on one device, or where a device sees its part."""
+    """Whether a mesh divides arrays here: not outside of one, on one device, or where a device sees
+    its part."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.size > 1 and not mesh.manual_axes
 
@@ -142,8 +152,8 @@ def is_divided() -> bool:
 def gathered(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     """A weight as a layer reads it: put together over ``fsdp``, still divided over ``tensor``.
 
-    Said here, because the compiler may otherwise divide the product instead, and send activations about. Gradients
-    go back in parts.
+    Said here, because the compiler may otherwise divide the product instead, and send activations
+    about. Gradients go back in parts.
 
     Args:
       weight: already in the type of the product, so that fewer bytes travel.
@@ -164,8 +174,9 @@ _gathered.defvjp(lambda weight, axes: (_gathered(weight, axes), None),
 def look_up(table_VD: jax.Array, ids_BT: jax.Array, axes: tuple[str | None, str | None]) -> jax.Array:
     """``table_VD[ids_BT]`` of a table in parts, of which no device sees the whole.
 
-    Each device finds the rows it has, of its columns, for the tokens of all that divide the batch over ``fsdp``; then
-    columns are exchanged for tokens. A small table, whose rows have no logical name, is put together instead.
+    Each device finds the rows it has, of its columns, for the tokens of all that divide the batch
+    over ``fsdp``; then columns are exchanged for tokens. A small table, whose rows have no logical
+    name, is put together instead.
 
     Args:
       table_VD: the rows of a vocabulary may be divided over ``tensor``, its columns over ``fsdp``.
@@ -206,14 +217,16 @@ def look_up(table_VD: jax.Array, ids_BT: jax.Array, axes: tuple[str | None, str 
 def as_rows(x: jax.Array) -> jax.Array:
     """``[..., D]`` as ``[M, D]``, which XLA:CPU multiplies fastest.
 
-    Unchanged where a mesh divides the tokens of a row: an axis joined of rows and tokens could not stay divided.
+    Unchanged where a mesh divides the tokens of a row: an axis joined of rows and tokens could not
+    stay divided.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.shape.get("sequence", 1) > 1 else x.reshape(-1, x.shape[-1])
 
 
 def divided(size: int, axis: str | None) -> str | tuple[str, ...] | None:
-    """The mesh axes over which an axis of this size is divided; ``None``: over none, or this is one device's part."""
+    """The mesh axes over which an axis of this size is divided; ``None``: over none, or this is one
+    device's part."""
     mesh = jax.sharding.get_abstract_mesh()
     spec = None if mesh.empty or mesh.manual_axes else _divisible(partition_spec(axis), (size,), mesh)[0]
     return None if spec is None or _axis_size(spec, mesh) == 1 else spec

@@ -34,10 +34,12 @@ def share_of_sevens(texts: list[str]) -> list[float]:
 
 
 def rl(rounds: int) -> list[dict]:
-    """Updates an hour of GRPO and of PPO, the drawing and measuring of responses included, beside TRL's GRPO.
+    """Updates an hour of GRPO and of PPO, the drawing and measuring of responses included, beside
+    TRL's GRPO.
 
-    All sides: a policy with random weights, rollouts of 64 responses of at most 48 tokens to prompts of 8 words, each
-    used for 4 epochs of minibatches of 32. A turn is a rollout and its 8 updates.
+    All sides: a policy with random weights, rollouts of 64 responses of at most 48 tokens to
+    prompts of 8 words, each used for 4 epochs of minibatches of 32. A turn is a rollout and its 8
+    updates.
     """
     tokenizer = tj.Tokenizer.train([" ".join(_WORDS)], kind="word")
     rng = np.random.default_rng(0)

@@ -93,7 +93,8 @@ def train(rounds: int) -> list[dict]:
 
 
 def quality(data: str) -> list[dict]:
-    """Wall time from process start to the validation loss that ends the run, compilation included."""
+    """Wall time from process start to the validation loss that ends the run, compilation
+    included."""
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         ours = [sys.executable, "-m", "experiments.train", f"--config.data.path={data}"]
@@ -115,7 +116,8 @@ def quality(data: str) -> list[dict]:
 
 
 def compilation() -> list[dict]:
-    """Compile time of a scanned training step by depth, and a second start's first step with the cache warm."""
+    """Compile time of a scanned training step by depth, and a second start's first step with the
+    cache warm."""
     rows = []
     for layers in (1, 2, 12):  # XLA takes apart a loop of one turn: only from two layers on is there a scan
         config = tj.presets.get("nanogpt-char-cpu").replace(num_layers=layers)
@@ -159,7 +161,8 @@ def _until_first_step(command: list[str], workdir: pathlib.Path, environment: di
 
 
 def memory_bandwidth() -> float:
-    """Bytes per second that both cores read together: the best of several passes of PyTorch's sum over 1 GiB."""
+    """Bytes per second that both cores read together: the best of several passes of PyTorch's sum
+    over 1 GiB."""
     import torch
 
     ones = torch.ones(2**28)

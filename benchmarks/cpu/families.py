@@ -1,4 +1,5 @@
-"""The benchmarks of encoders and encoder-decoders; run by ``python -m benchmarks {mlm,translate}``."""
+"""The benchmarks of encoders and encoder-decoders; run by
+``python -m benchmarks {mlm,translate}``."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ _BATCH_SIZE, _NUM_BATCHES = 16, 32
 
 
 def mlm(book: str, steps: int) -> list[dict]:
-    """RoBERTa at the size of ``book_mlm``, ours and theirs, from the same weights, ten steps in turn."""
+    """RoBERTa at the size of ``book_mlm``, ours and theirs, from the same weights, ten steps in
+    turn."""
     config = recipes.get("book_mlm")
     model = tj.presets.get("roberta-base").replace(
         vocab_size=None, position_offset=1, init_std=config.model.init_std,
@@ -87,8 +89,9 @@ def mlm(book: str, steps: int) -> list[dict]:
 def translate(workdir: str, rounds: int) -> list[dict]:
     """Beam search over the same weights in batches of 16 sentences that the model's run held out.
 
-    Ours as ``experiments.translate`` does it, sorted by length and several batches at once, and one of the sorted
-    batches at a time; theirs on the sorted batches, and on batches in the order of the file.
+    Ours as ``experiments.translate`` does it, sorted by length and several batches at once, and one
+    of the sorted batches at a time; theirs on the sorted batches, and on batches in the order of
+    the file.
     """
     bundle = tj.load(workdir)
     tokenizer = bundle.tokenizer

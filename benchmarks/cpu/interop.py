@@ -1,12 +1,14 @@
 """Models of Hugging Face here and in transformers; run by ``python -m benchmarks interop``.
 
-Both read the same files of random float32 weights, each side in a process of its own, and what they answer is compared:
+Both read the same files of random float32 weights, each side in a process of its own, and what they
+answer is compared:
 
 load, decode: GPT-2 124M; greedy, 128 tokens after prompts of 32, one row and eight
 encode: RoBERTa-base's shape; hidden states of 64 texts of 128 tokens
 beam: BART-base's shape; 32 tokens of 16 sources, beam of 4
 
-transformers comes as it is, with its growing cache, and under ``torch.compile``, with its static cache.
+transformers comes as it is, with its growing cache, and under ``torch.compile``, with its static
+cache.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The parts of the GPU benchmark below models: ceilings, attention, cross entropy; run by ``benchmarks.gpu.suite``."""
+"""The parts of the GPU benchmark below models: ceilings, attention, cross entropy; run by
+``benchmarks.gpu.suite``."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def _both(implementation: str):
 
 
 def _float64(q, k, v, probe) -> list[np.ndarray]:
-    """Gradients and output of the first row of the batch and its first head, for the rows that the probe sees."""
+    """Gradients and output of the first row of the batch and its first head, for the rows that the
+    probe sees."""
     rows = min(_CHECKED_ROWS, q.shape[1])
     q, k, v, probe = (np.asarray(x[0, :rows, 0].astype(jnp.float32), np.float64) for x in (q, k, v, probe))
     scores = np.where(np.tri(rows, dtype=bool), q @ k.T / np.sqrt(q.shape[1]), -np.inf)
@@ -86,7 +88,8 @@ def _float64(q, k, v, probe) -> list[np.ndarray]:
 def _error(implementation: str, shape: tuple[int, int, int, int, int]) -> float:
     """The largest error of the output and the gradients, each over the largest true number.
 
-    Keys and values of grouped queries have the gradients of several heads; there only queries and output are checked.
+    Keys and values of grouped queries have the gradients of several heads; there only queries and
+    output are checked.
     """
     arrays, probe = _problem(shape)
     (d_q, d_k, d_v), out = _both(implementation)(*arrays, probe)
@@ -105,7 +108,8 @@ def _implementations(shape: tuple[int, int, int, int, int]) -> list[str]:
 
 
 def errors(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """Output and gradients of every kernel against NumPy's float64, at the shapes that are timed."""
+    """Output and gradients of every kernel against NumPy's float64, at the shapes that are
+    timed."""
     del found, data
     return [{"B, T, N, K, H": shape, "kernel": name, "largest relative error": (error := _error(name, shape)),
              "within 2 %": bool(error < _TOLERANCE)}
@@ -113,7 +117,8 @@ def errors(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
 
 
 def attention(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """TFLOP/s of causal attention by shape, beside PyTorch's cuDNN kernel; a kernel that is off is not timed."""
+    """TFLOP/s of causal attention by shape, beside PyTorch's cuDNN kernel; a kernel that is off is
+    not timed."""
     del data
     wrong = {(row["B, T, N, K, H"], row["kernel"]) for row in found.get("kernels against float64", [])
              if not row.get("within 2 %", True)}

@@ -23,7 +23,8 @@ from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_eval_step, make_train_step
 
-# Set, the benchmark of training takes the first model only, and no peer: for the process of the deterministic kernels.
+# Set, the benchmark of training takes the first model only, and no peer: for the process of the
+# deterministic kernels.
 FIRST_ONLY = "TRANSFORMER_JAX_BENCHMARK_FIRST_ONLY"
 _ADAMW = OptimConfig(peak_lr=6e-4, beta2=0.95, weight_decay=0.1, warmup_steps=100)
 # nanoGPT's config/train_shakespeare_char.py
@@ -42,7 +43,8 @@ def _state(config: ModelConfig, optimizer):
 
 
 def training(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """Tokens per second of a whole step, as a share of what the device can do, beside PyTorch compiled."""
+    """Tokens per second of a whole step, as a share of what the device can do, beside PyTorch
+    compiled."""
     del data
     rows = []
     first_only = bool(os.environ.get(FIRST_ONLY))
@@ -94,7 +96,8 @@ def _peer(config: ModelConfig, batch_size: int, sizes: Sizes, ours: float) -> di
 
 
 def decoding(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """Greedy tokens per second without the prompt's pass; a token reads all weights, so bandwidth bounds it."""
+    """Greedy tokens per second without the prompt's pass; a token reads all weights, so bandwidth
+    bounds it."""
     del data
     rows = []
     bandwidth = next((1e9 * row["memory GB/s"] for row in found.get("ceilings", []) if "memory GB/s" in row), None)
@@ -134,11 +137,13 @@ def _generation_peer(config: ModelConfig, sizes: Sizes) -> dict:
 
 
 def compiling(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """Seconds until the first model's training step is compiled: without a cache, and from what the cache kept."""
+    """Seconds until the first model's training step is compiled: without a cache, and from what the
+    cache kept."""
     del found, data
     name, (config, batch_size) = next(iter(sizes.train.items()))
     row = {"model": name}
-    # Both are read when a program is compiled; the flags are those that programs set in transformer_jax.cli.flags.
+    # Both are read when a program is compiled; the flags are those that programs set in
+    # transformer_jax.cli.flags.
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     with tempfile.TemporaryDirectory() as directory:
         _cache_in(directory, 0.0)
@@ -167,7 +172,8 @@ def _cache_in(directory: str | None, least_seconds: float) -> None:
 
 
 def characters(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """nanoGPT's character model of Shakespeare: wall time, compilation included, to its validation loss."""
+    """nanoGPT's character model of Shakespeare: wall time, compilation included, to its validation
+    loss."""
     del found
     if data is None:
         return [{"left out": "no text: --data=input.txt"}]

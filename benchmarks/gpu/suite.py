@@ -1,8 +1,9 @@
 """Everything that this library measures on one GPU; run by ``python -m benchmarks gpu``.
 
-Prints a Markdown table a part, and writes the same figures with ``--json``. A part that fails, that lacks something or
-for which the minutes no longer suffice says so in its table, and the others go on. Peers run in PyTorch where that is
-installed, each in a process of its own. ``--tiny`` runs every part at toy size on any machine.
+Prints a Markdown table a part, and writes the same figures with ``--json``. A part that fails, that
+lacks something or for which the minutes no longer suffice says so in its table, and the others go
+on. Peers run in PyTorch where that is installed, each in a process of its own. ``--tiny`` runs
+every part at toy size on any machine.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def _tried(part: Callable[[], list[dict]]) -> list[dict]:
 
 
 def _determinism(sizes: Sizes, found: dict[str, list[dict]], tiny: bool) -> list[dict]:
-    """The first model's training again, in a process whose XLA may only use deterministic kernels."""
+    """The first model's training again, in a process whose XLA may only use deterministic
+    kernels."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", "benchmarks", "gpu", "--parts=training", f"--json={file.name}"]
         flags = " ".join([os.environ.get("XLA_FLAGS", ""), _DETERMINISTIC])

@@ -1,4 +1,5 @@
-"""Peers of the benchmarks among Hugging Face's models: RoBERTa in training, Marian in beam search (extra ``bench``).
+"""Peers of the benchmarks among Hugging Face's models: RoBERTa in training, Marian in beam search
+(extra ``bench``).
 
 Workers of :class:`benchmarks.timing.OtherProcess`.
 """
@@ -20,10 +21,11 @@ from transformer_jax.training.bundle import Bundle
 
 def roberta_training(pipe, config: ExperimentConfig, learning_rates: list[float],
                      directory: str) -> None:
-    """Answers ``("train", batches)`` with the last loss and ``("evaluate", batches)`` with the mean loss.
+    """Answers ``("train", batches)`` with the last loss and ``("evaluate", batches)`` with the mean
+    loss.
 
-    A plain PyTorch loop around the ``RobertaForMaskedLM`` in a directory that ``to_huggingface`` wrote, with AdamW,
-    clipping, the same batches and masks.
+    A plain PyTorch loop around the ``RobertaForMaskedLM`` in a directory that ``to_huggingface``
+    wrote, with AdamW, clipping, the same batches and masks.
     """
     import torch
     from torch.nn import functional
@@ -80,7 +82,8 @@ def roberta_training(pipe, config: ExperimentConfig, learning_rates: list[float]
 
 def marian_beam_search(pipe, config: ModelConfig, directory: str, ids: dict[str, int], beam_size: int,
                        length_penalty: float, max_new_tokens: int) -> None:
-    """Answers lists of source token ids with the best target token ids that ``MarianMTModel.generate`` finds."""
+    """Answers lists of source token ids with the best target token ids that
+    ``MarianMTModel.generate`` finds."""
     import torch
 
     model = marian(config, directory, ids)
@@ -114,7 +117,8 @@ def marian(config: ModelConfig, directory: str, ids: dict[str, int]) -> Any:
 
 
 def write_marian(model: EncoderDecoder, directory: str) -> None:
-    """Writes the weights of an encoder-decoder in the form of the paper as those of Marian, whose sinusoids differ."""
+    """Writes the weights of an encoder-decoder in the form of the paper as those of Marian, whose
+    sinusoids differ."""
     config = model.config
     if (config.norm_position, config.positions, config.use_qk_norm) != ("post", "sinusoidal", False):
         raise ValueError("Marian has the form of the paper: compare with a model trained with --config.model."

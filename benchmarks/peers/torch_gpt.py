@@ -1,4 +1,5 @@
-"""The peer of the benchmarks: a GPT in ordinary eager PyTorch, in the style of nanoGPT (extra ``bench``).
+"""The peer of the benchmarks: a GPT in ordinary eager PyTorch, in the style of nanoGPT (extra
+``bench``).
 
 python -m benchmarks.peers.torch_gpt input.txt    nanoGPT's CPU recipe: 2,000 steps, then the validation loss
 """
@@ -50,7 +51,8 @@ class Block(nn.Module):
 
 
 class TorchGPT(nn.Module):
-    """Pre-norm, learned positions, GELU, tied embeddings: the shape of ``nanogpt-char-*`` and ``gpt2-*``."""
+    """Pre-norm, learned positions, GELU, tied embeddings: the shape of ``nanogpt-char-*`` and
+    ``gpt2-*``."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -96,7 +98,8 @@ def train_step(model: TorchGPT, optimizer: torch.optim.Optimizer, clip_norm: flo
 
 
 def main(path: str) -> None:
-    """Trains on random windows of the first nine tenths of a text and evaluates on the whole last tenth."""
+    """Trains on random windows of the first nine tenths of a text and evaluates on the whole last
+    tenth."""
     text = pathlib.Path(path).read_text()
     characters = sorted(set(text))
     numbers = {character: number for number, character in enumerate(characters)}

@@ -10,7 +10,8 @@ from transformer_jax.config import ModelConfig
 
 
 def training(pipe, config: ModelConfig, batch_size: int, steps: int) -> None:
-    """Seconds of a training step whenever told to: the model compiled, fused attention and AdamW, bfloat16."""
+    """Seconds of a training step whenever told to: the model compiled, fused attention and AdamW,
+    bfloat16."""
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     model = TorchGPT(config).cuda()
@@ -36,7 +37,8 @@ def training(pipe, config: ModelConfig, batch_size: int, steps: int) -> None:
 
 
 def generation(pipe, config: ModelConfig) -> None:
-    """Seconds of a greedy generation by Hugging Face of as many new tokens as are sent, batch 1, bfloat16."""
+    """Seconds of a greedy generation by Hugging Face of as many new tokens as are sent, batch 1,
+    bfloat16."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(

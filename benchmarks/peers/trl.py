@@ -1,7 +1,7 @@
 """TRL's on-policy trainer as the other side of ``benchmarks rl`` (extra ``bench``).
 
-TRL has no PPO trainer any more (1.16); its GRPO has the same rollouts, epochs of minibatches, clipped ratios and
-reference, and no critic.
+TRL has no PPO trainer any more (1.16); its GRPO has the same rollouts, epochs of minibatches,
+clipped ratios and reference, and no critic.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from transformer_jax.config import ExperimentConfig
 
 def grpo_training(pipe, config: ExperimentConfig, words: list[str], prompts: list[str],
                   reward: Callable[[list[str]], list[float]]) -> None:
-    """Worker: one rollout and the updates that it serves whenever told to; answers with the mean response length.
+    """Worker: one rollout and the updates that it serves whenever told to; answers with the mean
+    response length.
 
     Args:
       pipe: to the benchmark.

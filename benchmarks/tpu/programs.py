@@ -1,7 +1,9 @@
-"""Programs compiled for TPUs of which none is here (extra ``tpu-aot``); run by ``python -m benchmarks tpu``.
+"""Programs compiled for TPUs of which none is here (extra ``tpu-aot``); run by
+``python -m benchmarks tpu``.
 
-libtpu compiles for a named topology on any Linux machine. What comes out is the real program, its memory and what XLA
-counts in it; how long a step takes is only bounded from below, by a chip's published rates.
+libtpu compiles for a named topology on any Linux machine. What comes out is the real program, its
+memory and what XLA counts in it; how long a step takes is only bounded from below, by a chip's
+published rates.
 """
 
 from __future__ import annotations
@@ -154,7 +156,8 @@ def compile_for(program: Program, topology: str) -> Compiled:
 
 def tpu(names: list[str] | None = None, topologies: tuple[str, ...] = TOPOLOGIES, *,
         compile_program: Callable[[Program, str], Compiled] = compile_for) -> list[dict]:
-    """One row a program and topology; a step takes at least its model FLOPs, or what it moves, at the chip's rates."""
+    """One row a program and topology; a step takes at least its model FLOPs, or what it moves, at
+    the chip's rates."""
     try:
         devices_of(topologies[0])
     except ImportError:

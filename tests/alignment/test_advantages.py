@@ -1,4 +1,5 @@
-"""Rewards, advantages and returns, against a plain re-derivation in float64 on hand-made rollouts."""
+"""Rewards, advantages and returns, against a plain re-derivation in float64 on hand-made
+rollouts."""
 
 import jax.numpy as jnp
 import numpy as np

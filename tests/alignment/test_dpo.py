@@ -1,4 +1,5 @@
-"""DPO: log-probabilities without padding, the published loss in float64, reference measured once, learning."""
+"""DPO: log-probabilities without padding, the published loss in float64, reference measured once,
+learning."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""PPO and GRPO in the training loop: rollouts and updates compile once, stops go on to the bit, devices agree."""
+"""PPO and GRPO in the training loop: rollouts and updates compile once, stops go on to the bit,
+devices agree."""
 
 import dataclasses
 import os
@@ -123,7 +124,8 @@ def test_stopped_in_a_rollout_it_ends_as_the_whole_run(run, whole, tmp_path, sto
 
 
 def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(run, whole, tmp_path):
-    """A reward function that fails in the second rollout, after the checkpoint of step 4; then it is mended."""
+    """A reward function that fails in the second rollout, after the checkpoint of step 4; then it
+    is mended."""
     calls = []
 
     def sometimes(texts):

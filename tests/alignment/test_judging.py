@@ -1,4 +1,5 @@
-"""Win rates with their intervals, ratings, diversity: against counting, published figures and the likelihood itself."""
+"""Win rates with their intervals, ratings, diversity: against counting, published figures and the
+likelihood itself."""
 
 import itertools
 import math
@@ -17,7 +18,8 @@ def test_win_rate_counts_ties_half():
 @pytest.mark.parametrize(("wins", "n", "low", "high"), [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
                                                         (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)])
 def test_the_wilson_interval_is_the_published_one(wins, n, low, high):
-    """Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3."""
+    """Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method
+    3."""
     scores = np.arange(n) < wins
     found = win_rate(scores, 1 - scores)
     assert found[0] == pytest.approx(wins / n)

@@ -1,4 +1,5 @@
-"""The losses of PPO and GRPO, against a plain re-derivation in float64, and their gradients at the first update."""
+"""The losses of PPO and GRPO, against a plain re-derivation in float64, and their gradients at the
+first update."""
 
 import functools
 

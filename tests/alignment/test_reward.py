@@ -1,4 +1,5 @@
-"""Rankings: their likelihood against every order counted out, accuracy, calibration, normalisation, batches."""
+"""Rankings: their likelihood against every order counted out, accuracy, calibration, normalisation,
+batches."""
 
 import itertools
 import math
@@ -25,7 +26,8 @@ SCORES = np.array([0.7, -1.2, 2.0, 0.1])
 
 
 def probability(order, scores):
-    """Of drawing the responses in this order, each in proportion to exp(score) among those that are left."""
+    """Of drawing the responses in this order, each in proportion to exp(score) among those that are
+    left."""
     left, product = list(order), 1.0
     while left:
         product *= math.exp(scores[left[0]]) / sum(math.exp(scores[k]) for k in left)
@@ -82,7 +84,8 @@ def test_accuracy_is_over_the_pairs_that_are_ranked():
 
 
 def test_calibration():
-    """Confidences of 0.9 that are right 9 of 10 times are calibrated; of 0.6 that are always right, off by 0.4."""
+    """Confidences of 0.9 that are right 9 of 10 times are calibrated; of 0.6 that are always right,
+    off by 0.4."""
     sure, unsure = math.log(9), math.log(1.5)
     assert expected_calibration_error([sure] * 9 + [-sure]) == pytest.approx(0.0, abs=1e-9)
     assert expected_calibration_error([unsure] * 10) == pytest.approx(0.4)

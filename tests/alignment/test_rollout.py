@@ -1,4 +1,5 @@
-"""Rollouts: log-probabilities by one pass agree with those of decoding and with the loss; shapes; what is refused."""
+"""Rollouts: log-probabilities by one pass agree with those of decoding and with the loss; shapes;
+what is refused."""
 
 import dataclasses
 
@@ -60,7 +61,8 @@ def test_the_responses_are_those_of_generate(collected, policy, prompts, tokeniz
         prompt = prompts[row // 2]
         assert rollout.tokens_BT[row, :20][rollout.segment_ids_BT[row, :20] == 1].tolist() == prompt
         assert rollout.tokens_BT[row, 19] == prompt[-1]
-        # Both end at the token that ends the text: decoding with a cache, and one pass with padding on both sides.
+        # Both end at the token that ends the text: decoding with a cache, and one pass with padding
+        # on both sides.
         np.testing.assert_allclose(rollout.logprobs_BR[row][rollout.mask_BR[row]], generated.logprobs[row], atol=1e-5)
     np.testing.assert_array_equal(rollout.scores_B, lengths(texts))
 
@@ -118,7 +120,8 @@ def test_a_new_value_head_changes_no_token(policy, make_decoder):
 
 
 def test_measuring_compiles_once(policy, prompts, arguments, reward_model):
-    """Other prompts, other weights, other lengths of the responses: the same shapes and programs."""
+    """Other prompts, other weights, other lengths of the responses: the same shapes and
+    programs."""
     for function in (rollouts._measure, rollouts._rewards):
         function.clear_cache()
     for seed in range(3):

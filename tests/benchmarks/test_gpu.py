@@ -1,4 +1,5 @@
-"""The GPU benchmark at toy size on this machine, with what the machines with GPUs lack taken away."""
+"""The GPU benchmark at toy size on this machine, with what the machines with GPUs lack taken
+away."""
 
 import json
 import os

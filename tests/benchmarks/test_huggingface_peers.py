@@ -1,4 +1,5 @@
-"""The peers of the benchmarks compute what this library computes, so that the two can be timed beside each other."""
+"""The peers of the benchmarks compute what this library computes, so that the two can be timed
+beside each other."""
 
 import importlib.util
 

@@ -121,7 +121,8 @@ def test_80_10_10_and_every_place_and_token_alike(tok, rows):
     assert places[np.setdiff1d(np.arange(64), ordinary)].sum() == 0
     assert all(within(places[place], 400 * repeats, per_row / len(ordinary)) for place in ordinary)
     assert replaced[specials(tok)].sum() == 0
-    # Bytes are ordinary tokens too. A token of the row itself can be drawn a little less often: where it was.
+    # Bytes are ordinary tokens too. A token of the row itself can be drawn a little less often:
+    # where it was.
     away = np.setdiff1d(np.arange(tok.vocab_size), [*specials(tok), *row["tokens"][0]])
     assert all(within(replaced[token], trials, 0.1 / num_ordinary) for token in away)
 

@@ -14,7 +14,8 @@ def fill(lengths_NK, rows_N):
 
 
 def first_fit(lengths, capacities, max_open):
-    """The same by plain lists: each example goes to the first open row; of too many open rows the fullest closes."""
+    """The same by plain lists: each example goes to the first open row; of too many open rows the
+    fullest closes."""
     used, open_rows, rows = [], [], []
     for sides in lengths:
         fits = [r for r in open_rows if all(u + s <= c for u, s, c in zip(used[r], sides, capacities, strict=True))]

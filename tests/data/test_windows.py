@@ -15,7 +15,8 @@ def take(batches, count):
 
 
 def rows(batches):
-    """The first token of every row; with tokens counting 0, 1, 2, ... it tells which window the row is."""
+    """The first token of every row; with tokens counting 0, 1, 2, ... it tells which window the row
+    is."""
     return np.concatenate([batch["tokens"][:, 0] for batch in batches])
 
 

@@ -32,7 +32,8 @@ def ids_of(family, text):
 
 @functools.cache
 def streams(family, text):
-    """The residual stream of a text alone, ``[L + 1, T, D]``, in a row of the same length for every text."""
+    """The residual stream of a text alone, ``[L + 1, T, D]``, in a row of the same length for every
+    text."""
     ids = ids_of(family, text)
     padding = (0, SHAPE["max_len"] - len(ids))
     trace = tj.trace(make(family), np.pad(ids, padding)[None], segment_ids_BT=np.pad(np.ones_like(ids), padding)[None])
@@ -80,7 +81,8 @@ WORDS = ["coração", "banco", "praça", "🎉", "o", "a", " da", "xyz", "raçã
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("word", WORDS)
 def test_the_tokens_of_a_word(family, word):
-    """Those that hold a byte of its first appearance, found by decoding ever longer beginnings of the text."""
+    """Those that hold a byte of its first appearance, found by decoding ever longer beginnings of
+    the text."""
     checked = 0
     for text in TEXTS:
         if word not in text:

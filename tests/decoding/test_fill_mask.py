@@ -95,7 +95,8 @@ def test_texts_are_the_given_ones_with_one_mask_replaced():
 
 
 def test_rows_of_the_model_beyond_the_tokenizer_are_never_proposed():
-    """A vocabulary rounded up for a mesh: its last rows take part in the softmax, but are no tokens."""
+    """A vocabulary rounded up for a mesh: its last rows take part in the softmax, but are no
+    tokens."""
     model = make(VOCAB + 30)
     model.head.bias[...] = model.head.bias[...].at[VOCAB:].set(3.0)
     (candidates,), = tj.fill_mask(model, "digo que o <mask>", tokenizer=TOKENIZER, top_k=VOCAB)

@@ -1,4 +1,5 @@
-"""generate and stream with an encoder-decoder, against a plain loop of full forward passes without a cache."""
+"""generate and stream with an encoder-decoder, against a plain loop of full forward passes without
+a cache."""
 
 import functools
 

@@ -1,4 +1,5 @@
-"""Logit processors against plain float64 formulas and Hugging Face's, and draws against their probabilities."""
+"""Logit processors against plain float64 formulas and Hugging Face's, and draws against their
+probabilities."""
 
 import itertools
 import math
@@ -17,7 +18,8 @@ INF = np.inf
 
 
 def make_logits() -> np.ndarray:
-    """Random logits; a row with ties, one with tokens already excluded, one that is nearly certain."""
+    """Random logits; a row with ties, one with tokens already excluded, one that is nearly
+    certain."""
     logits_BV = np.random.default_rng(0).normal(scale=2.0, size=(BATCH, VOCAB)).astype(np.float32)
     logits_BV[1] = np.round(logits_BV[1])
     logits_BV[2, ::3] = -INF
@@ -31,7 +33,8 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def keep_best(row: np.ndarray, rank: np.ndarray, weights: np.ndarray, target: float) -> np.ndarray:
-    """One at a time, from the best: until the weights reach the target; then what ties with the last one."""
+    """One at a time, from the best: until the weights reach the target; then what ties with the
+    last one."""
     reached, last = 0.0, None
     for token in np.argsort(-rank, kind="stable"):
         reached, last = reached + weights[token], rank[token]
@@ -96,7 +99,8 @@ def test_settings_of_one_change_nothing():
 
 def test_truncations_follow_one_another_and_renormalise():
     row = np.log([0.4, 0.3, 0.2, 0.1]).astype(np.float32)
-    # Of the three that top_k leaves (4/9, 3/9, 2/9), the first two reach 0.75; of all four they would not.
+    # Of the three that top_k leaves (4/9, 3/9, 2/9), the first two reach 0.75; of all four they
+    # would not.
     kept = jax.jit(processors.truncate)(row[None], Settings.of(Sampling(top_k=3, top_p=0.75), 4))
     assert np.isfinite(kept).tolist() == [[True, True, False, False]]
     kept = jax.jit(processors.truncate)(row[None], Settings.of(Sampling(top_p=0.75), 4))
@@ -104,7 +108,8 @@ def test_truncations_follow_one_another_and_renormalise():
 
 
 def make_history() -> tuple[np.ndarray, np.ndarray]:
-    """Texts of few different tokens between padding on the left, which holds token 1, and slots not yet used."""
+    """Texts of few different tokens between padding on the left, which holds token 1, and slots not
+    yet used."""
     history_BS = np.random.default_rng(1).integers(0, 3, size=(BATCH, 16)).astype(np.int32)
     starts, end = [0, 5, 12, 13], 14
     valid_BS = np.zeros(history_BS.shape, bool)
@@ -201,7 +206,8 @@ def test_inverse_cdf_golden():
 
 
 def test_inverse_cdf_never_takes_a_token_of_probability_zero():
-    """A parallel cumulative sum rises and falls by a rounding at tokens that add nothing; no draw may land there."""
+    """A parallel cumulative sum rises and falls by a rounding at tokens that add nothing; no draw
+    may land there."""
     vocab = 50_257
     rng = np.random.default_rng(0)
     row = np.full(vocab, -INF, np.float32)

@@ -7,7 +7,8 @@ import pytest
 import transformer_jax as tj
 
 TOKENIZER = tj.Tokenizer.train(["the cat sat on the mat"], kind="char")
-# The shape of test_generate.py, whose compiled programs are used again; ids from TOKENIZER.vocab_size on have no text.
+# The shape of test_generate.py, whose compiled programs are used again; ids from
+# TOKENIZER.vocab_size on have no text.
 CONFIG = tj.ModelConfig(vocab_size=40, max_len=64, num_layers=2, num_heads=4, model_dim=32, init_std=0.4)
 MODEL = tj.Decoder(CONFIG, key=jax.random.key(0))
 TEXTS = ["the cat", "t", "the cat sat on the mat" * 2 + " on the cat on a mat", "on the mat"]

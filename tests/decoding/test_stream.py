@@ -21,8 +21,8 @@ CONFIG = tj.ModelConfig(vocab_size=BYTES.vocab_size, max_len=MAX_LEN, num_layers
 def scripted_model(tokens: list[int]) -> tj.Decoder:
     """A decoder that greedily writes ``tokens`` after an empty prompt, whatever was written before.
 
-    Blocks add nothing to the residual stream, which holds a one-hot position; the unembedding of a token sums the
-    positions after which it is due.
+    Blocks add nothing to the residual stream, which holds a one-hot position; the unembedding of a
+    token sums the positions after which it is due.
     """
     model = tj.Decoder(CONFIG, key=jax.random.key(0))
     for parameter in (model.embeddings.token, model.stack.blocks.attention.output.kernel,

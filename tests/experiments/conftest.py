@@ -1,4 +1,5 @@
-"""Programs run as a user runs them: in this process (quick), or in one of their own (signals, exit status, caches)."""
+"""Programs run as a user runs them: in this process (quick), or in one of their own (signals, exit
+status, caches)."""
 
 import dataclasses
 import os
@@ -116,7 +117,8 @@ def final_digest():
 
 @pytest.fixture(scope="session")
 def wmt14(tmp_path_factory):
-    """A stand-in of the TFDS set "wmt14_translate/de-en", found by its name: pairs (English, German) of its splits."""
+    """A stand-in of the TFDS set "wmt14_translate/de-en", found by its name: pairs (English,
+    German) of its splits."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS data sets need: pip install tensorflow-datasets")
     from tensorflow_datasets.core import registered
     from tensorflow_datasets.core.utils import file_utils
@@ -148,7 +150,8 @@ def wmt14(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory):
-    """``start("train", ...)`` starts the program in a process of its own, with one device and a private home."""
+    """``start("train", ...)`` starts the program in a process of its own, with one device and a
+    private home."""
     home = tmp_path_factory.mktemp("home")
     environment = os.environ | {"XDG_CACHE_HOME": str(home), "JAX_PLATFORMS": "cpu",
                                 "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}

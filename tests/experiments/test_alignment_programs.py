@@ -1,4 +1,5 @@
-"""The stages of an assistant as a user runs them: reward model, DPO, PPO and GRPO, comparing; and what goes wrong."""
+"""The stages of an assistant as a user runs them: reward model, DPO, PPO and GRPO, comparing; and
+what goes wrong."""
 
 import gzip
 import json
@@ -116,7 +117,8 @@ def test_ppo_says_what_it_does(whole, policy):
 
 @pytest.mark.long
 def test_ppo_stopped_in_a_rollout_ends_as_the_whole_run(whole, start, policy, files, tmp_path, final_digest):
-    """Ctrl-C and kill -9 in the middle of rollouts, which last 10 updates; checkpoints come every 7."""
+    """Ctrl-C and kill -9 in the middle of rollouts, which last 10 updates; checkpoints come every
+    7."""
     workdir = tmp_path / "run"
     for signum, step in ((signal.SIGINT, 4), (signal.SIGKILL, 16)):
         process = start("ppo", *ppo_arguments(policy, files, workdir), PYTHONPATH=str(files))
@@ -145,7 +147,8 @@ def reward(tmp_path_factory):
 
 @pytest.mark.long
 def test_reward_dpo_and_grpo(program, policy, files, reward, tmp_path):
-    """One after the other, as each needs what is before it; each resumes when it is done, to the same end."""
+    """One after the other, as each needs what is before it; each resumes when it is done, to the
+    same end."""
     arguments = (*SMALL, f"--model={policy}", f"--config.data.path={files}/pairs.jsonl")
     for _ in range(2):
         ended = program("reward", *arguments, f"--workdir={reward}", "--config.steps=40", "--config.batch_size=8",

@@ -1,4 +1,5 @@
-"""Every named experiment loads, says truly how it is run, and the one for TPU pods is rehearsed without one."""
+"""Every named experiment loads, says truly how it is run, and the one for TPU pods is rehearsed
+without one."""
 
 import functools
 import importlib
@@ -126,14 +127,16 @@ def test_wmt14_compiles_for_eight_devices_and_fits_them(capfd):
                  for name, shape in BATCH.items()}
         compiled = make_train_step(translation_loss(WMT14.loss), optimizer).lower(state, batch).compile()
 
-    # XLA would say so here if it had found no better way than to gather an activation of the whole batch.
+    # XLA would say so here if it had found no better way than to gather an activation of the whole
+    # batch.
     assert "full rematerialization" not in capfd.readouterr().err
 
     def held(tree):
         return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
                    for leaf in jax.tree.leaves(tree))
 
-    # Weights and Adam's two moments in float32, in four parts each but for the norms; the data axis repeats them.
+    # Weights and Adam's two moments in float32, in four parts each but for the norms; the data axis
+    # repeats them.
     num_parameters = tj.count_parameters(model)
     state_bytes = held((state.params, state.opt_state))
     assert 12 * num_parameters / 4 <= state_bytes < 1.01 * 12 * num_parameters / 4

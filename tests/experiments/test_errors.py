@@ -188,7 +188,8 @@ def test_a_workdir_that_is_a_file(train, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own, where this machine lets the test mount one; call it with mount options."""
+    """A file system of its own, where this machine lets the test mount one; call it with mount
+    options."""
     disk = tmp_path / "disk"
     disk.mkdir()
 

@@ -1,4 +1,5 @@
-"""Masked language modelling from end to end: train, fill in, measure, resume; what a user gets wrong."""
+"""Masked language modelling from end to end: train, fill in, measure, resume; what a user gets
+wrong."""
 
 import collections
 import itertools
@@ -18,8 +19,8 @@ from transformer_jax.training.metrics import read_metrics
 WHO, DOES, WHAT = ("the king", "a queen", "my son"), ("saw", "took", "said"), ("the water", "a ship", "my home")
 STEPS = 40
 LENGTH = 24
-# Always the same shapes and the same number of steps: what one run compiled, the others read. The model has room for
-# more tokens than the tokenizer has.
+# Always the same shapes and the same number of steps: what one run compiled, the others read. The
+# model has room for more tokens than the tokenizer has.
 TRAIN = ("--config=book_mlm", "--config.model.num_layers=1", "--config.model.num_heads=2",
          "--config.model.model_dim=32", f"--config.model.max_len={LENGTH}", "--config.model.unroll=1",
          "--config.model.vocab_size=400", "--config.data.tokenizer.vocab_size=330",

@@ -27,7 +27,8 @@ LIMIT = 900  # seconds for one process, on a busy machine
 
 @pytest.fixture(scope="module")
 def launch(start, tmp_path_factory):
-    """``launch(workdir, processes)``: a run of 8 devices in so many processes that find each other."""
+    """``launch(workdir, processes)``: a run of 8 devices in so many processes that find each
+    other."""
     corpus = tmp_path_factory.mktemp("corpus") / "verse.txt"
     draw = random.Random(0)
     corpus.write_text("".join(" ".join(draw.choices(WORDS, k=8)) + "\n" for _ in range(200)))
@@ -56,7 +57,8 @@ def alone(launch, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(launch, tmp_path_factory):
-    """A run of two processes, of which the second was killed after a checkpoint: workdir, seconds, the first's end."""
+    """A run of two processes, of which the second was killed after a checkpoint: workdir, seconds,
+    the first's end."""
     workdir = tmp_path_factory.mktemp("runs") / "two"
     first, second = launch(workdir, 2)
     deadline = time.monotonic() + LIMIT
@@ -97,7 +99,8 @@ def test_two_processes_resumed_learn_what_one_does_to_the_bit(alone, killed, lau
 
 @pytest.mark.long
 def test_what_two_wrote_one_reads(alone, killed):
-    # After the resumed run of the test before; parameters, not only losses, are those of one process.
+    # After the resumed run of the test before; parameters, not only losses, are those of one
+    # process.
     two, one = (tj.load(workdir) for workdir in (killed[0], alone))
     assert two.step == one.step == STEPS
     for a, b in zip(jax.tree.leaves(two.model), jax.tree.leaves(one.model), strict=True):

@@ -1,4 +1,5 @@
-"""Supervised fine-tuning from end to end: the program, its losses, its adapters, resuming, and what it refuses."""
+"""Supervised fine-tuning from end to end: the program, its losses, its adapters, resuming, and what
+it refuses."""
 
 import itertools
 import json

@@ -1,4 +1,5 @@
-"""Attention watched while a model learns: against NumPy, in every family, by one program, and changing nothing."""
+"""Attention watched while a model learns: against NumPy, in every family, by one program, and
+changing nothing."""
 
 import math
 import random
@@ -45,7 +46,8 @@ def make(family):
 
 
 def expected_summaries(model, batch, kind):
-    """Entropy of every query that attends to something, and the weight on the token before where there is one."""
+    """Entropy of every query that attends to something, and the weight on the token before where
+    there is one."""
     if "source" in batch:
         trace = tj.trace(model, batch["source"], batch["tokens"], source_segment_ids_BS=batch["source_segment_ids"],
                          target_segment_ids_BT=batch["segment_ids"])

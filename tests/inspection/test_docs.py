@@ -1,4 +1,5 @@
-"""Every answer of docs/inspection.md, run in order; what its comments say about shapes is checked."""
+"""Every answer of docs/inspection.md, run in order; what its comments say about shapes is
+checked."""
 
 import contextlib
 import pathlib
@@ -16,7 +17,8 @@ SHAPES = re.compile(r"^(\w+) = .*# (\([\d, ]*\))$", re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory):
-    """The names of the page's blocks, each as the block that made it left it, and the folder that they wrote to."""
+    """The names of the page's blocks, each as the block that made it left it, and the folder that
+    they wrote to."""
     folder = tmp_path_factory.mktemp("docs")
     run = folder / "runs" / "shakespeare"
     run.mkdir(parents=True)

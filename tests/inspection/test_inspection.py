@@ -1,4 +1,5 @@
-"""One text, every family: maps against float64, against generation step by step, and document by document."""
+"""One text, every family: maps against float64, against generation step by step, and document by
+document."""
 
 import functools
 import re
@@ -116,7 +117,8 @@ def test_the_target_is_the_models_own_translation_by_default():
                          max_new_tokens=model.config.max_len - 1)
     ends = (tokenizer().eos_id, tokenizer().end_of_text_id)
     assert seen.ids.tolist() == [tokenizer().bos_id, *(t for t in result.tokens[0] if t not in ends)]
-    # What is predicted at each place is the next token: it is a teacher-forced pass over the translation.
+    # What is predicted at each place is the next token: it is a teacher-forced pass over the
+    # translation.
     assert seen.logit_lens(top_k=1).ids[-1, :-1, 0].tolist() == seen.ids[1:].tolist()
     ids = [*tokenizer().encode("the cat"), tokenizer().eos_id]
     without = tj.inspect_text(model, ids, target=result.tokens[0], start_id=tokenizer().bos_id)

@@ -53,7 +53,8 @@ def output_rows(model, layer, head):
 
 @functools.partial(jax.jit, static_argnames="first")
 def continue_from(model, stream_1TD, first):
-    """Logits when this stream enters layer ``first``: the later layers as a model of their own, fed as embeddings."""
+    """Logits when this stream enters layer ``first``: the later layers as a model of their own, fed
+    as embeddings."""
     tail = jax.tree.map(lambda leaf: leaf, model)
     tail.config = model.config.replace(num_layers=L - first, vocab_size=max(T, V))
     tail.stack.blocks = jax.tree.map(lambda leaf: leaf[first:], model.stack.blocks)
@@ -136,7 +137,8 @@ def test_zero_mean_and_resample():
         for layer, head in np.ndindex(L, N):
             new = {"zero": np.zeros(outputs.shape[2:]), "mean": outputs[layer].mean((0, 1)),
                    "resample": outputs[layer]}[how]
-            # By hand: the stream that leaves this layer's attention, its feed-forward layer, and the layers after it.
+            # By hand: the stream that leaves this layer's attention, its feed-forward layer, and
+            # the layers after it.
             trace = tj.trace(model, CLEAN)
             delta = (np.broadcast_to(new, outputs.shape[1:])
                      - np.asarray(trace.layers.head_output[layer]))[:, :, head] @ output_rows(model, layer, head)

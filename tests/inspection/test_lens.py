@@ -1,4 +1,5 @@
-"""Lenses, attributions and gradients against NumPy, finite differences and the logits themselves."""
+"""Lenses, attributions and gradients against NumPy, finite differences and the logits
+themselves."""
 
 import functools
 

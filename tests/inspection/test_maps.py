@@ -29,7 +29,8 @@ def random_maps(allowed_BTS, shape=(L, B, N, T, T)):
 
 WEIGHTS = random_maps(ALLOWED)
 
-# By the definitions: what row i of a map is worth given the keys that it may attend to; None where it has no value.
+# By the definitions: what row i of a map is worth given the keys that it may attend to; None where
+# it has no value.
 def mass(row, wanted):
     return sum(float(row[j]) for j in wanted) if wanted else None
 
@@ -99,7 +100,8 @@ def test_known_maps():
     assert maps.previous_token_score(np.eye(5, k=-1)) == 1 and maps.previous_token_score(np.eye(5)) == 0
     nothing = np.zeros((4, 4), np.float32)
     assert all(reduction(nothing, np.zeros(4, int), allowed_TS=None) == 0 for reduction in REDUCTIONS.values())
-    # "a b c d a b c d": an induction head goes from the second a to the first b, a duplicate-token head to the first a.
+    # "a b c d a b c d": an induction head goes from the second a to the first b, a duplicate-token
+    # head to the first a.
     repeated = np.tile(np.arange(4), 2)
     assert maps.induction_score(np.eye(8, k=-3), repeated) == 1 and maps.induction_score(np.eye(8, k=-4), repeated) == 0
     assert maps.duplicate_token_score(np.eye(8, k=-4), repeated) == 1
@@ -144,7 +146,8 @@ def test_rollout_is_a_product_of_mixed_maps():
 
 
 def smallest_cut(mixed, query, key):
-    """By trying every side for every node: what flows at most is what must be cut at least (Ford and Fulkerson)."""
+    """By trying every side for every node: what flows at most is what must be cut at least (Ford
+    and Fulkerson)."""
     num_layers, length, _ = mixed.shape
     nodes = list(np.ndindex(num_layers + 1, length))
     free = [node for node in nodes if node not in ((num_layers, query), (0, key))]

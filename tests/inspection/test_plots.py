@@ -67,7 +67,8 @@ def test_every_figure_is_drawn_whole(name, tokens):
 
 
 def assert_apart(labels):
-    """Along the way from the first to the last, neighbours do not overlap; slanted ones may in their corners."""
+    """Along the way from the first to the last, neighbours do not overlap; slanted ones may in
+    their corners."""
     boxes = [label.get_window_extent() for label in labels if label.get_rotation() in (0, 90)]
     for a, b in itertools.pairwise(boxes):
         overlap = min(min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0))

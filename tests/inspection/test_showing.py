@@ -1,4 +1,5 @@
-"""What an inspection shows of itself, figure, page and notebook: the maps that it holds, under their tokens."""
+"""What an inspection shows of itself, figure, page and notebook: the maps that it holds, under
+their tokens."""
 
 import dataclasses
 import functools

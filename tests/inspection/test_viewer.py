@@ -1,4 +1,5 @@
-"""The page that shows attention: what it holds, and, in test_viewer_in_browser.py, what is seen of it."""
+"""The page that shows attention: what it holds, and, in test_viewer_in_browser.py, what is seen of
+it."""
 
 import base64
 import fnmatch

@@ -1,4 +1,5 @@
-"""GPT-2 and decoders in Llama's form against transformers in float32 torch, on random weights made on the spot."""
+"""GPT-2 and decoders in Llama's form against transformers in float32 torch, on random weights made
+on the spot."""
 
 import functools
 
@@ -111,7 +112,8 @@ def test_loss_and_its_gradients(pair, name):
 
 
 def _compare_gradients(model, gradients):
-    """Gradients under their names, by the tables that the export uses; the number of those compared."""
+    """Gradients under their names, by the tables that the export uses; the number of those
+    compared."""
     from transformer_jax.interop import FAMILIES, huggingface
 
     family = FAMILIES[model.config.model_type]
@@ -168,7 +170,8 @@ def test_bfloat16(pair, name):
     with torch.no_grad():
         theirs = model(torch.tensor(tokens)).logits.numpy()
     error = np.abs(np.asarray(tj.forward(bundle.model, jnp.asarray(tokens))) - theirs)
-    # bfloat16 has 8 bits: rounding weights and three layers costs a few per cent of the logits' standard deviation.
+    # bfloat16 has 8 bits: rounding weights and three layers costs a few per cent of the logits'
+    # standard deviation.
     assert 1e-4 < error.mean() < 0.05 * theirs.std() and error.max() < 0.3 * theirs.std()
 
 

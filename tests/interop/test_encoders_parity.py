@@ -105,7 +105,8 @@ def test_round_trip_is_exact(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_in_bfloat16_logits_stay_within_two_percent(kind, tmp_path):
-    """Root mean square of the difference, of that of the logits; torch's own bfloat16 is about as far away."""
+    """Root mean square of the difference, of that of the logits; torch's own bfloat16 is about as
+    far away."""
     theirs, bundle = loaded(kind, 0)
     tokens, mask, types = batch(kind, 0)
     to_huggingface(bundle, tmp_path)

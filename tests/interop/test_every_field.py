@@ -1,4 +1,5 @@
-"""Every field of a config, changed in every family: it is exported and reads back equal, or refused."""
+"""Every field of a config, changed in every family: it is exported and reads back equal, or
+refused."""
 
 import dataclasses
 import json
@@ -48,7 +49,8 @@ def candidates(field, value):
 
 
 def changed_configs(model_type, field):
-    """The valid configs that differ from the example in one field, and in what is derived from it."""
+    """The valid configs that differ from the example in one field, and in what is derived from
+    it."""
     example = EXAMPLES[model_type]
     for value in candidates(field, getattr(example, field)):
         for change in (dataclasses.replace, ModelConfig.replace):

@@ -1,4 +1,5 @@
-"""Files of the families of BERT, BART and T5, without torch: names, layouts, there and back, what is refused."""
+"""Files of the families of BERT, BART and T5, without torch: names, layouts, there and back, what
+is refused."""
 
 import functools
 import json

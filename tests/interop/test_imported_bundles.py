@@ -1,4 +1,5 @@
-"""What is done with a model and its tokenizer together works on a directory of transformers', and as there."""
+"""What is done with a model and its tokenizer together works on a directory of transformers', and
+as there."""
 
 import numpy as np
 import pytest

@@ -46,7 +46,8 @@ def of_torch(array):
 
 
 def check(ours, theirs, rows=None):
-    """Two arrays of layers ``[L, B, ...]``, or of their real tokens; theirs is a tuple of layers."""
+    """Two arrays of layers ``[L, B, ...]``, or of their real tokens; theirs is a tuple of
+    layers."""
     ours, theirs = np.asarray(ours), torch.stack(theirs).numpy()
     if ours.ndim == 5:  # maps: rows of the batch and of the map together
         ours, theirs = ours.swapaxes(2, 3), theirs.swapaxes(2, 3)
@@ -121,7 +122,8 @@ def test_round_trip_is_exact(kind, tmp_path):
 
 
 def new_tokens(sequence, bundle, end):
-    """What was generated after the tokens that start every target, without the padding behind it."""
+    """What was generated after the tokens that start every target, without the padding behind
+    it."""
     tokens = sequence[len(bundle.config.start_ids):].tolist()
     return tokens[:tokens.index(end) + 1] if end in tokens else tokens
 
@@ -153,9 +155,9 @@ def test_greedy_for_200_tokens(kind, turned):
 def test_beam_search(kind, alpha):
     """All n best and their scores.
 
-    Both define the same where a score is log P over length^alpha and a search goes on until nothing can become better
-    (``early_stopping="never"`` there). There a token that is forced counts as one of the length, and here it is part of
-    the start, so that BART is compared with alpha = 0.
+    Both define the same where a score is log P over length^alpha and a search goes on until nothing
+    can become better (``early_stopping="never"`` there). There a token that is forced counts as one
+    of the length, and here it is part of the start, so that BART is compared with alpha = 0.
     """
     theirs, bundle = loaded(kind, 1, 0.3)
     source, mask, _ = batch(kind, 1)

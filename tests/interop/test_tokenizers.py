@@ -1,4 +1,5 @@
-"""Tokenizers in Hugging Face's form against the library that runs them, and against transformers."""
+"""Tokenizers in Hugging Face's form against the library that runs them, and against
+transformers."""
 
 # ruff: noqa: RUF001
 

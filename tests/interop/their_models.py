@@ -1,4 +1,5 @@
-"""Small models of transformers with random weights, in directories that ``save_pretrained`` wrote."""
+"""Small models of transformers with random weights, in directories that ``save_pretrained``
+wrote."""
 
 import pytest
 
@@ -38,7 +39,8 @@ KINDS = {
 def make(kind, seed=0, std=0.2, turned=False):
     """A model in evaluation mode whose weights are all random, those of norms around 1.
 
-    Turned, the last norm is around -1, and what is the same for all tokens is small: so texts do not repeat a token.
+    Turned, the last norm is around -1, and what is the same for all tokens is small: so texts do
+    not repeat a token.
     """
     name, config, settings, _, end = KINDS[kind]
     torch.manual_seed(seed)

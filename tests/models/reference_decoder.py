@@ -1,4 +1,5 @@
-"""Random decoders, and the decoder in plain float64 NumPy, one sequence at a time, written from the papers."""
+"""Random decoders, and the decoder in plain float64 NumPy, one sequence at a time, written from the
+papers."""
 
 import math
 
@@ -22,7 +23,8 @@ def abstract_decoder(config):
 
 
 def random_decoder(config, seed=0):
-    """A decoder with every weight random, those of norms around 1 (NumPy's generator compiles nothing)."""
+    """A decoder with every weight random, those of norms around 1 (NumPy's generator compiles
+    nothing)."""
     rng = np.random.default_rng(seed)
 
     def weight(path, leaf):

@@ -1,4 +1,5 @@
-"""Encoders and encoder-decoders in plain float64 NumPy, one sequence at a time, written from the papers."""
+"""Encoders and encoder-decoders in plain float64 NumPy, one sequence at a time, written from the
+papers."""
 
 import math
 
@@ -44,7 +45,8 @@ def _embed(model, tokens, types, positions, own=None):
 
 
 def relative_bias(table, query, key, num_buckets, max_distance, causal):
-    """The bias ``[N]`` of T5 for one query and one key, by the words of Raffel et al. (2020), section 2.1."""
+    """The bias ``[N]`` of T5 for one query and one key, by the words of Raffel et al. (2020),
+    section 2.1."""
     first, distance = 0, max(query - key, 0)
     if not causal:
         num_buckets //= 2
@@ -57,7 +59,8 @@ def relative_bias(table, query, key, num_buckets, max_distance, causal):
 
 
 def _attend(module, layer, x, memory, c, allowed, positions, bias=0.0):
-    """What attention adds, and its maps ``[N, T, S]``; ``positions`` is ``None`` in attention to a memory."""
+    """What attention adds, and its maps ``[N, T, S]``; ``positions`` is ``None`` in attention to a
+    memory."""
     bias = np.broadcast_to(bias, (c.num_heads, len(x), len(memory)))
     q = linear(module.query, layer, x).reshape(len(x), c.num_heads, c.head_dim)
     k = linear(module.key, layer, memory).reshape(len(memory), c.num_kv_heads, c.head_dim)
@@ -91,7 +94,8 @@ def _feed_forward(mlp, layer, x, c):
 
 
 def _stack(c, stack, x, *, causal, memory=None, positions=None):
-    """The last stream, the maps of self-attention ``[L, N, T, T]`` and those of attention to the memory."""
+    """The last stream, the maps of self-attention ``[L, N, T, T]`` and those of attention to the
+    memory."""
     positions = np.arange(len(x)) if positions is None else positions
     distance = np.arange(len(x))[:, None] - np.arange(len(x))
     allowed = distance >= 0 if causal else np.full(distance.shape, True)
@@ -127,7 +131,8 @@ def _stack(c, stack, x, *, causal, memory=None, positions=None):
 
 
 def encode(model, tokens, types=None, positions=None):
-    """Of an ``Encoder``: hidden states ``[T, D]``, logits ``[T, V]`` and attention maps ``[L, N, T, T]``."""
+    """Of an ``Encoder``: hidden states ``[T, D]``, logits ``[T, V]`` and attention maps
+    ``[L, N, T, T]``."""
     c, tokens = model.config, np.asarray(tokens)
     positions = np.arange(len(tokens)) if positions is None else positions
     x = _embed(model, tokens, np.zeros_like(tokens) if types is None else types, positions)
@@ -141,7 +146,8 @@ def encode(model, tokens, types=None, positions=None):
 
 
 def translate(model, source, target):
-    """Of an ``EncoderDecoder``: logits ``[T, V]``, and maps of the encoder, the decoder, and across."""
+    """Of an ``EncoderDecoder``: logits ``[T, V]``, and maps of the encoder, the decoder, and
+    across."""
     c, source, target = model.config, np.asarray(source), np.asarray(target)
     memory, encoder_maps, _ = _stack(c, model.encoder, _embed(model, source, 0, np.arange(len(source))), causal=False)
     if c.norm_position == "pre":

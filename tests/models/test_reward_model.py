@@ -1,4 +1,5 @@
-"""The scalar head: read at the last real token, wherever the padding is; saved and loaded with its model."""
+"""The scalar head: read at the last real token, wherever the padding is; saved and loaded with its
+model."""
 
 import jax
 import jax.numpy as jnp

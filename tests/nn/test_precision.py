@@ -1,4 +1,5 @@
-"""The precision of matrix products: every product carries it, and bfloat16 learns what float32 does."""
+"""The precision of matrix products: every product carries it, and bfloat16 learns what float32
+does."""
 
 import re
 
@@ -63,7 +64,8 @@ def test_an_unknown_precision_is_refused():
 
 
 def test_bfloat16_learns_what_float32_does():
-    """200 steps on texts that count up: no loss is off by more than 2 % of the first, and the last agree to 5 %."""
+    """200 steps on texts that count up: no loss is off by more than 2 % of the first, and the last
+    agree to 5 %."""
     def losses(dtype):
         optimizer = make_optimizer(OptimConfig(peak_lr=3e-3, warmup_steps=20), 200)
         config, step = CONFIG.replace(dtype=dtype), make_train_step(next_token_loss(), optimizer)

@@ -1,4 +1,5 @@
-"""Attention against the float64 formula written out, for values, gradients, masks, biases and dropout."""
+"""Attention against the float64 formula written out, for values, gradients, masks, biases and
+dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -234,7 +235,8 @@ def test_a_float_mask_is_refused():
 
 @pytest.mark.parametrize("kind", ["causal", "segments", "window", "explicit"])
 def test_long_causal_attention_in_blocks_equals_one_explicit_mask(kind):
-    # 300 positions are cut into blocks that skip later keys; a boolean array takes the undivided path.
+    # 300 positions are cut into blocks that skip later keys; a boolean array takes the undivided
+    # path.
     q, k, v = qkv(B=2, T=300, S=300, N=2, K=1, H=4)
     segments = jnp.asarray(np.sort(np.random.default_rng(3).integers(0, 4, (2, 300)), axis=1))
     mask = AttentionMask.causal() & {

@@ -29,7 +29,8 @@ CASES = {
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of 5 queries and 8 keys, neither of which divides the 37 tokens; every attention counts as long."""
+    """Blocks of 5 queries and 8 keys, neither of which divides the 37 tokens; every attention
+    counts as long."""
     monkeypatch.setattr(attention, "_MANY_SCORES_OF_A_HEAD", 100)
     monkeypatch.setattr(chunked_attention, "_MOST_QUERIES", 5)
     monkeypatch.setattr(chunked_attention, "_KEYS", 8)
@@ -62,7 +63,8 @@ def test_block_by_block_is_all_at_once(case, small_blocks):
     for got, wanted in zip(*(jax.tree.leaves(with_gradients(function)(*arguments)) for function in (chunked, explicit)),
                            strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-5)
-    # Forward and backward, no float is there for every query and key, but for the gradient of a bias that is an array.
+    # Forward and backward, no float is there for every query and key, but for the gradient of a
+    # bias that is an array.
     if bias is None or isinstance(bias, LinearBias):
         text = with_gradients(chunked).lower(*arguments).compile().as_text()
         assert not re.search(rf"f32\[[\d,]*{T},{T}\]", text)
@@ -89,7 +91,8 @@ def test_dropout_is_the_same_forward_and_backward(small_blocks):
 
     out = np.asarray(dropped(alike))[..., 0]
     assert abs(out.mean() - 1) < 0.1 and len(np.unique(out.round(4))) > 0.9 * out.size
-    # The output is linear in the values: its gradient's product with them is the output itself, dropped alike.
+    # The output is linear in the values: its gradient's product with them is the output itself,
+    # dropped alike.
     probe = jnp.asarray(np.random.default_rng(5).normal(size=(B, T, N, H)), jnp.float32)
     value, gradient = jax.value_and_grad(lambda v: (dropped(v) * probe).sum())(alike)
     np.testing.assert_allclose((gradient * alike).sum(), value, rtol=1e-4)
@@ -102,7 +105,8 @@ def test_dropout_is_the_same_forward_and_backward(small_blocks):
 
 
 def test_blocks_that_nobody_sees_are_not_visited():
-    """Of 2,048 x 2,048 places a causal window of 100 lets 8 of the 16 blocks be seen, in a loop of known length."""
+    """Of 2,048 x 2,048 places a causal window of 100 lets 8 of the 16 blocks be seen, in a loop of
+    known length."""
     settings = chunked_attention._Settings(1.0, 0.0, None, 2048, 2048, 512, 512, None)
 
     def seen(mask):

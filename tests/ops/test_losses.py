@@ -131,7 +131,8 @@ def test_bfloat16_hidden_states_have_a_float32_loss():
 
 
 def megabytes(loss, dim):
-    """Temporary memory of the compiled loss and gradient at 4 x 1024 tokens and GPT-2's vocabulary; nothing runs."""
+    """Temporary memory of the compiled loss and gradient at 4 x 1024 tokens and GPT-2's vocabulary;
+    nothing runs."""
     shapes = (jax.ShapeDtypeStruct((4, 1024, dim), jnp.float32), jax.ShapeDtypeStruct((50_257, dim), jnp.float32),
               jax.ShapeDtypeStruct((4, 1024), jnp.int32))
     compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*shapes).compile()
@@ -139,7 +140,8 @@ def megabytes(loss, dim):
 
 
 def test_chunks_are_smaller_where_tokens_are_many():
-    """64 x 1024 tokens of GPT-2: at most half a gigabyte beside hidden states, table and their gradients."""
+    """64 x 1024 tokens of GPT-2: at most half a gigabyte beside hidden states, table and their
+    gradients."""
     shapes = (jax.ShapeDtypeStruct((64 * 1024, 768), jnp.bfloat16), jax.ShapeDtypeStruct((50_257, 768), jnp.float32),
               jax.ShapeDtypeStruct((64 * 1024,), jnp.int32))
     loss = jax.value_and_grad(lambda h, u, t: linear_cross_entropy(h, u, t).sum(), argnums=(0, 1))

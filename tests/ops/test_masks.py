@@ -146,6 +146,7 @@ def test_some_rows_and_columns_are_those_of_the_whole():
     whole = np.asarray(mask.materialize(T, S))
     np.testing.assert_array_equal(mask.materialize(T, S, jnp.asarray(rows), jnp.asarray(columns)),
                                   whole[:, :, rows][..., columns])
-    # Beyond the end, as in a last block that is not full, the last row and key of what is stored stand in.
+    # Beyond the end, as in a last block that is not full, the last row and key of what is stored
+    # stand in.
     beyond = mask.materialize(T, S, jnp.asarray([T + 1]), jnp.asarray([1]))
     assert beyond.shape == (B, N, 1, 1)

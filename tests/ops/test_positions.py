@@ -106,7 +106,8 @@ def test_a_bias_of_given_positions_is_that_of_a_text_in_order():
 
 
 def test_relative_buckets_of_t5():
-    """T5's own sizes: 8 distances alone in each direction, and from 91 on (of 128) the last bucket."""
+    """T5's own sizes: 8 distances alone in each direction, and from 91 on (of 128) the last
+    bucket."""
     buckets = relative_buckets(np.arange(-130, 131), 32, 128, False)
     at = dict(zip(range(-130, 131), buckets.tolist(), strict=True))
     assert [at[-d] for d in range(9)] == list(range(9)) and [at[d] for d in range(1, 8)] == list(range(17, 24))

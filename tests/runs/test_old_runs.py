@@ -1,4 +1,5 @@
-"""A run that the code before tasks wrote (commit 0d36f73, stopped at step 3 of 6) still loads and goes on."""
+"""A run that the code before tasks wrote (commit 0d36f73, stopped at step 3 of 6) still loads and
+goes on."""
 
 import pathlib
 import shutil

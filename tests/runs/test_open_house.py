@@ -1,4 +1,5 @@
-"""What a researcher does from Python, with ``transformer_jax`` alone: train, evaluate, tasks and loops of one's own."""
+"""What a researcher does from Python, with ``transformer_jax`` alone: train, evaluate, tasks and
+loops of one's own."""
 
 import dataclasses
 import math

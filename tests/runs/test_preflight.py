@@ -1,4 +1,5 @@
-"""What a run needs, said before it starts: against what the shapes, formulas and the run itself say."""
+"""What a run needs, said before it starts: against what the shapes, formulas and the run itself
+say."""
 
 import dataclasses
 

@@ -1,4 +1,5 @@
-"""The attention kernel of docs/extending/kernels.md: decoding, maps, gradients, eight devices, save and load."""
+"""The attention kernel of docs/extending/kernels.md: decoding, maps, gradients, eight devices, save
+and load."""
 
 import pathlib
 import re

@@ -1,4 +1,5 @@
-"""A block of one's own, defined in this file alone: parallel residual, gated attention, squared activations."""
+"""A block of one's own, defined in this file alone: parallel residual, gated attention, squared
+activations."""
 
 import dataclasses
 import functools
@@ -38,7 +39,8 @@ class SquaredRelu(nnx.Module):
 
 
 class GatedParallelBlock(nnx.Module):
-    """Attention, whose heads are gated, and the feed-forward layer read one norm and are added together."""
+    """Attention, whose heads are gated, and the feed-forward layer read one norm and are added
+    together."""
 
     def __init__(self, config, *, key, num_layers):
         attention_key, mlp_key, gate_key = jax.random.split(key, 3)

@@ -1,4 +1,5 @@
-"""A bias of one's own, defined in this file alone: its maps, its gradients, and the same on eight devices."""
+"""A bias of one's own, defined in this file alone: its maps, its gradients, and the same on eight
+devices."""
 
 import dataclasses
 import functools
@@ -37,7 +38,8 @@ class Undeclared:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """The same bias, which stays structure on each device because its fields say what their axes are."""
+    """The same bias, which stays structure on each device because its fields say what their axes
+    are."""
 
     strength: jax.Array = dataclasses.field(metadata={"axes": "N"})
     query_start: jax.Array | int | None = None
@@ -89,7 +91,8 @@ def test_attention_is_that_of_a_float64_softmax(make, implementation, qkv):
 
 
 def test_the_maps_of_a_model_are_those_of_a_float64_softmax(model_with_bias):
-    """Maps once raised ``TypeError: 'MyBias' object is not subscriptable`` for a bias that is not built in."""
+    """Maps once raised ``TypeError: 'MyBias' object is not subscriptable`` for a bias that is not
+    built in."""
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, 16, (B, T)))
     trace = tj.trace(model_with_bias, tokens)
     for layer in range(2):

@@ -1,4 +1,5 @@
-"""A sampling rule of one's own, as the documentation writes it, and interventions while decoding."""
+"""A sampling rule of one's own, as the documentation writes it, and interventions while
+decoding."""
 
 import pathlib
 import re

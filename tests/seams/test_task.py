@@ -1,4 +1,5 @@
-"""An objective of one's own, in one file: contrastive embeddings of pairs of texts, by every program and preflight."""
+"""An objective of one's own, in one file: contrastive embeddings of pairs of texts, by every
+program and preflight."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,8 @@ class Rows:
 
 
 class Contrastive(tj.Task):
-    """The two texts of a pair are near each other, and far from those of other pairs (van den Oord et al., 2018)."""
+    """The two texts of a pair are near each other, and far from those of other pairs (van den Oord
+    et al., 2018)."""
 
     name = "contrastive"
     family = "encoder"

@@ -15,7 +15,8 @@ HYPOTHESES = ["Ein Hund läuft über die Wiese.", "Zwei Männer sitzen auf der B
 
 
 def plain_bleu(hypotheses: list[str], references: list[str]) -> float:
-    """BLEU of tokens parted by spaces, by the formula of Papineni et al. 2002, section 2.3, not smoothed."""
+    """BLEU of tokens parted by spaces, by the formula of Papineni et al. 2002, section 2.3, not
+    smoothed."""
     matches, totals = [0] * 4, [0] * 4
     hypotheses, references = ([text.split() for text in texts] for texts in (hypotheses, references))
     for hypothesis, reference in zip(hypotheses, references, strict=True):
@@ -32,7 +33,8 @@ def plain_bleu(hypotheses: list[str], references: list[str]) -> float:
 
 
 def test_a_score_worked_out_by_hand():
-    # Matches of 1 to 4 tokens: 4 of 5, 3 of 4, 2 of 3, 1 of 2, whose product is 1/5; both have 5 tokens.
+    # Matches of 1 to 4 tokens: 4 of 5, 3 of 4, 2 of 3, 1 of 2, whose product is 1/5; both have 5
+    # tokens.
     result = scores(["a b c d e"], ["a b c d f"], language="en")
     assert result["bleu"] == pytest.approx(100 * 0.2**0.25, abs=1e-9)
     assert result["tokenised_bleu"] == pytest.approx(100 * 0.2**0.25, abs=1e-9)

@@ -1,4 +1,5 @@
-"""Devices that each take the gradient of their rows, and sum them once a step in a type of one's choice."""
+"""Devices that each take the gradient of their rows, and sum them once a step in a type of one's
+choice."""
 
 import functools
 import re
@@ -105,7 +106,8 @@ def test_microbatches_send_nothing():
 
 
 def test_devices_draw_their_own_dropout():
-    """Rows that are alike on every device lose different entries: the loss is not that of one device's rows."""
+    """Rows that are alike on every device lose different entries: the loss is not that of one
+    device's rows."""
     mesh, state, step, place = begin(8, "float32", 1, dropout=0.5)
     row = np.tile(np.arange(16, dtype=np.int32), (16, 1))
     row[1::2] += 7

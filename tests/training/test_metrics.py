@@ -1,4 +1,5 @@
-"""JSONL, TensorBoard events and the loss curve, read back by other means; model FLOPs against their formula."""
+"""JSONL, TensorBoard events and the loss curve, read back by other means; model FLOPs against their
+formula."""
 
 import io
 import json
@@ -32,7 +33,8 @@ class Writer:
 
 
 def board(directory):
-    """The events of all files, in order: the record format is length (8 bytes), checksum (4), event, checksum (4)."""
+    """The events of all files, in order: the record format is length (8 bytes), checksum (4),
+    event, checksum (4)."""
     events = []
     for path in sorted(directory.glob("tensorboard/*events*")):
         data = path.read_bytes()
@@ -130,7 +132,8 @@ def test_flops_are_six_a_matrix_weight_and_attention(tied, positions):
 
 
 def test_flops_of_the_matrix_products_are_what_xla_counts():
-    """Forward and backward of the compiled program, whose attention is not halved by causality either."""
+    """Forward and backward of the compiled program, whose attention is not halved by causality
+    either."""
     config = ModelConfig(vocab_size=256, max_len=64, num_layers=2, num_heads=4, model_dim=128, positions="none",
                          use_bias=False, unroll=2)
     model = jax.eval_shape(lambda key: Decoder(config, key=key), jax.random.key(0))

@@ -113,12 +113,14 @@ def test_decay_mask_of_a_whole_model():
 def test_muon_orthogonalises_hidden_matrices_and_leaves_the_rest_to_adamw():
     settings = config("muon", schedule="constant", warmup_steps=0, weight_decay=0.0)
     history = run(settings)
-    # Five Newton-Schulz iterations bring the singular values near 1, not to it: between 0.6 and 1.2 (Jordan, 2024).
+    # Five Newton-Schulz iterations bring the singular values near 1, not to it: between 0.6 and 1.2
+    # (Jordan, 2024).
     for step in range(STEPS):
         for update in history[step]["stacked"] - history[step + 1]["stacked"]:
             singular = np.linalg.svd(update, compute_uv=False) / (0.05 * np.sqrt(6 / 4))
             assert singular.min() > 0.6 and singular.max() < 1.25
-    # A layer of the stack has the update of that layer alone: of the polar factor of its own gradient.
+    # A layer of the stack has the update of that layer alone: of the polar factor of its own
+    # gradient.
     g = values(gradients(0))["stacked"]
     for layer in range(3):
         u, _, vt = np.linalg.svd(g[layer], full_matrices=False)
@@ -132,7 +134,8 @@ def test_muon_orthogonalises_hidden_matrices_and_leaves_the_rest_to_adamw():
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
 def test_decay_is_times_the_learning_rate_and_on_matrices_only(name):
-    """One step with and without: the difference is exactly -rate * decay * weight, where there is decay."""
+    """One step with and without: the difference is exactly -rate * decay * weight, where there is
+    decay."""
     plain, decayed = (run(config(name, weight_decay=decay), steps=5)[1] for decay in (0.0, 0.3))
     start = values(parameters())
     for parameter in SHAPES:
@@ -143,7 +146,8 @@ def test_decay_is_times_the_learning_rate_and_on_matrices_only(name):
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd", "muon"])
 def test_falls_on_a_quadratic(name):
-    """Least squares: each optimizer takes the loss of a stacked matrix and a bias to a small part of what it was."""
+    """Least squares: each optimizer takes the loss of a stacked matrix and a bias to a small part
+    of what it was."""
     rng = np.random.default_rng(0)
     goal = jnp.asarray(rng.normal(size=(2, 40, 40)), jnp.float32)
     params = {"w": nnx.Param(jnp.zeros((2, 40, 40)), axes=("embed", "mlp")),

@@ -1,4 +1,5 @@
-"""The types that editors and type checkers see behind the public names; tests/test_typing.py has pyright read it."""
+"""The types that editors and type checkers see behind the public names; tests/test_typing.py has
+pyright read it."""
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 
 from collections.abc import Iterator

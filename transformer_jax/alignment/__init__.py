@@ -1,4 +1,5 @@
-"""From a base model to an assistant: reward models, reinforcement learning, preferences, judging."""
+"""From a base model to an assistant: reward models, reinforcement learning, preferences,
+judging."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,8 @@
-"""From rewards to advantages: the KL leash, generalised advantage estimation, whitening; all masked.
+"""From rewards to advantages: the KL leash, generalised advantage estimation, whitening; all
+masked.
 
-Arrays are ``[B, R]``: the R places of each response, of which a boolean mask tells those that hold a token.
+Arrays are ``[B, R]``: the R places of each response, of which a boolean mask tells those that hold
+a token.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 def token_rewards(scores_B: jax.Array, logprobs_BR: jax.Array, reference_logprobs_BR: jax.Array, mask_BR: jax.Array,
                   kl_coefficient: jax.Array | float) -> jax.Array:
-    """The reward of every token: minus the penalty for leaving the reference, and at the last one the score.
+    """The reward of every token: minus the penalty for leaving the reference, and at the last one
+    the score.
 
     Source: Ziegler et al. (2019), section 2.
 
@@ -39,7 +42,8 @@ def generalized_advantages(rewards_BR: jax.Array, values_BR: jax.Array, mask_BR:
                            trace_decay: float = 0.95) -> tuple[jax.Array, jax.Array]:
     """Advantages and returns of every token; nothing is worth anything after the last one.
 
-    Source: Schulman et al. (2016), "High-dimensional continuous control using generalized advantage estimation".
+    Source: Schulman et al. (2016), "High-dimensional continuous control using generalized advantage
+      estimation".
 
     Args:
       rewards_BR: of each token.
@@ -71,7 +75,8 @@ def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def group_advantages(scores_B: jax.Array, group_size: int) -> jax.Array:
-    """How many standard deviations each response is better than the others to its prompt: no value model needed.
+    """How many standard deviations each response is better than the others to its prompt: no value
+    model needed.
 
     Source: Shao et al. (2024), DeepSeekMath (GRPO), section 4.1.
 
@@ -88,7 +93,8 @@ def group_advantages(scores_B: jax.Array, group_size: int) -> jax.Array:
 
 
 def explained_variance(values_BR: jax.Array, returns_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
-    """The fraction of the returns' variance that the values foresaw: 1 is all, 0 none, negative worse than none."""
+    """The fraction of the returns' variance that the values foresaw: 1 is all, 0 none, negative
+    worse than none."""
     def variance(x: jax.Array) -> jax.Array:
         return masked_mean((x - masked_mean(x, mask_BR)) ** 2, mask_BR)
 
@@ -96,7 +102,8 @@ def explained_variance(values_BR: jax.Array, returns_BR: jax.Array, mask_BR: jax
 
 
 def adapted_kl_coefficient(coefficient: float, kl: float, target: float, rate: float = 0.1) -> float:
-    """The coefficient for the next rollout: higher when the KL was above its target, lower when below.
+    """The coefficient for the next rollout: higher when the KL was above its target, lower when
+    below.
 
     Source: Ziegler et al. (2019), section 2.2, with K = ``rate``.
 

@@ -1,4 +1,5 @@
-"""A judge of another kind than what it judges: a naive Bayes classifier that sees words and no order."""
+"""A judge of another kind than what it judges: a naive Bayes classifier that sees words and no
+order."""
 
 from __future__ import annotations
 

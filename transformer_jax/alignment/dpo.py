@@ -17,7 +17,8 @@ from transformer_jax.training.step import Batch, LossFn, Sums
 
 
 def response_logprobs(model: Decoder, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-    """log P of every response given its prompt, float32 ``[B, K]`` in nats, for a batch of :class:`Rankings`."""
+    """log P of every response given its prompt, float32 ``[B, K]`` in nats, for a batch of
+    :class:`Rankings`."""
     B, K, T = batch["tokens"].shape
     tokens_MT, mask_MT = batch["tokens"].reshape(B * K, T), batch["mask"].reshape(B * K, T)
     logits_MTV = model(tokens_MT, segment_ids_BT=batch["segment_ids"].reshape(B * K, T), key=key).logits
@@ -45,9 +46,11 @@ def with_reference(rankings: Rankings, reference: Decoder, batch_size: int = 32)
 
 
 def dpo_loss(config: PreferenceConfig) -> LossFn:
-    """Batches of :class:`Rankings` with reference log-probabilities; pairs as published, rankings by Plackett-Luce.
+    """Batches of :class:`Rankings` with reference log-probabilities; pairs as published, rankings
+    by Plackett-Luce.
 
-    A response's reward is ``beta`` times the log ratio of its probabilities under the policy and under the reference.
+    A response's reward is ``beta`` times the log ratio of its probabilities under the policy and
+    under the reference.
 
     Source: Rafailov et al. (2023), equation 7, and for rankings appendix A.3.
     """

@@ -1,4 +1,5 @@
-"""What a policy learns from in reinforcement learning: its own responses, drawn anew every few updates."""
+"""What a policy learns from in reinforcement learning: its own responses, drawn anew every few
+updates."""
 
 from __future__ import annotations
 
@@ -29,10 +30,12 @@ from transformer_jax.models.heads import RewardModel
 
 
 class Experience:
-    """Minibatches of rollouts, for :func:`transformer_jax.training.loop.fit`; the hook ``Follow`` calls :meth:`follow`.
+    """Minibatches of rollouts, for :func:`transformer_jax.training.loop.fit`; the hook ``Follow``
+    calls :meth:`follow`.
 
-    Its state is the rollout in use, the place in it, the KL coefficient and the place among the prompts: with it an
-    interrupted run goes on, also in the middle of a rollout, with the bits it would have had.
+    Its state is the rollout in use, the place in it, the KL coefficient and the place among the
+    prompts: with it an interrupted run goes on, also in the middle of a rollout, with the bits it
+    would have had.
     """
 
     def __init__(self, config: ExperimentConfig, prompts: Sequence[Sequence[int]],
@@ -41,15 +44,17 @@ class Experience:
 
         Args:
           config: its ``rl``, ``batch_size`` and ``seed`` are read.
-          prompts: token ids of each, as :func:`transformer_jax.data.conversations.encode_prompt` gives them.
+          prompts: token ids of each, as :func:`transformer_jax.data.conversations.encode_prompt`
+            gives them.
           held_out: prompts for :meth:`measure`.
           reference: what the policy is kept near to.
           reward: a reward model, or a function from the texts of the responses to as many numbers.
           tokenizer: the policy's.
 
         Raises:
-          ValueError: a prompt that leaves no room for a response, too few prompts, minibatches that do not divide a
-            rollout, or a reference or reward model of another vocabulary or too short a context.
+          ValueError: a prompt that leaves no room for a response, too few prompts, minibatches that
+            do not divide a rollout, or a reference or reward model of another vocabulary or too
+            short a context.
         """
         settings = config.rl
         if jax.process_count() > 1:
@@ -87,14 +92,16 @@ class Experience:
         return self._settings.epochs * self._num_rows // self._config.batch_size
 
     def follow(self, policy: Decoder, metrics: dict[str, jax.Array] | None) -> dict[str, float]:
-        """Draws a new rollout with these weights when the last one is used up, or the policy has gone too far from it.
+        """Draws a new rollout with these weights when the last one is used up, or the policy has
+        gone too far from it.
 
         Args:
           policy: with a value head, for PPO.
           metrics: of the last update, if there was one.
 
         Returns:
-          Means over a new rollout: reward, KL to the reference in nats a response, response length ...
+          Means over a new rollout: reward, KL to the reference in nats a response, response length
+          ...
         """
         limit = self._settings.max_step_kl
         if metrics is not None and limit is not None and float(metrics["step_kl"]) > limit:
@@ -113,7 +120,8 @@ class Experience:
         return means
 
     def measure(self, policy: Decoder) -> dict[str, float]:
-        """Means over one response to each held-out prompt: reward, KL to the reference in nats a response, length."""
+        """Means over one response to each held-out prompt: reward, KL to the reference in nats a
+        response, length."""
         rollout = self._collect(policy, self._held_out, jax.random.key(self._config.seed), 1)
         return {name: float(mean) for name, mean in _means(rollout).items()}
 

@@ -1,4 +1,5 @@
-"""Which model answers better: win rates under a judge, Elo ratings, distance from the base, diversity."""
+"""Which model answers better: win rates under a judge, Elo ratings, distance from the base,
+diversity."""
 
 from __future__ import annotations
 
@@ -37,8 +38,9 @@ def win_rate(scores_a: Sequence[float], scores_b: Sequence[float], z: float = 1.
 def elo_ratings(scores: Mapping[str, Sequence[float]], mean: float = 1000.0) -> dict[str, float]:
     """Ratings of several models that answered the same prompts: 400 points are odds of 10 to 1.
 
-    The maximum likelihood of the Bradley-Terry model over all pairs of answers to a prompt (Hunter, 2004, equation 3),
-    with half a win each way added to every pair of models: else one that always wins would rate infinitely high.
+    The maximum likelihood of the Bradley-Terry model over all pairs of answers to a prompt (Hunter,
+    2004, equation 3), with half a win each way added to every pair of models: else one that always
+    wins would rate infinitely high.
 
     Args:
       scores: the judge's scores by model, in the order of the prompts.
@@ -68,7 +70,8 @@ def elo_ratings(scores: Mapping[str, Sequence[float]], mean: float = 1000.0) -> 
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Different n-grams of words over all n-grams, in all texts together; 0 where there is none.
 
-    Source: Li et al. (2016), "A diversity-promoting objective function for neural conversation models".
+    Source: Li et al. (2016), "A diversity-promoting objective function for neural conversation
+      models".
     """
     grams = [tuple(words[start:start + n]) for words in map(str.split, texts) for start in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

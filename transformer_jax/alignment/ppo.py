@@ -1,7 +1,9 @@
-"""Policy gradients with a clipped ratio: PPO with a critic, GRPO with groups of responses instead of one.
+"""Policy gradients with a clipped ratio: PPO with a critic, GRPO with groups of responses instead
+of one.
 
-Both are losses for :func:`make_train_step` over batches of :class:`Experience`. The critic of PPO is a head on the
-policy's own hidden states. There is no dropout: the ratio compares one function before and after an update.
+Both are losses for :func:`make_train_step` over batches of :class:`Experience`. The critic of PPO
+is a head on the policy's own hidden states. There is no dropout: the ratio compares one function
+before and after an update.
 """
 
 from __future__ import annotations
@@ -43,13 +45,15 @@ def clipped_policy_loss(log_ratios: jax.Array, advantages: jax.Array, clip: floa
 
 
 def clipped_value_loss(values: jax.Array, old_values: jax.Array, returns: jax.Array, clip: float) -> jax.Array:
-    """Half the squared error, of the value or of the value within ``clip`` of the old one, whichever is more wrong."""
+    """Half the squared error, of the value or of the value within ``clip`` of the old one,
+    whichever is more wrong."""
     near = old_values + jnp.clip(values - old_values, -clip, clip)
     return 0.5 * jnp.maximum((values - returns)**2, (near - returns)**2)
 
 
 def kl_estimate(log_ratios: jax.Array) -> jax.Array:
-    """An estimate of KL(p || q) from log(q / p) of what was drawn from p: unbiased, and never negative.
+    """An estimate of KL(p || q) from log(q / p) of what was drawn from p: unbiased, and never
+    negative.
 
     Source: Schulman (2020), "Approximating KL divergence", estimator k3.
     """
@@ -59,8 +63,8 @@ def kl_estimate(log_ratios: jax.Array) -> jax.Array:
 def ppo_loss(config: ReinforcementConfig) -> LossFn:
     """The clipped policy and value losses and an entropy bonus, over all tokens of the responses.
 
-    Batches have ``tokens`` and ``segment_ids`` ``[B, T]``, and ``mask``, ``logprobs``, ``advantages``, ``values`` and
-    ``returns`` ``[B, R]``; the responses are the last R places.
+    Batches have ``tokens`` and ``segment_ids`` ``[B, T]``, and ``mask``, ``logprobs``,
+    ``advantages``, ``values`` and ``returns`` ``[B, R]``; the responses are the last R places.
     """
     def loss_fn(model: Decoder, batch: Batch, key: jax.Array | None = None) -> Sums:
         del key
@@ -73,10 +77,12 @@ def ppo_loss(config: ReinforcementConfig) -> LossFn:
 
 
 def grpo_loss(config: ReinforcementConfig) -> LossFn:
-    """The clipped policy loss, the KL to the reference and an entropy bonus, over all tokens of the responses.
+    """The clipped policy loss, the KL to the reference and an entropy bonus, over all tokens of the
+    responses.
 
-    Batches are those of :func:`ppo_loss` with ``reference_logprobs`` and ``kl_coefficients`` instead of values and
-    returns. Every token counts the same, whatever the length of its response (Yu et al., 2025, DAPO, section 3.3).
+    Batches are those of :func:`ppo_loss` with ``reference_logprobs`` and ``kl_coefficients``
+    instead of values and returns. Every token counts the same, whatever the length of its response
+    (Yu et al., 2025, DAPO, section 3.3).
 
     Source: Shao et al. (2024), DeepSeekMath, equations 3 and 4.
     """

@@ -24,7 +24,8 @@ class Rankings:
       segment_ids_NKT: 1 for tokens, 0 for padding.
       mask_NKT: True for the tokens of the response, its ``</s>`` included.
       ranks_NK: 1 is the best, equal ranks are a tie, 0 is no response.
-      reference_logprobs_NK: log P of each response under a reference model, if it was measured; for DPO.
+      reference_logprobs_NK: log P of each response under a reference model, if it was measured; for
+        DPO.
     """
 
     tokens_NKT: np.ndarray
@@ -43,7 +44,8 @@ class Rankings:
           max_len: the context of the model; rows are only as long as the longest text needs.
 
         Raises:
-          ValueError: no comparison, a text that is longer than the context, or a tokenizer without role tokens.
+          ValueError: no comparison, a text that is longer than the context, or a tokenizer without
+            role tokens.
         """
         if not comparisons:
             raise ValueError("there is no comparison to learn from")
@@ -83,8 +85,8 @@ class Rankings:
         return len(self.tokens_NKT)
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Batches with ``tokens``, ``segment_ids`` and ``mask`` ``[B, K, T]``, ``ranks`` and, where they were measured,
-        ``reference_logprobs`` ``[B, K]``."""
+        """Batches with ``tokens``, ``segment_ids`` and ``mask`` ``[B, K, T]``, ``ranks`` and, where
+        they were measured, ``reference_logprobs`` ``[B, K]``."""
         batch = {"tokens": self.tokens_NKT[indices], "segment_ids": self.segment_ids_NKT[indices],
                  "mask": self.mask_NKT[indices], "ranks": self.ranks_NK[indices]}
         if self.reference_logprobs_NK is not None:
@@ -92,7 +94,8 @@ class Rankings:
         return batch
 
     def batches(self, batch_size: int) -> list[dict[str, np.ndarray]]:
-        """All comparisons in order, for evaluation; the last batch is filled up with rows without responses."""
+        """All comparisons in order, for evaluation; the last batch is filled up with rows without
+        responses."""
         found = []
         for start in range(0, len(self), batch_size):
             batch = self[start:start + batch_size]

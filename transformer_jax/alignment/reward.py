@@ -12,10 +12,12 @@ from transformer_jax.training.step import Batch, Sums
 
 
 def ranking_loss(scores_BK: jax.Array, ranks_BK: jax.Array) -> jax.Array:
-    """Minus the log-likelihood of rankings under the Plackett-Luce model; of pairs, that of Bradley and Terry.
+    """Minus the log-likelihood of rankings under the Plackett-Luce model; of pairs, that of Bradley
+    and Terry.
 
-    The best response is chosen among all with probability softmax(scores), then the next among the rest, and so on.
-    Responses with the same rank are not compared with each other, only with those below them.
+    The best response is chosen among all with probability softmax(scores), then the next among the
+    rest, and so on. Responses with the same rank are not compared with each other, only with those
+    below them.
 
     Source: Plackett (1975), Luce (1959); Bradley and Terry (1952) for K = 2.
 
@@ -33,12 +35,13 @@ def ranking_loss(scores_BK: jax.Array, ranks_BK: jax.Array) -> jax.Array:
 
 
 def ranking_sums(scores_BK: jax.Array, ranks_BK: jax.Array) -> Sums:
-    """What :func:`make_train_step` wants of a loss: sums over the rankings in which something is above something.
+    """What :func:`make_train_step` wants of a loss: sums over the rankings in which something is
+    above something.
 
     Returns:
-      The sum of :func:`ranking_loss`, the number of such rankings, and the sums of ``accuracy`` (the fraction of the
-      pairs of a ranking that the scores order as it does; a tie of scores is half right) and ``margin`` (the mean
-      difference of their scores).
+      The sum of :func:`ranking_loss`, the number of such rankings, and the sums of ``accuracy``
+      (the fraction of the pairs of a ranking that the scores order as it does; a tie of scores is
+      half right) and ``margin`` (the mean difference of their scores).
     """
     better_BKK = _is_better(ranks_BK)
     margins_BKK = scores_BK[:, :, None] - scores_BK[:, None, :]
@@ -66,7 +69,8 @@ def reward_loss(model: RewardModel, batch: Batch, key: jax.Array | None = None) 
 
 
 def expected_calibration_error(margins: np.ndarray, num_bins: int = 10) -> float:
-    """How far the scores' confidence in their choice is from how often the choice is right, in [0, 1].
+    """How far the scores' confidence in their choice is from how often the choice is right, in [0,
+    1].
 
     Source: Guo et al. (2017), equation 3, for sigmoid(|margin|), which is from 0.5 to 1.
 
@@ -83,7 +87,8 @@ def expected_calibration_error(margins: np.ndarray, num_bins: int = 10) -> float
 
 
 def pair_margins(scores_NK: np.ndarray, ranks_NK: np.ndarray) -> np.ndarray:
-    """Score of the better response minus that of the worse, for every pair that the rankings order."""
+    """Score of the better response minus that of the worse, for every pair that the rankings
+    order."""
     scores_NK, better_NKK = np.asarray(scores_NK), np.asarray(_is_better(jnp.asarray(ranks_NK)))
     return (scores_NK[:, :, None] - scores_NK[:, None, :])[better_NKK]
 
@@ -93,7 +98,8 @@ _scores = jax.jit(lambda model, tokens_BT, segment_ids_BT: model(tokens_BT, segm
 
 def score_rows(model: RewardModel, tokens_NT: np.ndarray, segment_ids_NT: np.ndarray,
                batch_size: int = 64) -> np.ndarray:
-    """The scores, float32 ``[N]``, of many rows, so many at a time; arguments as in a call of the model."""
+    """The scores, float32 ``[N]``, of many rows, so many at a time; arguments as in a call of the
+    model."""
     num_rows = len(tokens_NT)
     padded = ((0, -num_rows % batch_size), (0, 0))
     tokens_NT, segment_ids_NT = np.pad(tokens_NT, padded), np.pad(segment_ids_NT, padded)

@@ -1,4 +1,5 @@
-"""Rollouts: the policy's own responses, with everything that learning from them needs, in arrays of fixed shape."""
+"""Rollouts: the policy's own responses, with everything that learning from them needs, in arrays of
+fixed shape."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ Reward = RewardModel | Callable[[list[str]], Sequence[float]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Responses of a policy to prompts: P places for the prompt, filled on the right, then R for the response.
+    """Responses of a policy to prompts: P places for the prompt, filled on the right, then R for
+    the response.
 
     Attributes:
       tokens_BT: T = P + R.
@@ -29,7 +31,8 @@ class Rollout:
       mask_BR: True for the tokens of the response, with the one that ended it.
       logprobs_BR: log P of each token under the policy that drew it, in nats.
       reference_logprobs_BR: log P under the reference.
-      values_BR: the reward to come, as expected before each token was drawn; 0 without a value head.
+      values_BR: the reward to come, as expected before each token was drawn; 0 without a value
+        head.
       scores_B: the reward of each response.
     """
 
@@ -49,7 +52,8 @@ def collect(policy: Decoder, prompts: Sequence[Sequence[int]], *, reference: Dec
 
     Args:
       policy: responds at temperature 1, so that what it draws is what its log-probabilities say.
-      prompts: token ids of each, as :func:`transformer_jax.data.conversations.encode_prompt` gives them.
+      prompts: token ids of each, as :func:`transformer_jax.data.conversations.encode_prompt` gives
+        them.
       reference: what the policy is kept near to; of the same vocabulary.
       reward: a reward model, or a function from the texts of the responses to as many numbers.
       tokenizer: of all three.
@@ -62,7 +66,8 @@ def collect(policy: Decoder, prompts: Sequence[Sequence[int]], *, reference: Dec
       The rollout, and the texts of its responses.
 
     Raises:
-      ValueError: for a reward function that returns another number of rewards, or one that is not finite.
+      ValueError: for a reward function that returns another number of rewards, or one that is not
+        finite.
     """
     result = generate(policy, prompts, tokenizer=tokenizer, key=key, max_new_tokens=max_new_tokens,
                       num_samples=num_samples)
@@ -93,8 +98,8 @@ def read_responses(policy: Decoder, tokens_BT: jax.Array, segment_ids_BT: jax.Ar
     """One teacher-forced pass over rows laid out by :func:`lay_out`.
 
     Returns:
-      Log-probabilities ``[B, R, V]`` of every token at every place of the response, and values ``[B, R]`` of the text
-      before that place, 0 without a value head; float32.
+      Log-probabilities ``[B, R, V]`` of every token at every place of the response, and values
+      ``[B, R]`` of the text before that place, 0 without a value head; float32.
     """
     hidden_BTD = policy(tokens_BT, segment_ids_BT=segment_ids_BT).hidden
     before_BRD = hidden_BTD[:, prompt_len - 1:-1]

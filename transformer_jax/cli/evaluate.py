@@ -1,13 +1,14 @@
-"""How good a trained model is: loss, perplexity, bits per byte; masked-token accuracy; BLEU and chrF; who answers best.
+"""How good a trained model is: loss, perplexity, bits per byte; masked-token accuracy; BLEU and
+chrF; who answers best.
 
 transformer-jax evaluate --workdir=DIR --data=FILE                                    a language model
 transformer-jax evaluate --workdir=DIR [--data=FILE]                                  a masked language model
 transformer-jax evaluate --workdir=DIR [--data=SOURCE,TARGET --target_language=de]    a translator
 transformer-jax evaluate --compare A B [C ...] --data=PROMPTS --judge=JUDGE           assistants
 
-A judge is the workdir of a reward model, or module:function from texts to numbers. KL is measured to A.
---model=DIRECTORY_OR_ID in place of --workdir measures a model of Hugging Face.
-Without --data a model is measured on what its run held out, where its task can.
+A judge is the workdir of a reward model, or module:function from texts to numbers. KL is measured
+to A. --model=DIRECTORY_OR_ID in place of --workdir measures a model of Hugging Face. Without --data
+a model is measured on what its run held out, where its task can.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
 def define_config(default: str | None = None) -> Callable[[], ExperimentConfig]:
-    """Defines ``--config=NAME`` (or a path) with overrides ``--config.optim.peak_lr=3e-4``; call the result for it.
+    """Defines ``--config=NAME`` (or a path) with overrides ``--config.optim.peak_lr=3e-4``; call
+    the result for it.
 
     Args:
       default: the name that is used where ``--config`` is not given.
@@ -89,7 +90,8 @@ def load_config(name: str) -> ExperimentConfig:
 
 
 def _take_config_name(arguments: list[str]) -> str | None:
-    """Removes ``--config=NAME`` or ``--config NAME`` from the command line, and returns the name."""
+    """Removes ``--config=NAME`` or ``--config NAME`` from the command line, and returns the
+    name."""
     name = None
     for index, argument in reversed(list(enumerate(arguments))):
         if re.match(r"--?config=", argument):
@@ -102,7 +104,8 @@ def _take_config_name(arguments: list[str]) -> str | None:
 
 
 def _is_unset(argument: str) -> bool:
-    """Whether it sets a field to ``None`` that can be ``None``, as in ``--config.optim.clip_norm=None``."""
+    """Whether it sets a field to ``None`` that can be ``None``, as in
+    ``--config.optim.clip_norm=None``."""
     override = _OVERRIDE.match(argument)
     if not override or not argument.endswith("=None"):
         return False
@@ -113,7 +116,8 @@ def _is_unset(argument: str) -> bool:
 
 
 def overridable(config: ExperimentConfig) -> config_dict.ConfigDict:
-    """The config as ml_collections reads it: typed, so that overrides are checked, with placeholders for ``None``."""
+    """The config as ml_collections reads it: typed, so that overrides are checked, with
+    placeholders for ``None``."""
     def convert(node: Any) -> config_dict.ConfigDict:
         hints = typing.get_type_hints(type(node))
         result = config_dict.ConfigDict()
@@ -189,7 +193,8 @@ def _parse(arguments: list[str], description: str) -> list[str]:
 
 
 def _check_field(path: str) -> Any:
-    """The type of a field; raises ValueError for one that the config has not, with the nearest that it has."""
+    """The type of a field; raises ValueError for one that the config has not, with the nearest that
+    it has."""
     cls = ExperimentConfig
     for name in path.split("."):
         if not dataclasses.is_dataclass(cls):
@@ -210,8 +215,8 @@ def _fail(message: str) -> typing.NoReturn:
 def _use_compilation_cache() -> None:
     """Keeps compiled programs in a private directory: a second start reads what the first compiled.
 
-    Whoever can write there can run code as this user, so it belongs to the user alone. ``JAX_COMPILATION_CACHE_DIR``
-    names another place; empty, it switches the cache off.
+    Whoever can write there can run code as this user, so it belongs to the user alone.
+    ``JAX_COMPILATION_CACHE_DIR`` names another place; empty, it switches the cache off.
     """
     import jax
 

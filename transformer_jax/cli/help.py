@@ -1,4 +1,5 @@
-"""What ``--help`` shows: the program, its flags, and every setting with type, default, choices and meaning."""
+"""What ``--help`` shows: the program, its flags, and every setting with type, default, choices and
+meaning."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def attribute_docs(cls: type) -> dict[str, str]:
 
 
 def choices_of(cls: type, field: str) -> list[str]:
-    """The values that a field of text may have, which its own check lists when it refuses another; else none."""
+    """The values that a field of text may have, which its own check lists when it refuses another;
+    else none."""
     if typing.get_type_hints(cls)[field] not in (str, str | None):
         return []
     try:

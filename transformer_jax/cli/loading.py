@@ -13,13 +13,14 @@ def load(workdir: str | None, model: str | None, *, step: str | None = None, ave
 
     Args:
       workdir: a directory that a training program wrote.
-      model: a directory that transformers' ``save_pretrained`` wrote, the id of a model on the Hugging Face hub, or a
-        workdir too.
+      model: a directory that transformers' ``save_pretrained`` wrote, the id of a model on the
+        Hugging Face hub, or a workdir too.
       step: of a workdir, the checkpoint.
       average: of a workdir, over how many checkpoints.
 
     Raises:
-      ValueError: for neither or both, for a checkpoint of what has none, or a model that cannot be loaded.
+      ValueError: for neither or both, for a checkpoint of what has none, or a model that cannot be
+        loaded.
     """
     check(workdir, model)
     directory = pathlib.Path(name(workdir, model))

@@ -1,4 +1,5 @@
-"""Trains a model: the program behind ``transformer-jax train`` and its faces ``sft``, ``reward``, ``ppo`` and ``dpo``.
+"""Trains a model: the program behind ``transformer-jax train`` and its faces ``sft``, ``reward``,
+``ppo`` and ``dpo``.
 
 The same command resumes a run that was stopped.
 """

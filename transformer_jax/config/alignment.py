@@ -25,16 +25,18 @@ class PreferenceConfig:
 class ReinforcementConfig:
     """Reinforcement learning of a policy that responds to prompts.
 
-    A rollout is responses to some prompts; each epoch goes through them once in minibatches of ``batch_size``.
+    A rollout is responses to some prompts; each epoch goes through them once in minibatches of
+    ``batch_size``.
 
     Attributes:
-      algorithm: ``ppo`` (a value head tells what was to be expected) or ``grpo`` (the other responses to a prompt do).
+      algorithm: ``ppo`` (a value head tells what was to be expected) or ``grpo`` (the other
+        responses to a prompt do).
       reward: the workdir of a reward model, or ``module:function`` from texts to numbers.
       num_prompts: of a rollout.
       num_samples: responses to each prompt.
       max_new_tokens: longest response.
-      min_length: a response of fewer tokens loses as much reward as the share of them that it lacks, so that a reward
-        model that likes few words is not served with fewer and fewer.
+      min_length: a response of fewer tokens loses as much reward as the share of them that it
+        lacks, so that a reward model that likes few words is not served with fewer and fewer.
       epochs: how often a rollout is gone through.
       clip: how far from 1 the ratio of the probabilities now and then still gains.
       value_clip: likewise for values, in units of reward.
@@ -43,9 +45,10 @@ class ReinforcementConfig:
       discount: of the reward of the next token; gamma.
       trace_decay: lambda of generalised advantage estimation.
       kl_coefficient: reward lost by a nat of distance from the model that training began with.
-      kl_target: change ``kl_coefficient`` so that the distance comes to so many nats a response; ``None``: keep it.
-      max_step_kl: leave a rollout for the next when the policy is so many nats a token away from that which drew it;
-        ``None``: never.
+      kl_target: change ``kl_coefficient`` so that the distance comes to so many nats a response;
+        ``None``: keep it.
+      max_step_kl: leave a rollout for the next when the policy is so many nats a token away from
+        that which drew it; ``None``: never.
     """
 
     algorithm: str = "ppo"

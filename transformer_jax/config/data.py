@@ -12,12 +12,15 @@ class TokenizerConfig:
     """How text becomes ids.
 
     Attributes:
-      kind: ``char``, ``word``, ``bpe`` or ``unigram`` (SentencePiece); ignored when ``path`` is given.
-      vocab_size: pieces to learn, special tokens included; ``None`` for ``char`` keeps every character.
+      kind: ``char``, ``word``, ``bpe`` or ``unigram`` (SentencePiece); ignored when ``path`` is
+        given.
+      vocab_size: pieces to learn, special tokens included; ``None`` for ``char`` keeps every
+        character.
       path: a trained SentencePiece model to use instead of training one.
-      min_frequency: drop learned ``bpe`` pieces that occur less often in the text; above 1 ``vocab_size`` is an upper
-        limit.
-      chat: add the role tokens that conversations need, ``<|system|>``, ``<|user|>`` and ``<|assistant|>``.
+      min_frequency: drop learned ``bpe`` pieces that occur less often in the text; above 1
+        ``vocab_size`` is an upper limit.
+      chat: add the role tokens that conversations need, ``<|system|>``, ``<|user|>`` and
+        ``<|assistant|>``.
     """
 
     kind: str = "char"
@@ -37,14 +40,17 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the text comes from: exactly one of ``path``, ``tfds`` (a data set's name) and ``generated``.
+    """Where the text comes from: exactly one of ``path``, ``tfds`` (a data set's name) and
+    ``generated``.
 
     Attributes:
-      path: a text file, a glob or JSONL; for pairs of sentences ``"SOURCE,TARGET"`` (two aligned files) or a TSV file.
+      path: a text file, a glob or JSONL; for pairs of sentences ``"SOURCE,TARGET"`` (two aligned
+        files) or a TSV file.
       tfds: the name of a TensorFlow Datasets set.
       text_key: of JSONL, the key of the text.
       generated: ``"dates"``: dates in words and their ISO form, made up as needed.
-      source: where in the data the source sentences are: the column of a TSV file, the language of a TFDS set.
+      source: where in the data the source sentences are: the column of a TSV file, the language of
+        a TFDS set.
       target: likewise.
       mask_probability: fraction of the tokens to predict in masked language modelling.
       mask_whole_words: mask words rather than tokens.

@@ -26,8 +26,9 @@ class ExperimentConfig:
     """Everything that decides a training run; the same config and seed give the same losses.
 
     Attributes:
-      task: what the model learns, a name of ``tj.tasks``; ``None``: the first task of the model's family, which is
-        ``language_model``, ``masked_language_model``, ``translation`` or ``reward``.
+      task: what the model learns, a name of ``tj.tasks``; ``None``: the first task of the model's
+        family, which is ``language_model``, ``masked_language_model``, ``translation`` or
+        ``reward``.
       seed: of the weights, the order of the data, dropout and samples.
       steps: updates of the weights.
       batch_size: rows a step, over all devices.

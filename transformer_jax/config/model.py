@@ -33,12 +33,14 @@ def allow_choice(field: str, name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How the rotation of queries and keys is slowed down, for texts longer than those of the first training.
+    """How the rotation of queries and keys is slowed down, for texts longer than those of the first
+    training.
 
     Attributes:
-      kind: ``none``; ``linear`` divides every frequency by ``factor`` (Chen et al., 2023); ``llama3`` those whose
-        wavelength is above ``original_max_len / low_frequency_factor`` only, leaves those below ``original_max_len /
-        high_frequency_factor`` and passes smoothly from one to the other (Dubey et al., 2024).
+      kind: ``none``; ``linear`` divides every frequency by ``factor`` (Chen et al., 2023);
+        ``llama3`` those whose wavelength is above ``original_max_len / low_frequency_factor`` only,
+        leaves those below ``original_max_len / high_frequency_factor`` and passes smoothly from one
+        to the other (Dubey et al., 2024).
       factor: at least 1.
       low_frequency_factor: of ``llama3``.
       high_frequency_factor: of ``llama3``; more than ``low_frequency_factor``.
@@ -64,13 +66,13 @@ class RopeScaling:
 class ModelConfig:
     """The shape of a Transformer.
 
-    ``num_kv_heads``, ``head_dim`` and ``mlp_dim`` left at ``None`` are derived (all heads, ``model_dim //
-    num_heads`` and ``4 * model_dim``), and derived anew by :meth:`replace`; so are, in an encoder-decoder,
-    ``num_encoder_layers`` and ``num_decoder_layers`` (``num_layers``).
+    ``num_kv_heads``, ``head_dim`` and ``mlp_dim`` left at ``None`` are derived (all heads,
+    ``model_dim // num_heads`` and ``4 * model_dim``), and derived anew by :meth:`replace`; so are,
+    in an encoder-decoder, ``num_encoder_layers`` and ``num_decoder_layers`` (``num_layers``).
 
     Attributes:
-      family: ``decoder`` (GPT), ``encoder`` (BERT), ``encoder_decoder`` (translation) or ``reward`` (a decoder that
-        ends in one number).
+      family: ``decoder`` (GPT), ``encoder`` (BERT), ``encoder_decoder`` (translation) or ``reward``
+        (a decoder that ends in one number).
       vocab_size: number of token ids; ``None`` only until a tokenizer is known.
       max_len: longest sequence, in tokens.
       num_layers: blocks; of an encoder-decoder, on each side.
@@ -88,46 +90,57 @@ class ModelConfig:
       rope_base: of ``rope``, the base of the wavelengths.
       attention_dropout: of attention weights; ``None``: as ``dropout``.
       param_dtype: type of the weights.
-      positions: ``sinusoidal`` and ``learned`` are added to the embeddings, ``rope`` rotates queries and keys
-        (Su et al., 2021), ``alibi`` adds a linear bias (Press et al., 2021), ``relative`` a bias learned for each head
-        and bucket of distances (Raffel et al., 2020, T5). ``sinusoidal_halves`` has all sines before all cosines, as
-        Marian and Pegasus do. An encoder-decoder has learned positions, and a norm of embeddings, for each side.
-      position_offset: rows of the table of learned positions before that of position 0 (2 in RoBERTa and BART).
-      relative_buckets: of ``relative`` positions; half of them hold one distance each, the others ever more.
+      positions: ``sinusoidal`` and ``learned`` are added to the embeddings, ``rope`` rotates
+        queries and keys (Su et al., 2021), ``alibi`` adds a linear bias (Press et al., 2021),
+        ``relative`` a bias learned for each head and bucket of distances (Raffel et al., 2020, T5).
+        ``sinusoidal_halves`` has all sines before all cosines, as Marian and Pegasus do. An
+        encoder-decoder has learned positions, and a norm of embeddings, for each side.
+      position_offset: rows of the table of learned positions before that of position 0 (2 in
+        RoBERTa and BART).
+      relative_buckets: of ``relative`` positions; half of them hold one distance each, the others
+        ever more.
       relative_max_distance: from which on all distances share a bucket.
       attention_scale: factor of the scores; ``None``: 1 / sqrt(head_dim). T5 has 1.
-      activation: ``gelu`` is the exact (erf) one of GPT and BERT, ``gelu_tanh`` that of GPT-2's code;
-        ``swiglu`` and ``geglu`` (Shazeer, 2020) have a gate beside the up projection, which goes through SiLU and
-        through ``gelu_tanh``.
+      activation: ``gelu`` is the exact (erf) one of GPT and BERT, ``gelu_tanh`` that of GPT-2's
+        code; ``swiglu`` and ``geglu`` (Shazeer, 2020) have a gate beside the up projection, which
+        goes through SiLU and through ``gelu_tanh``.
       use_bias: biases in every linear layer and in LayerNorm.
-      use_qkv_bias: biases of queries, keys and values, where they differ from ``use_bias``: Qwen2 has these alone.
-      num_token_types: kinds of tokens with an embedding each, as the two sentences of a pair in BERT; 0: none.
-      scale_embeddings: token embeddings start at a standard deviation of 1 / sqrt(model_dim) and are multiplied by
-        sqrt(model_dim) (Vaswani et al., 2017, section 3.4).
+      use_qkv_bias: biases of queries, keys and values, where they differ from ``use_bias``: Qwen2
+        has these alone.
+      num_token_types: kinds of tokens with an embedding each, as the two sentences of a pair in
+        BERT; 0: none.
+      scale_embeddings: token embeddings start at a standard deviation of 1 / sqrt(model_dim) and
+        are multiplied by sqrt(model_dim) (Vaswani et al., 2017, section 3.4).
       use_embedding_norm: a norm after the embeddings, as in BERT.
-      use_output_bias: a bias of the logits, as in BART and Marian; the head of an encoder has one always.
-      scale_logits: the unembedding reads hidden states over sqrt(model_dim), as in T5 with tied embeddings.
-      start_ids: the tokens that every target of an encoder-decoder starts with; ``()``: the tokenizer's ``<s>``.
+      use_output_bias: a bias of the logits, as in BART and Marian; the head of an encoder has one
+        always.
+      scale_logits: the unembedding reads hidden states over sqrt(model_dim), as in T5 with tied
+        embeddings.
+      start_ids: the tokens that every target of an encoder-decoder starts with; ``()``: the
+        tokenizer's ``<s>``.
       banned_ids: tokens that decoding never draws, such as the padding of Marian.
-      use_value_head: a head on the final hidden states that says what reward is to come, for reinforcement learning by
-        PPO.
+      use_value_head: a head on the final hidden states that says what reward is to come, for
+        reinforcement learning by PPO.
       use_qk_norm: RMSNorm on every query and key head before rotation (Dehghani et al., 2023).
       rope_scaling: of ``rope``, see :class:`RopeScaling`.
       sliding_window: attend to this many last positions only, the current one included.
       dropout: of embeddings and of what each sub-layer adds; of attention weights too unless
         ``attention_dropout`` says otherwise.
-      init_std: standard deviation of the initial weights; under pre-norm, projections into the residual stream are
-        scaled by 1 / sqrt(2 * num_layers) (Radford et al., 2019). ``None``: that of Glorot and Bengio (2010),
-        sqrt(2 / (in + out)), for each matrix.
+      init_std: standard deviation of the initial weights; under pre-norm, projections into the
+        residual stream are scaled by 1 / sqrt(2 * num_layers) (Radford et al., 2019). ``None``:
+        that of Glorot and Bengio (2010), sqrt(2 / (in + out)), for each matrix.
       dtype: type of activations and matrix products; softmax, norms and losses are float32 always.
-      attention_implementation: of :func:`transformer_jax.ops.attend`. ``auto`` takes the fused kernel
-        of the platform where it can; any other raises where it cannot.
-      matmul_precision: by JAX's ``default`` a TPU rounds float32 operands of products to bfloat16 (3 significant
-        digits), and a GPU may round them to TF32; ``high`` takes three passes of bfloat16 on a TPU, ``highest`` six,
-        which is float32. Products of bfloat16 are the same under each.
-      remat: what the backward pass recomputes: ``none``, all but the matrix products (``dots``), everything (``full``),
-        or as ``dots`` with what is kept in the host's memory (``offload``), for accelerators.
-      unroll: how many layers one iteration of the layer scan holds; ``num_layers`` unrolls the loop.
+      attention_implementation: of :func:`transformer_jax.ops.attend`. ``auto`` takes the fused
+        kernel of the platform where it can; any other raises where it cannot.
+      matmul_precision: by JAX's ``default`` a TPU rounds float32 operands of products to bfloat16
+        (3 significant digits), and a GPU may round them to TF32; ``high`` takes three passes of
+        bfloat16 on a TPU, ``highest`` six, which is float32. Products of bfloat16 are the same
+        under each.
+      remat: what the backward pass recomputes: ``none``, all but the matrix products (``dots``),
+        everything (``full``), or as ``dots`` with what is kept in the host's memory (``offload``),
+        for accelerators.
+      unroll: how many layers one iteration of the layer scan holds; ``num_layers`` unrolls the
+        loop.
     """
 
     family: str = "decoder"
@@ -240,7 +253,8 @@ class ModelConfig:
 
     @property
     def precision(self) -> str | None:
-        """``matmul_precision`` as JAX takes it: ``None`` leaves it to ``jax.default_matmul_precision``."""
+        """``matmul_precision`` as JAX takes it: ``None`` leaves it to
+        ``jax.default_matmul_precision``."""
         return None if self.matmul_precision == "default" else self.matmul_precision
 
     def replace(self, **changes: Any) -> Self:

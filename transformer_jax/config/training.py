@@ -24,11 +24,14 @@ class OptimConfig:
       end_lr: what the rate has decayed to after the last step, as a fraction of ``peak_lr``.
       decay_fraction: the last part of the steps that ``wsd`` decays over.
       weight_decay: on matrices and embeddings, never on biases and norms.
-      muon_lr: learning rate of the hidden matrices under ``muon``; everything else has ``peak_lr`` (AdamW).
+      muon_lr: learning rate of the hidden matrices under ``muon``; everything else has ``peak_lr``
+        (AdamW).
       clip_norm: clip gradients to this global norm; ``None``: never.
-      accumulation: microbatches a step; the batch is split, the gradient is that of the whole batch.
-      gradient_dtype: ``float32`` or ``bfloat16``: the devices of ``mesh.data``, the only axis then, sum their gradients
-        in this type, once a step. ``None``: where the compiler sums them, in the type of the products.
+      accumulation: microbatches a step; the batch is split, the gradient is that of the whole
+        batch.
+      gradient_dtype: ``float32`` or ``bfloat16``: the devices of ``mesh.data``, the only axis then,
+        sum their gradients in this type, once a step. ``None``: where the compiler sums them, in
+        the type of the products.
     """
 
     name: str = "adamw"
@@ -67,8 +70,8 @@ class LossConfig:
     Attributes:
       label_smoothing: mass spread evenly over the vocabulary (Szegedy et al., 2016).
       z_loss: weight of log(Z)^2 (de Brebisson and Vincent, 2016).
-      most_logits: a batch with this many logits or more never holds them: the loss walks the vocabulary in chunks,
-        which costs one more product in the backward pass.
+      most_logits: a batch with this many logits or more never holds them: the loss walks the
+        vocabulary in chunks, which costs one more product in the backward pass.
     """
 
     label_smoothing: float = 0.0
@@ -83,15 +86,17 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters in place of full fine-tuning (Hu et al., 2021): kernels become W + alpha / rank * A B.
+    """Low-rank adapters in place of full fine-tuning (Hu et al., 2021): kernels become W + alpha /
+    rank * A B.
 
     Attributes:
       rank: columns of A and rows of B; 0: no adapters, every weight is trained.
       alpha: scale of what is added, times ``rank``.
       dropout: of the inputs of A beside a linear map, token by token.
-      weights: regular expression, searched in the paths of linear maps and embedding tables, such as
-        ``"attention.(query|value)|embeddings.token"``: those that get an adapter.
-      whole: the same, searched in the paths of all weights: those that are trained themselves, as a new head is.
+      weights: regular expression, searched in the paths of linear maps and embedding tables, such
+        as ``"attention.(query|value)|embeddings.token"``: those that get an adapter.
+      whole: the same, searched in the paths of all weights: those that are trained themselves, as a
+        new head is.
     """
 
     rank: int = 0
@@ -184,7 +189,8 @@ class MetricsConfig:
     """What else a run writes down.
 
     Attributes:
-      attention_every: steps between two records of what each attention head does on held-out text; 0: never.
+      attention_every: steps between two records of what each attention head does on held-out text;
+        0: never.
     """
 
     attention_every: int = 0
@@ -199,7 +205,8 @@ class MeshConfig:
 
     Attributes:
       data: rows of a batch; ``None`` takes all devices that the others leave.
-      fsdp: rows of a batch too, and the weights and optimizer state, which each layer puts together as it needs them.
+      fsdp: rows of a batch too, and the weights and optimizer state, which each layer puts together
+        as it needs them.
       tensor: heads, hidden units and vocabulary.
       sequence: tokens of a row, for long contexts; each layer puts keys and values together.
     """

@@ -1,13 +1,15 @@
 """Conversations: the chat template, and demonstrations from files.
 
-A document begins with `<|endoftext|>`, as in pretraining. Each message is the token of its role and its content,
-encoded on its own as plain text; what the assistant says ends with `</s>`, at which generation stops:
+A document begins with `<|endoftext|>`, as in pretraining. Each message is the token of its role and
+its content, encoded on its own as plain text; what the assistant says ends with `</s>`, at which
+generation stops:
 
     <|endoftext|><|system|>Be brief.<|user|>2 + 2?<|assistant|>4</s><|user|>3 + 3?<|assistant|>6</s>
                                                                ~~~~~                           ~~~~~
 
-The tokens marked ~ are those to be learned. A prompt is the same up to and with the last `<|assistant|>`. Since no
-token straddles two messages, a prompt's tokens are exactly those at the start of the whole conversation.
+The tokens marked ~ are those to be learned. A prompt is the same up to and with the last
+`<|assistant|>`. Since no token straddles two messages, a prompt's tokens are exactly those at the
+start of the whole conversation.
 """
 
 import dataclasses
@@ -35,7 +37,8 @@ class Message:
         content: Plain text, in which names of special tokens are text like any other.
 
     Raises:
-        ValueError: an unknown role, or content that is no text, blank, or with a NUL or half a surrogate pair.
+        ValueError: an unknown role, or content that is no text, blank, or with a NUL or half a
+          surrogate pair.
     """
 
     role: str
@@ -62,7 +65,8 @@ def encode_conversation(messages: Conversation, tokenizer: Tokenizer) -> tuple[l
         tokenizer: One with role tokens.
 
     Returns:
-        The token ids, and which of them are to be learned: in every turn of the assistant the content and the `</s>`.
+        The token ids, and which of them are to be learned: in every turn of the assistant the
+        content and the `</s>`.
 
     Raises:
         ValueError: no message, or a tokenizer without role tokens.
@@ -91,7 +95,8 @@ def encode_prompt(prompt: Conversation | str, tokenizer: Tokenizer) -> list[int]
         The token ids, of which the last say that the assistant speaks.
 
     Raises:
-        ValueError: no or a blank prompt, one that the assistant ends, or a tokenizer without role tokens.
+        ValueError: no or a blank prompt, one that the assistant ends, or a tokenizer without role
+          tokens.
     """
     messages = as_prompt(prompt)
     return [*encode_conversation(messages, tokenizer)[0], *tokenizer.encode_role("assistant")]
@@ -114,17 +119,19 @@ def read_demonstrations(path: str | Path) -> list[tuple[Message, ...]]:
 
     * `messages`: a list of objects with `role` and `content`, of which the last is the assistant's.
     * `prompt` and `response`, where the prompt may be a list of messages.
-    * `instruction`, `input` and `output`: the user says the instruction and, where the input is not empty, a blank
-      line and the input.
-    * `question`, `context` and `answers` (FaQuAD, SQuAD): the user says the context, a blank line and the question;
-      the assistant gives the first of the answers.
+    * `instruction`, `input` and `output`: the user says the instruction and, where the input is not
+      empty, a blank line and the input.
+    * `question`, `context` and `answers` (FaQuAD, SQuAD): the user says the context, a blank line
+      and the question; the assistant gives the first of the answers.
 
     Args:
-        path: A JSONL file (an object a line) or a JSON file (a list of objects), maybe compressed (`.gz`).
+        path: A JSONL file (an object a line) or a JSON file (a list of objects), maybe compressed
+          (`.gz`).
 
     Raises:
-        ValueError: with the file and the number of the line or object: bad JSON, another form, an unknown role, an
-            empty response or other message, a conversation that does not end with the assistant.
+        ValueError: with the file and the number of the line or object: bad JSON, another form, an
+            unknown role, an empty response or other message, a conversation that does not end with
+            the assistant.
     """
     demonstrations = []
     for where, record in read_records(path):
@@ -134,7 +141,8 @@ def read_demonstrations(path: str | Path) -> list[tuple[Message, ...]]:
 
 
 def prompt_of(record: Mapping[str, Any]) -> tuple[Message, ...]:
-    """Returns the prompt of a record in one of the forms of `read_demonstrations`, its answer left out.
+    """Returns the prompt of a record in one of the forms of `read_demonstrations`, its answer left
+    out.
 
     Raises:
         ValueError: another form, an unknown role, a blank message, or nothing but an answer.

@@ -1,4 +1,5 @@
-"""Dates written in Portuguese and English words, and their ISO form: a translation task that needs no file."""
+"""Dates written in Portuguese and English words, and their ISO form: a translation task that needs
+no file."""
 
 import datetime
 import random
@@ -42,9 +43,10 @@ _PORTUGUESE_WEEKDAYS = [
 def generate_dates(num: int, seed: int, *, exclude: Collection[datetime.date] = ()) -> list[tuple[str, str]]:
     """Draws dates from 1800 to 2099 and writes each in one of many ways.
 
-    Half are Portuguese and half English; days and years are words or digits, the day of the week comes first or not,
-    letters are as usual, small or capital. Where a date is digits alone, it is the language of what stands before it
-    that tells day and month apart: Portuguese has the day first, English the month.
+    Half are Portuguese and half English; days and years are words or digits, the day of the week
+    comes first or not, letters are as usual, small or capital. Where a date is digits alone, it is
+    the language of what stands before it that tells day and month apart: Portuguese has the day
+    first, English the month.
 
     Args:
         num: How many; a date can come more than once.
@@ -52,7 +54,8 @@ def generate_dates(num: int, seed: int, *, exclude: Collection[datetime.date] = 
         exclude: Dates not to draw.
 
     Returns:
-        Pairs of a written date and its ISO form, such as ("vinte e três de abril de 1998", "1998-04-23").
+        Pairs of a written date and its ISO form, such as ("vinte e três de abril de 1998",
+        "1998-04-23").
 
     Raises:
         ValueError: all dates are excluded.

@@ -15,16 +15,19 @@ _LINE_END = re.compile("\r\n?|\n")
 
 
 def text_lines(documents: Iterable[str]) -> list[str]:
-    """Returns the lines of all documents, blank ones left out and the line ends LF, CRLF and CR taken off."""
+    """Returns the lines of all documents, blank ones left out and the line ends LF, CRLF and CR
+    taken off."""
     return [line for document in documents for line in _LINE_END.split(document) if line.strip()]
 
 
 def split_lines(documents: Iterable[str], validation_fraction: float) -> tuple[list[str], list[str]]:
-    """Cuts the lines of all documents, blank ones left out, in two, of which the second is the validation split.
+    """Cuts the lines of all documents, blank ones left out, in two, of which the second is the
+    validation split.
 
     Args:
         documents: Texts, such as `read_documents` gives; see `text_lines`.
-        validation_fraction: The last fraction of the lines; the cut is at line `int(n * (1 - validation_fraction))`.
+        validation_fraction: The last fraction of the lines; the cut is at line `int(n * (1 -
+          validation_fraction))`.
 
     Raises:
         ValueError: the fraction is not within (0, 1), or leaves one part without lines.
@@ -40,10 +43,12 @@ def split_lines(documents: Iterable[str], validation_fraction: float) -> tuple[l
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LineRows:
-    """Rows of lines, each `<s>` tokens `</s>`, several in a row where they fit, kept apart by segment ids.
+    """Rows of lines, each `<s>` tokens `</s>`, several in a row where they fit, kept apart by
+    segment ids.
 
     Attributes:
-        tokens: Ids [R, T] in the smallest unsigned type that holds the vocabulary; `pad_id` after the last line.
+        tokens: Ids [R, T] in the smallest unsigned type that holds the vocabulary; `pad_id` after
+          the last line.
         segment_ids: 1, 2, ... for the lines of a row and 0 for padding, unsigned [R, T].
         num_lines: How many lines were given.
     """
@@ -59,7 +64,8 @@ class LineRows:
         Args:
             lines: For instance one part of `split_lines`; from the empty line nothing is made.
             tokenizer: Encodes them; names of special tokens in them are ordinary text.
-            length: T, tokens of a row; a line of more, `<s>` and `</s>` included, is cut into several such blocks.
+            length: T, tokens of a row; a line of more, `<s>` and `</s>` included, is cut into
+              several such blocks.
 
         Raises:
             ValueError: `length` below 3, or no text.

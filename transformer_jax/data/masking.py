@@ -15,10 +15,11 @@ from transformer_jax.data.tokenizer import Tokenizer
 class Masking:
     """Chooses tokens to predict: 80 % become `<mask>`, 10 % a random ordinary token, 10 % stay.
 
-    Of the n ordinary tokens of a row max(1, round(probability * n)) are chosen, special tokens never. The choice is
-    made by words: each token is one, or, in whole-word masking, pieces up to the next that opens a word, which share
-    their fate. Words are drawn one after another; one that is larger than what is left to choose is passed over, so
-    that whole-word masking may choose a little less. A row of larger words only has its smallest cut to size.
+    Of the n ordinary tokens of a row max(1, round(probability * n)) are chosen, special tokens
+    never. The choice is made by words: each token is one, or, in whole-word masking, pieces up to
+    the next that opens a word, which share their fate. Words are drawn one after another; one that
+    is larger than what is left to choose is passed over, so that whole-word masking may choose a
+    little less. A row of larger words only has its smallest cut to size.
 
     Attributes:
         probability: The fraction of tokens to choose, in (0, 1).
@@ -30,7 +31,8 @@ class Masking:
     Raises:
         ValueError: a probability out of range.
 
-    Source: Devlin et al. 2019, "BERT", section 3.1; dynamic: Liu et al. 2019, "RoBERTa", section 4.1.
+    Source: Devlin et al. 2019, "BERT", section 3.1; dynamic: Liu et al. 2019, "RoBERTa", section
+      4.1.
     """
 
     probability: float
@@ -50,8 +52,9 @@ class Masking:
         Args:
             tokenizer: Says which tokens are special.
             probability: The fraction of tokens to choose, in (0, 1).
-            whole_words: Choose whole words. A word starts at a piece that begins with a space and after a special
-                token; line breaks, tabs and the other isolated characters are words of their own.
+            whole_words: Choose whole words. A word starts at a piece that begins with a space and
+                after a special token; line breaks, tabs and the other isolated characters are words
+                of their own.
         """
         is_ordinary_V = np.ones(tokenizer.vocab_size, bool)
         is_ordinary_V[tokenizer.special_ids] = False
@@ -62,16 +65,18 @@ class Masking:
         return cls(probability, tokenizer.mask_id, is_ordinary_V, opens_word_V, closes_word_V)
 
     def __call__(self, batch: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Corrupts the tokens and gathers what is to be predicted, in P = ceil(probability * T) places of each row.
+        """Corrupts the tokens and gathers what is to be predicted, in P = ceil(probability * T)
+        places of each row.
 
         Args:
             batch: `tokens` int32 [B, T], and whatever else is to be passed on.
             rng: Decides all.
 
         Returns:
-            The entries of `batch`, `tokens` corrupted, and beside them `masked_positions` int32 [B, P], ascending;
-            `masked_targets` int32 [B, P], the tokens that were there; `masked_weights` float32 [B, P], 1 for these and
-            0, at the end, for filling, whose position and target are 0.
+            The entries of `batch`, `tokens` corrupted, and beside them `masked_positions` int32 [B,
+            P], ascending; `masked_targets` int32 [B, P], the tokens that were there;
+            `masked_weights` float32 [B, P], 1 for these and 0, at the end, for filling, whose
+            position and target are 0.
         """
         tokens_BT = batch["tokens"]
         words_BT = self._words(tokens_BT)
@@ -127,12 +132,14 @@ class Masking:
 def masked_evaluation_batches(
     rows: LineRows, masking: Masking, batch_size: int, seed: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields every row in order, once, under a mask that depends on the seed and the row's number only.
+    """Yields every row in order, once, under a mask that depends on the seed and the row's number
+    only.
 
     Args:
         rows: The split to evaluate.
         masking: Corrupts them.
-        batch_size: Rows of every batch; the last one is filled up with zeros, `masked_weights` included.
+        batch_size: Rows of every batch; the last one is filled up with zeros, `masked_weights`
+          included.
         seed: The same masks for the same seed, at any batch size.
 
     Raises:

@@ -14,13 +14,15 @@ from transformer_jax.data.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedConversations:
-    """Rows in which conversations lie end to end, kept apart by segment ids; a source for `make_batches`.
+    """Rows in which conversations lie end to end, kept apart by segment ids; a source for
+    `make_batches`.
 
-    Each is encoded by `encode_conversation`, and its every token predicts the next one. What is learned is what the
-    assistant says.
+    Each is encoded by `encode_conversation`, and its every token predicts the next one. What is
+    learned is what the assistant says.
 
     Attributes:
-        tokens: Ids [R, T] in the smallest unsigned type that holds the vocabulary; 0 after the last conversation.
+        tokens: Ids [R, T] in the smallest unsigned type that holds the vocabulary; 0 after the last
+          conversation.
         targets: The ids one place on, likewise.
         is_learned: Which targets are to be learned, bool [R, T].
         segment_ids: 1, 2, ... for the conversations of a row and 0 for padding, unsigned [R, T].
@@ -39,7 +41,8 @@ class PackedConversations:
     def build(
         cls, conversations: Sequence[Conversation], tokenizer: Tokenizer, length: int
     ) -> "PackedConversations":
-        """Tokenises conversations and packs them; one longer than a row is left out whole, and counted.
+        """Tokenises conversations and packs them; one longer than a row is left out whole, and
+        counted.
 
         Args:
             conversations: For instance what `read_demonstrations` returns.
@@ -47,8 +50,8 @@ class PackedConversations:
             length: T, tokens of a row: at most the context of the model.
 
         Raises:
-            ValueError: no conversation, one without an answer of the assistant, none that fits a row, or a tokenizer
-                without role tokens.
+            ValueError: no conversation, one without an answer of the assistant, none that fits a
+                row, or a tokenizer without role tokens.
         """
         if not conversations:
             raise ValueError("there is no conversation to make rows of")
@@ -85,7 +88,8 @@ class PackedConversations:
         return digest.hexdigest()
 
     def summary(self) -> str:
-        """Returns one line: how many conversations were read and left out, and how densely the rows are filled."""
+        """Returns one line: how many conversations were read and left out, and how densely the rows
+        are filled."""
         length = self.tokens.shape[1]
         return (
             f"{self.num_read:,} conversations, {self.num_overlong:,} longer than the context of {length} tokens left "
@@ -97,7 +101,8 @@ class PackedConversations:
         return len(self.tokens)
 
     def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """Returns `tokens`, `targets` and `segment_ids`, int32, and `weights`, float32, 1 for targets to be learned.
+        """Returns `tokens`, `targets` and `segment_ids`, int32, and `weights`, float32, 1 for
+        targets to be learned.
 
         Args:
             index: One row, for arrays [T], or B of them, for arrays [B, T].

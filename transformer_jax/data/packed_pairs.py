@@ -21,22 +21,27 @@ _GATHERED_PAIRS = 1 << 16  # at a time, while tokens are put in the order of the
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedPairs:
-    """Rows of S source and T target tokens, in each of which several pairs lie end to end; a source for `make_batches`.
+    """Rows of S source and T target tokens, in each of which several pairs lie end to end; a source
+    for `make_batches`.
 
-    A sentence is its tokens and `</s>`. A pair is in one row on both sides, with the same number there.
+    A sentence is its tokens and `</s>`. A pair is in one row on both sides, with the same number
+    there.
 
     Attributes:
         num_read: How many pairs there were.
         num_empty: How many of them are left out because a side is empty.
-        num_overlong: How many of them are left out because a side, with its `</s>`, is longer than a row.
+        num_overlong: How many of them are left out because a side, with its `</s>`, is longer than
+          a row.
         source_length: S.
         target_length: T.
         digest: SHA-256, in hexadecimal, of all that decides the rows: pairs, tokenizer and lengths.
         bos_id: The id of `<s>`.
         first_pairs: The first pair of every row, and the number of pairs, int64 [rows + 1].
-        source_starts: Where the source of every pair starts in `source_tokens`, and its length, int64 [pairs + 1].
+        source_starts: Where the source of every pair starts in `source_tokens`, and its length,
+          int64 [pairs + 1].
         target_starts: The same of the target.
-        source_tokens: The sources of all pairs in the order of the rows, uint16 when the vocabulary fits, else uint32.
+        source_tokens: The sources of all pairs in the order of the rows, uint16 when the vocabulary
+          fits, else uint32.
         target_tokens: The targets.
     """
 
@@ -62,18 +67,22 @@ class PackedPairs:
         target_length: int,
         cache_dir: str | Path | None = None,
     ) -> "PackedPairs":
-        """Tokenises and packs pairs, or reuses the file of the same content, tokenizer and lengths in `cache_dir`.
+        """Tokenises and packs pairs, or reuses the file of the same content, tokenizer and lengths
+        in `cache_dir`.
 
         Args:
             pairs: What `read_pairs` returns, or a list; read twice.
             tokenizer: Encodes both sides.
-            source_length: S, the most tokens of a source, `</s>` included, and of all sources in a row.
+            source_length: S, the most tokens of a source, `</s>` included, and of all sources in a
+              row.
             target_length: T, the same of targets.
-            cache_dir: Made when absent; the arrays are memory-mapped from a file in it, and a damaged file is found
-                out by its digest and written again. None holds them in memory.
+            cache_dir: Made when absent; the arrays are memory-mapped from a file in it, and a
+                damaged file is found out by its digest and written again. None holds them in
+                memory.
 
         Raises:
-            ValueError: a length that is not positive, `pairs` can be iterated only once, or none of them fits.
+            ValueError: a length that is not positive, `pairs` can be iterated only once, or none of
+              them fits.
         """
         if source_length < 1 or target_length < 1:
             raise ValueError(f"rows need at least 1 token a side, got {source_length=}, {target_length=}")
@@ -100,7 +109,8 @@ class PackedPairs:
         return len(self.source_starts) - 1
 
     def summary(self) -> str:
-        """Returns one line: how many pairs were read, left out, and in how many rows how densely the others are."""
+        """Returns one line: how many pairs were read, left out, and in how many rows how densely
+        the others are."""
         lengths = " and ".join(map(str, dict.fromkeys([self.source_length, self.target_length])))
         num_tokens = len(self.source_tokens) + len(self.target_tokens)
         full = num_tokens / (len(self) * (self.source_length + self.target_length))
@@ -119,9 +129,10 @@ class PackedPairs:
             indices_B: Which rows, from 0.
 
         Returns:
-            `source` [B, S] and `targets` [B, T], the sentences; `source_segment_ids` [B, S] and `segment_ids` [B, T],
-            the numbers of the pairs in their row, from 1, and 0 for padding; `tokens` [B, T], the decoder's input, the
-            targets one place on behind `<s>`; all int32. `weights` [B, T], float32, 1 where there is a target.
+            `source` [B, S] and `targets` [B, T], the sentences; `source_segment_ids` [B, S] and
+            `segment_ids` [B, T], the numbers of the pairs in their row, from 1, and 0 for padding;
+            `tokens` [B, T], the decoder's input, the targets one place on behind `<s>`; all int32.
+            `weights` [B, T], float32, 1 where there is a target.
 
         Raises:
             IndexError: there is no such row.
@@ -155,7 +166,8 @@ def pair_evaluation_batches(rows: BatchSource, batch_size: int) -> Iterator[dict
 
     Args:
         rows: The split to evaluate: `PackedPairs`, or other rows whose padding is 0.
-        batch_size: Rows of every batch; the last one is filled up with rows of padding, which are 0 throughout.
+        batch_size: Rows of every batch; the last one is filled up with rows of padding, which are 0
+          throughout.
 
     Returns:
         Batches as `rows[indices_B]` gives them.
@@ -199,13 +211,15 @@ def _blocks(pairs: Pairs, tokenizer: Tokenizer, lengths: tuple[int, int], dtype:
 
 
 def _tokenise(pairs: Pairs, tokenizer: Tokenizer, dtype: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns all sentences, each with `</s>` after it, and where they start and how long they are, both [N, 2]."""
+    """Returns all sentences, each with `</s>` after it, and where they start and how long they are,
+    both [N, 2]."""
     stream = bytearray()
     for block in tokenizer.encode_corpus(itertools.chain.from_iterable(pairs)):
         stream += block.astype(dtype).tobytes()
     stream += dtype(tokenizer.end_of_text_id).tobytes()
     tokens = np.frombuffer(stream, dtype)
-    # `<|endoftext|>` stands before every sentence: so after every one but the last, which has just got one.
+    # `<|endoftext|>` stands before every sentence: so after every one but the last, which has just
+    # got one.
     ends = np.flatnonzero(tokens == tokenizer.end_of_text_id)
     tokens[ends] = tokenizer.eos_id
     return tokens, (ends[:-1] + 1).reshape(-1, 2), np.diff(ends).reshape(-1, 2)

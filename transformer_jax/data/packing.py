@@ -11,7 +11,8 @@ def pack(lengths_NK: np.ndarray, capacities_K: Sequence[int] | np.ndarray) -> np
     """Assigns examples to rows, each to the first open row with room for it.
 
     Args:
-        lengths_NK: Tokens of each example, in each of K sides that fill up together (source and target, say).
+        lengths_NK: Tokens of each example, in each of K sides that fill up together (source and
+          target, say).
         capacities_K: Tokens of a row, in each side.
 
     Returns:
@@ -49,12 +50,13 @@ def lay_out(examples: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np
     """Lays examples end to end in rows, as `pack` assigns them.
 
     Args:
-        examples: What each place of an example holds, C integers a place, each [C, n] with n at most `length`.
+        examples: What each place of an example holds, C integers a place, each [C, n] with n at
+          most `length`.
         length: T, places of a row.
 
     Returns:
-        The rows, int32 [C, R, T], and segment ids, int32 [R, T]: 1, 2, ... for the examples of a row. Where no example
-        lies, all is 0.
+        The rows, int32 [C, R, T], and segment ids, int32 [R, T]: 1, 2, ... for the examples of a
+        row. Where no example lies, all is 0.
     """
     rows_N = pack(np.array([example.shape[1:] for example in examples]), [length])
     values_CRT = np.zeros((len(examples[0]), rows_N.max() + 1, length), np.int32)

@@ -17,7 +17,8 @@ from transformer_jax.data.text import BOM, decode_utf8, tfds_source, tfds_text
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs (source, target) of sentences, without white space at their ends and without pairs with an empty side.
+    """Pairs (source, target) of sentences, without white space at their ends and without pairs with
+    an empty side.
 
     Args:
         raw: The pairs as they are stored, a list for instance; every iteration reads them afresh.
@@ -54,7 +55,8 @@ class Pairs:
 
     @functools.cached_property
     def content(self) -> dict:
-        """The counts, and what tells these pairs from others: the SHA-256 of those that are not left out."""
+        """The counts, and what tells these pairs from others: the SHA-256 of those that are not
+        left out."""
         digest, num_read, num_empty = hashlib.sha256(), 0, 0
         for pair in map(_stripped, self.raw):
             num_read += 1
@@ -70,21 +72,23 @@ class Pairs:
 
 
 def read_pairs(path: str, *, source: str | None = None, target: str | None = None) -> Pairs:
-    """Reads aligned sentences from files of UTF-8 text once through, to check and count them, and returns them.
+    """Reads aligned sentences from files of UTF-8 text once through, to check and count them, and
+    returns them.
 
-    Lines end with a line feed and nothing else, as sentence pairs are aligned by it; a byte order mark at the start
-    of a file is left out. A file whose name ends in `.gz` is decompressed, and byte offsets count what was in it.
+    Lines end with a line feed and nothing else, as sentence pairs are aligned by it; a byte order
+    mark at the start of a file is left out. A file whose name ends in `.gz` is decompressed, and
+    byte offsets count what was in it.
 
     Args:
-        path: "SOURCE_FILE,TARGET_FILE", of which the lines with the same number belong together; or a TSV file, with
-            a pair a line and no quoting.
+        path: "SOURCE_FILE,TARGET_FILE", of which the lines with the same number belong together; or
+            a TSV file, with a pair a line and no quoting.
         source: The source's column in the TSV file, counted from "0"; "0" when None.
         target: The target's column; "1" when None.
 
     Raises:
-        ValueError: no such file, too many of them, or columns given for two files; and with file and place: files
-            with different numbers of lines, an empty file, text that is not UTF-8, a NUL, a line without the columns;
-            a broken gzip file; no pair left.
+        ValueError: no such file, too many of them, or columns given for two files; and with file
+            and place: files with different numbers of lines, an empty file, text that is not UTF-8,
+            a NUL, a line without the columns; a broken gzip file; no pair left.
     """
     if Path(path).is_file():
         raw = _Tsv(Path(path), _column("source", source or "0"), _column("target", target or "1"))
@@ -102,19 +106,22 @@ def read_pairs(path: str, *, source: str | None = None, target: str | None = Non
 
 
 def read_tfds_pairs(name: str, split: str, *, source: str, target: str, data_dir: str | Path | None = None) -> Pairs:
-    """Returns the pairs of a TFDS translation set, through `tfds.data_source` and so without TensorFlow.
+    """Returns the pairs of a TFDS translation set, through `tfds.data_source` and so without
+    TensorFlow.
 
     Args:
         name: The data set's name, such as "wmt14_translate/de-en".
         split: A split or a slice of one, such as "train" or "train[:10%]".
         source: The language to translate from, as the data set names it, such as "en".
         target: The language to translate into, such as "de".
-        data_dir: Where data sets lie; TFDS's own default when None. One that is not there is downloaded and prepared.
+        data_dir: Where data sets lie; TFDS's own default when None. One that is not there is
+          downloaded and prepared.
 
     Raises:
         ImportError: tensorflow_datasets is not installed.
-        ValueError: the data set is unknown, cannot be prepared, is in a format without random access, or has no such
-            split; and when the pairs are read or counted, an example without UTF-8 text in one of the languages.
+        ValueError: the data set is unknown, cannot be prepared, is in a format without random
+            access, or has no such split; and when the pairs are read or counted, an example without
+            UTF-8 text in one of the languages.
     """
     return Pairs(_TfdsPairs(tfds_source(name, split, data_dir), name, source, target))
 
@@ -180,7 +187,8 @@ def _column(side: str, number: str) -> int:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a file, each with its line end; what ends a line and the errors are `read_pairs`'s."""
+    """Yields the lines of a file, each with its line end; what ends a line and the errors are
+    `read_pairs`'s."""
     if not path.is_file():
         raise ValueError(f"no file at {str(path)!r}")
     offset = 0

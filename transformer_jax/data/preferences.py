@@ -17,10 +17,12 @@ class Comparison:
     Attributes:
         prompt: What was asked; a text given here becomes one message of the user.
         responses: Two answers or more.
-        ranks: The place of each answer, never falling; equal ranks are a tie. None: no two are tied.
+        ranks: The place of each answer, never falling; equal ranks are a tie. None: no two are
+          tied.
 
     Raises:
-        ValueError: fewer than two answers, a blank one, two equal ones, or ranks that do not fit the answers.
+        ValueError: fewer than two answers, a blank one, two equal ones, or ranks that do not fit
+          the answers.
     """
 
     prompt: Conversation
@@ -50,17 +52,20 @@ def read_comparisons(path: str | Path) -> list[Comparison]:
     """Reads ranked answers, in one of two forms beside the prompt.
 
     * `chosen` and `rejected`: two answers.
-    * `responses`: two answers or more, best first; or in any order with `ranks` beside, from 1 for the best, equal for
-      a tie.
+    * `responses`: two answers or more, best first; or in any order with `ranks` beside, from 1 for
+      the best, equal for a tie.
 
-    The prompt is that of any form that `read_demonstrations` knows: a `prompt`, `messages`, an `instruction` ...
+    The prompt is that of any form that `read_demonstrations` knows: a `prompt`, `messages`, an
+    `instruction` ...
 
     Args:
-        path: A JSONL file (an object a line) or a JSON file (a list of objects), maybe compressed (`.gz`).
+        path: A JSONL file (an object a line) or a JSON file (a list of objects), maybe compressed
+          (`.gz`).
 
     Raises:
-        ValueError: with the file and the number of the line or object: bad JSON, another form, an unknown role, fewer
-            than two answers, an empty one, equal ones, or ranks that are no integers, one for each answer.
+        ValueError: with the file and the number of the line or object: bad JSON, another form, an
+            unknown role, fewer than two answers, an empty one, equal ones, or ranks that are no
+            integers, one for each answer.
     """
     comparisons = []
     for where, record in read_records(path):
@@ -73,8 +78,8 @@ def read_prompts(path: str | Path) -> list[tuple[Message, ...]]:
     """Reads prompts, without the answers that may stand beside them.
 
     Args:
-        path: A file as `read_demonstrations` reads it, or a `.txt` file of UTF-8, a prompt of the user a line, blank
-            lines left out.
+        path: A file as `read_demonstrations` reads it, or a `.txt` file of UTF-8, a prompt of the
+            user a line, blank lines left out.
 
     Raises:
         ValueError: as in `read_demonstrations`, or a text without a prompt.

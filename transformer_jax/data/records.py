@@ -13,11 +13,12 @@ def read_records(path: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields where each object of a file stands, for error messages, and the object.
 
     Args:
-        path: A `.jsonl` file, an object a line, or a `.json` file, a list of objects; either may be compressed (`.gz`).
+        path: A `.jsonl` file, an object a line, or a `.json` file, a list of objects; either may be
+          compressed (`.gz`).
 
     Raises:
-        ValueError: no such file, another kind of file, text that is not UTF-8, bad JSON or what is no object, with the
-            number of the line or of the object in the list.
+        ValueError: no such file, another kind of file, text that is not UTF-8, bad JSON or what is
+            no object, with the number of the line or of the object in the list.
     """
     path = Path(path)
     kind = next((suffix for suffix in path.suffixes if suffix in (".json", ".jsonl")), None)

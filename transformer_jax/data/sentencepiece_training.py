@@ -1,4 +1,5 @@
-"""Training SentencePiece models that lose nothing, and the runs in which such models are given text."""
+"""Training SentencePiece models that lose nothing, and the runs in which such models are given
+text."""
 
 import io
 import re
@@ -11,8 +12,9 @@ PAD, BOS, EOS, UNK, MASK, END_OF_TEXT = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>"
 ROLES = ("system", "user", "assistant")
 ROLE_TOKENS = tuple(f"<|{role}|>" for role in ROLES)
 
-# SentencePiece writes a space as U+2581, reserves tab, NUL and U+2047 while training, and strips line ends.
-# These characters are therefore cut out of the text before it sees them: each is a token (or bytes) of its own.
+# SentencePiece writes a space as U+2581, reserves tab, NUL and U+2047 while training, and strips
+# line ends. These characters are therefore cut out of the text before it sees them: each is a token
+# (or bytes) of its own.
 SPACE = "\u2581"
 ISOLATED_PIECES = "\t\n\r\u2047"
 ISOLATED = re.compile(f"[\0{SPACE}{ISOLATED_PIECES}]")
@@ -86,15 +88,17 @@ def train_model(
 
 
 def isolated_or_special(special_tokens: Iterable[str]) -> re.Pattern:
-    """Returns the pattern of what is cut out of a text in which names of special tokens stand for these tokens."""
+    """Returns the pattern of what is cut out of a text in which names of special tokens stand for
+    these tokens."""
     return re.compile("|".join([ISOLATED.pattern, *map(re.escape, special_tokens)]))
 
 
 def split_runs(text: str, pattern: re.Pattern) -> Iterator[str]:
-    """Yields the matches of `pattern` and, in runs of at most 4,096 characters, what lies between them.
+    """Yields the matches of `pattern` and, in runs of at most 4,096 characters, what lies between
+    them.
 
-    A longer stretch is cut before the last space that follows a non-space, where no token straddles the cut; only a
-    stretch without such a place is cut at exactly 4,096.
+    A longer stretch is cut before the last space that follows a non-space, where no token straddles
+    the cut; only a stretch without such a place is cut at exactly 4,096.
     """
     text.encode()  # half a surrogate pair is refused here, in Python's words
     start = 0
@@ -120,7 +124,8 @@ def _cut(text: str, start: int, end: int) -> Iterator[str]:
 
 def _training_sentences(texts: Iterable[str], special_tokens: Iterable[str]) -> tuple[list[str], list[str]]:
     """Returns the runs to train on and those isolated characters that occur and get a token."""
-    # The trainer drops names of control tokens that it meets in its text; cut in two, they are text like any other.
+    # The trainer drops names of control tokens that it meets in its text; cut in two, they are text
+    # like any other.
     rest_of_name = "|".join(["0x[0-9A-F]{2}>", *(re.escape(name[1:]) for name in special_tokens)])
     inside_control_name = re.compile(f"(?<=<)(?={rest_of_name})")
     sentences, isolated = [], set()
@@ -136,7 +141,8 @@ def _training_sentences(texts: Iterable[str], special_tokens: Iterable[str]) -> 
 def _without_rare_pieces(model: bytes, sentences: list[str], min_frequency: int) -> bytes:
     """Drops the learned pieces that occur in fewer places of the sentences.
 
-    What is merged from a dropped piece occurs at most as often and goes with it: all that stay can still be built.
+    What is merged from a dropped piece occurs at most as often and goes with it: all that stay can
+    still be built.
     """
     import sentencepiece
 
@@ -154,12 +160,14 @@ def _without_rare_pieces(model: bytes, sentences: list[str], min_frequency: int)
                 if is_learned.get(word[start:end]):
                     occurrences[word[start:end]] += count
     is_kept = (not learned or occurrences[piece] >= min_frequency for piece, learned in is_learned.items())
-    # The serialised model is edited itself: the classes in sentencepiece_model_pb2 refuse all but the newest protobuf.
+    # The serialised model is edited itself: the classes in sentencepiece_model_pb2 refuse all but
+    # the newest protobuf.
     return b"".join(field for tag, field in _fields(model) if tag != _PIECE_TAG or next(is_kept))
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yields the tags and the whole encodings of a protobuf message's fields, all of which have a length."""
+    """Yields the tags and the whole encodings of a protobuf message's fields, all of which have a
+    length."""
     position = 0
     while position < len(message):
         start = position

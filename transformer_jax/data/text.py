@@ -19,18 +19,21 @@ BOM = b"\xef\xbb\xbf"
 def read_documents(path: str | Path, *, key: str = "text") -> "TextFiles":
     """Finds the files of a corpus and returns their documents, read afresh by every iteration.
 
-    A `.jsonl` file has a document a line. Any other file is UTF-8 text, in which lines that are exactly
-    `<|endoftext|>` part documents; they belong to none. A byte order mark at the start of a file is left out and line
-    ends are kept, CRLF too; both are logged. One document at a time is held in memory.
+    A `.jsonl` file has a document a line. Any other file is UTF-8 text, in which lines that are
+    exactly `<|endoftext|>` part documents; they belong to none. A byte order mark at the start of a
+    file is left out and line ends are kept, CRLF too; both are logged. One document at a time is
+    held in memory.
 
     Args:
-        path: A file, a directory (its files, hidden ones apart, not those of its subdirectories) or a glob pattern,
-            in which `**` matches any depth. Files are read in the order of their names.
+        path: A file, a directory (its files, hidden ones apart, not those of its subdirectories) or
+            a glob pattern, in which `**` matches any depth. Files are read in the order of their
+            names.
         key: The key of the text in a JSONL object.
 
     Raises:
-        ValueError: no such file; and while iterating, with the file's name and the byte offset or line number: an
-            empty file, text that is not UTF-8, a NUL, a blank line or bad JSON in JSONL, a missing key.
+        ValueError: no such file; and while iterating, with the file's name and the byte offset or
+            line number: an empty file, text that is not UTF-8, a NUL, a blank line or bad JSON in
+            JSONL, a missing key.
     """
     path = Path(path)
     if path.is_dir():
@@ -104,7 +107,8 @@ class TextFiles:
 
 
 def decode_utf8(file: Path, data: bytes, offset: int) -> str:
-    """Returns the text of bytes that lie at an offset of a file; ValueError says where it is not UTF-8 or has a NUL."""
+    """Returns the text of bytes that lie at an offset of a file; ValueError says where it is not
+    UTF-8 or has a NUL."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -165,18 +169,21 @@ def tfds_text(example: object, key: str, where: str) -> str:
 
 
 def read_tfds(name: str, split: str = "train", data_dir: str | Path | None = None, key: str = "text") -> TfdsDocuments:
-    """Returns the documents of a TFDS data set, through `tfds.data_source` and so without TensorFlow.
+    """Returns the documents of a TFDS data set, through `tfds.data_source` and so without
+    TensorFlow.
 
     Args:
         name: The data set's name, such as "tiny_shakespeare".
         split: A split or a slice of one, such as "train" or "train[:10%]".
-        data_dir: Where data sets lie; TFDS's own default when None. One that is not there is downloaded and prepared.
+        data_dir: Where data sets lie; TFDS's own default when None. One that is not there is
+          downloaded and prepared.
         key: The feature that holds the text.
 
     Raises:
         ImportError: tensorflow_datasets is not installed.
-        ValueError: the data set is unknown, cannot be prepared, is in a format without random access, or has no such
-            split; and while iterating, an example without UTF-8 text under the key.
+        ValueError: the data set is unknown, cannot be prepared, is in a format without random
+            access, or has no such split; and while iterating, an example without UTF-8 text under
+            the key.
     """
     return TfdsDocuments(tfds_source(name, split, data_dir), name, key)
 

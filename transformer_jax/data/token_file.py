@@ -23,7 +23,8 @@ _MIN_DOCUMENTS_TO_CUT_BETWEEN = 20
 class TokenFile:
     """The tokens of a corpus: for every document `<|endoftext|>`, then its tokens.
 
-    So a document opens with `<|endoftext|>`, its last token predicts the next one's, and no target needs masking.
+    So a document opens with `<|endoftext|>`, its last token predicts the next one's, and no target
+    needs masking.
 
     Attributes:
         tokens: Memory-mapped ids, uint16 when the vocabulary fits, else uint32.
@@ -42,9 +43,11 @@ class TokenFile:
         """Tokenises documents, or reuses the file of the same content and tokenizer in `cache_dir`.
 
         Args:
-            documents: Iterated twice, once for the digest: a list, `read_documents` or `read_tfds`, no generator.
+            documents: Iterated twice, once for the digest: a list, `read_documents` or `read_tfds`,
+              no generator.
             tokenizer: Encodes them.
-            cache_dir: Made when absent. A damaged file in it is found out by its digest and written again.
+            cache_dir: Made when absent. A damaged file in it is found out by its digest and written
+              again.
 
         Raises:
             ValueError: there is no document, or `documents` can be iterated only once.
@@ -65,8 +68,8 @@ class TokenFile:
     def split(self, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Cuts the tokens in two, of which the second is the validation split.
 
-        The cut is at token `int(len(tokens) * (1 - validation_fraction))`, or at the start of the document nearest
-        to it when there are 20 documents or more.
+        The cut is at token `int(len(tokens) * (1 - validation_fraction))`, or at the start of the
+        document nearest to it when there are 20 documents or more.
 
         Raises:
             ValueError: the fraction is not within (0, 1), or leaves one part without tokens.
@@ -111,7 +114,8 @@ def _sha256(path: Path) -> str:
 
 
 def is_intact(path: Path, key: dict) -> bool:
-    """Returns whether `write_with_digest` wrote the file for this key and it is as it was; damage is logged."""
+    """Returns whether `write_with_digest` wrote the file for this key and it is as it was; damage
+    is logged."""
     description = path.with_suffix(".json")
     if not path.exists() or not description.exists():
         return False
@@ -126,7 +130,8 @@ def is_intact(path: Path, key: dict) -> bool:
 
 
 def write_with_digest(path: Path, key: dict, blocks: Iterable[np.ndarray]) -> None:
-    """Writes blocks and then their description, each file under a temporary name that is renamed when complete."""
+    """Writes blocks and then their description, each file under a temporary name that is renamed
+    when complete."""
     digest, size = hashlib.sha256(), 0
     with _renamed_when_complete(path) as stream:
         for block in blocks:

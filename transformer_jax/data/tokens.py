@@ -1,4 +1,5 @@
-"""Token ids: what makes them of a text, whether a vocabulary has them, and their text as they come one by one."""
+"""Token ids: what makes them of a text, whether a vocabulary has them, and their text as they come
+one by one."""
 
 import codecs
 from collections.abc import Iterable
@@ -20,7 +21,8 @@ class StreamsText(Protocol):
 
 
 class TextTokenizer(Protocol):
-    """What decoding and inspection need of a tokenizer: ours, one of Hugging Face, or one of your own."""
+    """What decoding and inspection need of a tokenizer: ours, one of Hugging Face, or one of your
+    own."""
 
     vocab_size: int
     bos_id: Any  # an id, or `None` where the tokenizer has no such token; so are the next three
@@ -71,7 +73,8 @@ class DecodesBytes(Protocol):
 
 
 def checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
-    """Returns token ids, which may be an array, as a list; ValueError for one that the vocabulary does not have."""
+    """Returns token ids, which may be an array, as a list; ValueError for one that the vocabulary
+    does not have."""
     tokens = np.asarray(ids if hasattr(ids, "__array__") else list(ids)).tolist()
     for token in tokens:
         if not 0 <= token < vocab_size:
@@ -80,14 +83,16 @@ def checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
 
 
 class StreamDecoder:
-    """Decodes tokens one at a time into whole characters; the strings together are `decode` of all the tokens."""
+    """Decodes tokens one at a time into whole characters; the strings together are `decode` of all
+    the tokens."""
 
     def __init__(self, tokenizer: DecodesBytes):
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """Takes the next token and returns the characters that are now complete, often none or several."""
+        """Takes the next token and returns the characters that are now complete, often none or
+        several."""
         return self._decoder.decode(self._tokenizer.decode_bytes([token]))
 
     def finish(self) -> str:

@@ -17,15 +17,16 @@ class BatchSource(Protocol):
 
 
 class Windows:
-    """Non-overlapping windows of a token stream: window i covers `tokens[i * length : (i + 1) * length + 1]`.
+    """Non-overlapping windows of a token stream: window i covers `tokens[i * length : (i + 1) *
+    length + 1]`.
 
     The last token of a window, its last target, is also the first of the next, its first input.
 
     Args:
         tokens: Token ids [num_tokens], for instance one part of `TokenFile.split`.
         length: T, the number of inputs and of targets in a window.
-        end_of_text_id: When given, examples carry segment ids, which grow by 1 at each token with this id; for
-            streams of several documents.
+        end_of_text_id: When given, examples carry segment ids, which grow by 1 at each token with
+            this id; for streams of several documents.
 
     Raises:
         ValueError: fewer than `length` + 1 tokens.
@@ -78,8 +79,9 @@ def make_batches(
 ):
     """Returns an iterator over batches, each epoch in another order, prefetched in one thread.
 
-    Epochs follow each other without a gap: a batch may hold the end of one and the start of the next. The rows that
-    the processes read, process 0's first, are the rows of the one-process batch in order.
+    Epochs follow each other without a gap: a batch may hold the end of one and the start of the
+    next. The rows that the processes read, process 0's first, are the rows of the one-process batch
+    in order.
 
     Args:
         source: Examples; `source[indices_B]` returns arrays of B rows.
@@ -88,16 +90,20 @@ def make_batches(
         process_index: Which share to read, such as `jax.process_index()`.
         process_count: How many shares there are, such as `jax.process_count()`.
         shuffle: False for the source's own order.
-        num_epochs: None repeats for ever; otherwise rows that fill no batch at the end are left out.
-        transform: Applied to the rows of each batch, as a `Masking` is, with a generator that depends only on the
-            seed, the batch's number and, with several processes, on their count and this one's index.
+        num_epochs: None repeats for ever; otherwise rows that fill no batch at the end are left
+          out.
+        transform: Applied to the rows of each batch, as a `Masking` is, with a generator that
+            depends only on the seed, the batch's number and, with several processes, on their count
+            and this one's index.
 
     Returns:
-        A grain iterator; `get_state()` returns its position, which JSON can hold, and `set_state()` continues from it.
+        A grain iterator; `get_state()` returns its position, which JSON can hold, and `set_state()`
+        continues from it.
 
     Raises:
         ImportError: grain is not installed.
-        ValueError: a batch size that the processes cannot share, a seed out of range, or too few examples for a batch.
+        ValueError: a batch size that the processes cannot share, a seed out of range, or too few
+          examples for a batch.
     """
     try:
         import grain
@@ -111,7 +117,8 @@ def make_batches(
         raise ValueError(f"seed={seed} must be from 0 to 2**32 - 1")
     if not len(source) or (num_epochs is not None and num_epochs * len(source) < batch_size):
         raise ValueError(f"{len(source)} examples, num_epochs={num_epochs}, do not fill a batch of {batch_size}")
-    # Only indices go through grain's per-element Python; the rows are gathered by one NumPy call a batch.
+    # Only indices go through grain's per-element Python; the rows are gathered by one NumPy call a
+    # batch.
     indices = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
         indices = indices.shuffle()
@@ -127,15 +134,16 @@ def make_batches(
 
 
 def evaluation_batches(windows: Windows, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields every window in order and the tail after the last, so that each token but the first is a target once.
+    """Yields every window in order and the tail after the last, so that each token but the first is
+    a target once.
 
     Args:
         windows: The split to evaluate.
         batch_size: Rows of every batch; the last one is filled up with padding.
 
     Returns:
-        Batches as `windows` gives them, with `weights` float32 [B, T] beside: 1 for targets, 0 for padding, whose
-        tokens and segment ids are 0.
+        Batches as `windows` gives them, with `weights` float32 [B, T] beside: 1 for targets, 0 for
+        padding, whose tokens and segment ids are 0.
 
     Raises:
         ValueError: `batch_size` is not positive.

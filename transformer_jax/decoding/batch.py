@@ -1,4 +1,5 @@
-"""From what a caller passes to arrays of few different shapes: prompts, sources, the ids that begin and end texts."""
+"""From what a caller passes to arrays of few different shapes: prompts, sources, the ids that begin
+and end texts."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def bucket(length: int) -> int:
 
 
 def pad_right(rows: Sequence[Sequence[int]], max_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and segment ids (1, and 0 for padding), int32 ``[B, T]``, T a power of two or ``max_len``.
+    """Token ids and segment ids (1, and 0 for padding), int32 ``[B, T]``, T a power of two or
+    ``max_len``.
 
     Raises:
       ValueError: for a row longer than ``max_len``.
@@ -39,7 +41,8 @@ def pad_right(rows: Sequence[Sequence[int]], max_len: int) -> tuple[np.ndarray, 
 
 
 def pad_left(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`pad_right` with the texts on the right, int32 ``[B, width]``: every row goes on at the same slot."""
+    """As :func:`pad_right` with the texts on the right, int32 ``[B, width]``: every row goes on at
+    the same slot."""
     return _pad(rows, width, lambda ids, width: slice(width - len(ids), width))
 
 
@@ -54,12 +57,14 @@ def _pad(rows: Sequence[Sequence[int]], width: int,
 
 
 def encode_prompts(prompts: Texts, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
-    """The token ids of every prompt, ``<|endoftext|>`` for an empty string; ValueError for what is no prompt."""
+    """The token ids of every prompt, ``<|endoftext|>`` for an empty string; ValueError for what is
+    no prompt."""
     return _encode(prompts, tokenizer, vocab_size, lambda text: tokenizer.encode_prompt(text))
 
 
 def encode_sources(sources: Texts, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
-    """The token ids of every source, with ``</s>`` after a string; ValueError for what is no source."""
+    """The token ids of every source, with ``</s>`` after a string; ValueError for what is no
+    source."""
     return _encode(sources, tokenizer, vocab_size, lambda text: tokenizer.encode_source(text))
 
 
@@ -85,7 +90,8 @@ def _encode(texts: Texts, tokenizer: Tokenizer | None, vocab_size: int,
 
 
 def first_tokens(start_id: int | None, config: ModelConfig, tokenizer: Tokenizer | None) -> list[int]:
-    """The tokens before the first of a target: the one given, else the config's, else the tokenizer's ``<s>``."""
+    """The tokens before the first of a target: the one given, else the config's, else the
+    tokenizer's ``<s>``."""
     if start_id is None and config.start_ids:
         return list(config.start_ids)
     if start_id is None and tokenizer is None:
@@ -96,7 +102,8 @@ def first_tokens(start_id: int | None, config: ModelConfig, tokenizer: Tokenizer
 
 
 def ending_ids(end_ids: Sequence[int] | None, tokenizer: Tokenizer | None) -> Sequence[int]:
-    """The ids that end a text: those given, else the tokenizer's, ``</s>`` and ``<|endoftext|>``."""
+    """The ids that end a text: those given, else the tokenizer's, ``</s>`` and
+    ``<|endoftext|>``."""
     if end_ids is not None:
         return end_ids
     return () if tokenizer is None else tokenizer.end_ids

@@ -79,33 +79,38 @@ def beam_search(model: Generator, sources: Texts, *, tokenizer: Tokenizer | None
                 length_penalty: float = 0.6, penalty: str = "gnmt", n_best: int = 1, max_new_tokens: int | None = None,
                 start_id: int | None = None, end_ids: Sequence[int] | None = None,
                 intervene: Intervene | None = None) -> BeamSearch:
-    """Searches the most probable target of every source, or continuation of every prompt of a decoder.
+    """Searches the most probable target of every source, or continuation of every prompt of a
+    decoder.
 
-    At each step the ``beam_size`` best extensions of all hypotheses are kept; of these, the ones that end are set
-    aside, and the others go on. A search stops as soon as no hypothesis that goes on could still enter the n best:
-    log-probabilities only fall, so none can score above what it has, divided by the largest penalty. Hypotheses that
-    reach ``max_new_tokens`` are cut off and compete by their scores. A beam of 1 is greedy decoding.
+    At each step the ``beam_size`` best extensions of all hypotheses are kept; of these, the ones
+    that end are set aside, and the others go on. A search stops as soon as no hypothesis that goes
+    on could still enter the n best: log-probabilities only fall, so none can score above what it
+    has, divided by the largest penalty. Hypotheses that reach ``max_new_tokens`` are cut off and
+    compete by their scores. A beam of 1 is greedy decoding.
 
     Source: Wu et al. (2016), GNMT, section 7, for the penalty.
 
     Args:
       model: an encoder-decoder or a decoder.
-      sources: strings (with a tokenizer), which an encoder reads with ``</s>`` after them, or lists of token ids.
+      sources: strings (with a tokenizer), which an encoder reads with ``</s>`` after them, or lists
+        of token ids.
       tokenizer: the model's.
       beam_size: hypotheses kept at each step.
       length_penalty: the exponent alpha, 0 or more; 0 ranks by log P, which favours short texts.
       penalty: ``"gnmt"`` divides log P by ((5 + length) / 6)^alpha, ``"length"`` by length^alpha.
       n_best: hypotheses to return, at most ``beam_size``.
-      max_new_tokens: by default the longest source's tokens and 50 (Vaswani et al., 2017), as far as the model's
-        context goes.
-      start_id: the token before the first of a target; by default the model's ``config.start_ids``, else the
-        tokenizer's ``<s>``. For encoder-decoders.
+      max_new_tokens: by default the longest source's tokens and 50 (Vaswani et al., 2017), as far
+        as the model's context goes.
+      start_id: the token before the first of a target; by default the model's ``config.start_ids``,
+        else the tokenizer's ``<s>``. For encoder-decoders.
       end_ids: token ids that end a text; by default the tokenizer's ``</s>`` and ``<|endoftext|>``.
-      intervene: as in :func:`generate`; after the prompt, the axis T of a value is the hypotheses of a source.
+      intervene: as in :func:`generate`; after the prompt, the axis T of a value is the hypotheses
+        of a source.
 
     Raises:
-      ValueError: for a setting out of range, a source or prompt that is too long, a token id outside the vocabulary,
-        an encoder, or a model whose attention depends on the distance in the cache (sliding windows).
+      ValueError: for a setting out of range, a source or prompt that is too long, a token id
+        outside the vocabulary, an encoder, or a model whose attention depends on the distance in
+        the cache (sliding windows).
     """
     check_family("beam_search", model, "decoder", "encoder_decoder")
     config = model.config

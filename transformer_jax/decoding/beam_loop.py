@@ -1,4 +1,5 @@
-"""The compiled part of beam search: one cache row a source, in which hypotheses are neighbours and nothing moves."""
+"""The compiled part of beam search: one cache row a source, in which hypotheses are neighbours and
+nothing moves."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _BLOCK = 64
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What ends a hypothesis, what it never holds (``None``: no token), and what hypotheses are ranked by."""
+    """What ends a hypothesis, what it never holds (``None``: no token), and what hypotheses are
+    ranked by."""
 
     ends_V: jax.Array
     banned_V: jax.Array | None
@@ -40,7 +42,8 @@ class Rules:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """The best hypotheses that have ended, in order; those that are missing have a score of minus infinity."""
+    """The best hypotheses that have ended, in order; those that are missing have a score of minus
+    infinity."""
 
     scores_BK: jax.Array
     logprobs_BK: jax.Array
@@ -54,7 +57,8 @@ class _State:
     """The search between two steps.
 
     Attributes:
-      cache: one row a source. A step appends the K hypotheses' last tokens as neighbours; nothing is ever moved.
+      cache: one row a source. A step appends the K hypotheses' last tokens as neighbours; nothing
+        is ever moved.
       visible_BKS: the slots of the cache that hold a hypothesis' own tokens, and its prompt.
       positions_B1: tokens of each prompt.
       tokens_BKT: new tokens of each hypothesis that goes on.
@@ -81,8 +85,8 @@ def search(model: Generator, tokens_BP: np.ndarray, segment_ids_BP: np.ndarray, 
             rules: Rules, beam_size: int, intervene: Intervene | None = None) -> list[Finished]:
     """The hypotheses of every source that ended.
 
-    The compiled loop runs a few steps at a time. Between, the cache grows where it is full, and once half of
-    the sources are done the others go on without them.
+    The compiled loop runs a few steps at a time. Between, the cache grows where it is full, and
+    once half of the sources are done the others go on without them.
     """
     found: list[Finished | None] = [None] * len(tokens_BP)
     row_sources = list(range(len(found)))  # None where a row only fills up the batch
@@ -186,7 +190,8 @@ def _resized(state: _State, rows_B: jax.Array, goes_on_B: jax.Array, *, room: in
 
 
 def _largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k largest entries of the last axis and their places, found in the k blocks with the largest maxima."""
+    """The k largest entries of the last axis and their places, found in the k blocks with the
+    largest maxima."""
     size = x.shape[-1]
     if size < _BLOCK * 2 * k:
         return jax.lax.top_k(x, k)

@@ -20,23 +20,26 @@ _POOLINGS = ("mean", "first", "last", "none")
 def embed(model: Encoder | Decoder, texts: str | Sequence[str] | Sequence[Sequence[int]], *,
           tokenizer: Tokenizer | None = None, layer: int = -1, pooling: str = "mean",
           word: str | None = None) -> np.ndarray | list[np.ndarray]:
-    """The residual stream at a layer: contextual embeddings of texts, of their tokens, or of a word in them.
+    """The residual stream at a layer: contextual embeddings of texts, of their tokens, or of a word
+    in them.
 
     Args:
       model: an encoder or a decoder.
-      texts: strings (with a tokenizer), which an encoder reads as ``<s>`` text ``</s>``, or lists of token ids, which
-        are read as they are.
+      texts: strings (with a tokenizer), which an encoder reads as ``<s>`` text ``</s>``, or lists
+        of token ids, which are read as they are.
       tokenizer: the model's.
       layer: 0 for the embeddings that enter the first layer, -1 for what leaves the last.
-      pooling: over the tokens of a text: ``"mean"``, ``"first"``, ``"last"``, or ``"none"`` for all of them.
-      word: pool over the tokens of the first appearance of this string only; the texts must be strings.
+      pooling: over the tokens of a text: ``"mean"``, ``"first"``, ``"last"``, or ``"none"`` for all
+        of them.
+      word: pool over the tokens of the first appearance of this string only; the texts must be
+        strings.
 
     Returns:
       float32 ``[texts, D]``; with ``pooling="none"`` a list of ``[tokens, D]``.
 
     Raises:
-      ValueError: for no text or an empty one, one that is too long or lacks the word, a layer or pooling that there
-        is not, or a token id outside the vocabulary.
+      ValueError: for no text or an empty one, one that is too long or lacks the word, a layer or
+        pooling that there is not, or a token id outside the vocabulary.
     """
     check_family("embed", model, "encoder", "decoder")
     texts = [texts] if isinstance(texts, str) else list(texts)

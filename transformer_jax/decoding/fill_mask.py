@@ -44,8 +44,8 @@ def fill_mask(model: Encoder, texts: str | Sequence[str], *, tokenizer: Tokenize
 
     Args:
       model: an encoder.
-      texts: one or several, each with at least one ``<mask>``, which takes the place of a token and of the space
-        before it.
+      texts: one or several, each with at least one ``<mask>``, which takes the place of a token and
+        of the space before it.
       tokenizer: the model's.
       top_k: how many candidates.
 
@@ -53,8 +53,8 @@ def fill_mask(model: Encoder, texts: str | Sequence[str], *, tokenizer: Tokenize
       For each text, for each of its masks, ``top_k`` candidates, the most probable first.
 
     Raises:
-      ValueError: for a text without ``<mask>`` or longer than the model takes, a ``top_k`` out of range, or a token id
-        outside the model's vocabulary.
+      ValueError: for a text without ``<mask>`` or longer than the model takes, a ``top_k`` out of
+        range, or a token id outside the model's vocabulary.
     """
     check_family("fill_mask", model, "encoder")
     texts = [texts] if isinstance(texts, str) else list(texts)

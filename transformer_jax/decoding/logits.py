@@ -1,4 +1,5 @@
-"""From logits to a token: pure functions whose settings are traced values, so that changing one compiles nothing."""
+"""From logits to a token: pure functions whose settings are traced values, so that changing one
+compiles nothing."""
 
 from __future__ import annotations
 
@@ -19,10 +20,13 @@ class Sampling:
       temperature: divides the logits; 0 is greedy.
       top_k: keep the k most probable tokens (Fan et al., 2018); 0 keeps all.
       top_p: keep the smallest set with at least this probability (Holtzman et al., 2020).
-      min_p: keep tokens at least this fraction as probable as the most probable one (Nguyen et al., 2024).
+      min_p: keep tokens at least this fraction as probable as the most probable one (Nguyen et al.,
+        2024).
       typical_p: keep the tokens whose surprise is nearest to the entropy (Meister et al., 2023).
-      repetition_penalty: divides positive and multiplies negative logits of seen tokens (Keskar et al., 2019).
-      no_repeat_ngram: never complete an n-gram of this length twice, unless every token would; 0 allows it.
+      repetition_penalty: divides positive and multiplies negative logits of seen tokens (Keskar et
+        al., 2019).
+      no_repeat_ngram: never complete an n-gram of this length twice, unless every token would; 0
+        allows it.
       min_new_tokens: no end of text before this many.
       banned: token ids never drawn.
       bias: added to the logits of some token ids.
@@ -55,7 +59,8 @@ class Sampling:
         require(all(value < np.inf for value in self.bias.values()), "bias", "finite, or minus infinity to ban a token")
 
 
-# The settings that compiled code reads as scalars; a field of Settings that is missing here is an error at once.
+# The settings that compiled code reads as scalars; a field of Settings that is missing here is an
+# error at once.
 _SCALARS = {"temperature": jnp.float32, "top_k": jnp.int32, "top_p": jnp.float32, "min_p": jnp.float32,
             "typical_p": jnp.float32, "repetition_penalty": jnp.float32, "no_repeat_ngram": jnp.int32,
             "min_new_tokens": jnp.int32}
@@ -84,7 +89,8 @@ class Settings:
 
     @classmethod
     def of(cls, sampling: Sampling, vocab_size: int, end_ids: Sequence[int] = ()) -> Self:
-        """Raises ValueError for a token id outside the vocabulary, or when nothing is left to draw."""
+        """Raises ValueError for a token id outside the vocabulary, or when nothing is left to
+        draw."""
         for name, ids in (("banned", sampling.banned), ("bias", sampling.bias), ("end_ids", end_ids)):
             for token in ids:
                 if not 0 <= token < vocab_size:
@@ -130,7 +136,8 @@ def sample(logits_BV: jax.Array, history_BS: jax.Array, valid_BS: jax.Array, num
 
 
 def greedy(logits_BV: jax.Array) -> jax.Array:
-    """The first index of the maximum, int32 ``[B]``: reductions that vectorise, where argmax does not on XLA:CPU."""
+    """The first index of the maximum, int32 ``[B]``: reductions that vectorise, where argmax does
+    not on XLA:CPU."""
     vocab_size = logits_BV.shape[-1]
     largest_B1 = logits_BV.max(-1, keepdims=True)
     return jnp.where(logits_BV == largest_B1, jnp.arange(vocab_size, dtype=jnp.int32), vocab_size - 1).min(-1)
@@ -138,7 +145,8 @@ def greedy(logits_BV: jax.Array) -> jax.Array:
 
 def restrict(logits_BV: jax.Array, history_BS: jax.Array, valid_BS: jax.Array, num_new: jax.Array,
              settings: Settings) -> jax.Array:
-    """Logits after everything that depends on the text so far: bias, minimum length, repetition, n-grams."""
+    """Logits after everything that depends on the text so far: bias, minimum length, repetition,
+    n-grams."""
     logits_BV = logits_BV + settings.bias_V
     too_short = num_new < settings.min_new_tokens
     logits_BV = jnp.where(too_short & settings.ends_V, -jnp.inf, logits_BV)
@@ -149,7 +157,8 @@ def restrict(logits_BV: jax.Array, history_BS: jax.Array, valid_BS: jax.Array, n
 
 
 def truncate(logits_BV: jax.Array, settings: Settings) -> jax.Array:
-    """Logits with the improbable tokens at minus infinity: top-k, then top-p, min-p and typical-p of what is left."""
+    """Logits with the improbable tokens at minus infinity: top-k, then top-p, min-p and typical-p
+    of what is left."""
     logits_BV = _when(settings.top_k > 0, lambda x: top_k(x, settings.top_k), logits_BV)
     logits_BV = _when(settings.top_p < 1.0, lambda x: top_p(x, settings.top_p), logits_BV)
     logits_BV = _when(settings.min_p > 0.0, lambda x: min_p(x, settings.min_p), logits_BV)
@@ -177,7 +186,8 @@ def min_p(logits_BV: jax.Array, p: jax.Array) -> jax.Array:
 
 
 def typical_p(logits_BV: jax.Array, p: jax.Array) -> jax.Array:
-    """Keeps the tokens with surprise nearest to the entropy whose probabilities reach p together."""
+    """Keeps the tokens with surprise nearest to the entropy whose probabilities reach p
+    together."""
     log_p_BV = jax.nn.log_softmax(logits_BV, axis=-1)
     p_BV = jnp.exp(log_p_BV)
     entropy_B1 = -jnp.where(p_BV > 0, p_BV * log_p_BV, 0.0).sum(-1, keepdims=True)
@@ -185,10 +195,11 @@ def typical_p(logits_BV: jax.Array, p: jax.Array) -> jax.Array:
 
 
 def _keep(logits_BV: jax.Array, rank_BV: jax.Array, weight_BV: jax.Array, target: jax.Array) -> jax.Array:
-    """Keeps the tokens of highest rank whose weights reach the target together, by bisection instead of a sort.
+    """Keeps the tokens of highest rank whose weights reach the target together, by bisection
+    instead of a sort.
 
-    The threshold is found bit by bit on integers that are ordered as the floats are: 32 passes over the
-    vocabulary, exact, and far cheaper than sorting it. Ties with the last token kept are kept.
+    The threshold is found bit by bit on integers that are ordered as the floats are: 32 passes over
+    the vocabulary, exact, and far cheaper than sorting it. Ties with the last token kept are kept.
     """
     target = jnp.maximum(target, jnp.finfo(jnp.float32).tiny)  # a target of 0 would be reached by no token at all
     rank_BV = jnp.where(rank_BV == 0.0, 0.0, rank_BV)  # -0 ties with 0, but its bits differ
@@ -206,7 +217,8 @@ def _keep(logits_BV: jax.Array, rank_BV: jax.Array, weight_BV: jax.Array, target
 
 def penalize_repetition(logits_BV: jax.Array, history_BS: jax.Array, valid_BS: jax.Array,
                         penalty: jax.Array) -> jax.Array:
-    """Divides positive and multiplies negative logits of the tokens in the history by the penalty."""
+    """Divides positive and multiplies negative logits of the tokens in the history by the
+    penalty."""
     rows_B1 = jnp.arange(logits_BV.shape[0])[:, None]
     seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows_B1, history_BS].max(valid_BS)
     return jnp.where(seen_BV, jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
@@ -216,15 +228,16 @@ def forbid_repeated_ngrams(logits_BV: jax.Array, history_BS: jax.Array, valid_BS
                            n: jax.Array) -> jax.Array:
     """Forbids every token that would complete an n-gram which the history already holds.
 
-    The valid slots of a row are contiguous, so the last valid slot ends its text. A row that would be left without
-    any token keeps its logits.
+    The valid slots of a row are contiguous, so the last valid slot ends its text. A row that would
+    be left without any token keeps its logits.
     """
     S = history_BS.shape[1]
     slots_S = jnp.arange(S)
     last_B1 = jnp.where(valid_BS, slots_S, -1).max(-1, keepdims=True)
 
     def also_equal(back: jax.Array, match_BS: jax.Array) -> jax.Array:
-        # Slot j completes a repeat when the `back`-th token before it equals the one before the next token.
+        # Slot j completes a repeat when the `back`-th token before it equals the one before the
+        # next token.
         before_BS = jnp.roll(history_BS, back, axis=1)
         before_valid_BS = jnp.roll(valid_BS, back, axis=1) & (slots_S >= back)
         suffix_B1 = jnp.take_along_axis(history_BS, jnp.maximum(last_B1 + 1 - back, 0), axis=1)
@@ -239,9 +252,11 @@ def forbid_repeated_ngrams(logits_BV: jax.Array, history_BS: jax.Array, valid_BS
 
 
 def inverse_cdf(probabilities_BV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
-    """The first token whose cumulative probability exceeds the uniform draw from [0, 1), int32 ``[B]``.
+    """The first token whose cumulative probability exceeds the uniform draw from [0, 1), int32
+    ``[B]``.
 
-    In two levels, over blocks of the vocabulary and then inside one: a running sum over all of it is slow.
+    In two levels, over blocks of the vocabulary and then inside one: a running sum over all of it
+    is slow.
     """
     batch, vocab_size = probabilities_BV.shape
     width = min(256, vocab_size)
@@ -252,8 +267,8 @@ def inverse_cdf(probabilities_BV: jax.Array, uniforms_B: jax.Array) -> jax.Array
     block_B1 = jnp.argmax(block_ends_BC > draws_B1, axis=-1, keepdims=True)
     inside_BW = jnp.take_along_axis(blocks_BCW, block_B1[..., None], axis=1)[:, 0]
     start_B1 = jnp.take_along_axis(block_ends_BC, block_B1, axis=1) - inside_BW.sum(-1, keepdims=True)
-    # Sums in parallel are monotone up to rounding only: blocks and tokens of probability 0 are excluded by
-    # name, and the draw is kept below the end of its block.
+    # Sums in parallel are monotone up to rounding only: blocks and tokens of probability 0 are
+    # excluded by name, and the draw is kept below the end of its block.
     ends_BW = jnp.where(inside_BW > 0, start_B1 + jnp.cumsum(inside_BW, axis=-1), -1.0)
     draws_B1 = jnp.minimum(draws_B1, ends_BW.max(-1, keepdims=True) * (1.0 - 2.0**-23))
     return (block_B1[:, 0] * width + jnp.argmax(ends_BW > draws_B1, axis=-1)).astype(jnp.int32)

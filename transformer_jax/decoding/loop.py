@@ -59,7 +59,8 @@ def read(model: Generator, tokens_BT: jax.Array, cache: KVCache, **options: jax.
 def prefill(model: Generator, tokens_BP: jax.Array, segment_ids_BP: jax.Array, keys_B: jax.Array, num_new: jax.Array,
             settings: Settings, sources: Sources | tuple[()] = (), processors: tuple[Processor, ...] = (),
             intervene: Intervene | None = None, *, capacity: int) -> DecodeState:
-    """Reads sources and prompts (padded on the left with segment id 0) and draws one token of every row."""
+    """Reads sources and prompts (padded on the left with segment id 0) and draws one token of every
+    row."""
     B, P = tokens_BP.shape
     out = read(model, tokens_BP, start(model, B, capacity, sources, intervene),
                segment_ids_BT=segment_ids_BP, intervene=intervene)
@@ -86,7 +87,8 @@ def decode(model: Generator, state: DecodeState, settings: Settings, limit: jax.
 
 def _draw(state: DecodeState, logits_BV: jax.Array, settings: Settings,
           processors: tuple[Processor, ...]) -> DecodeState:
-    """Draws one token of every row into the slot after the cache; rows that have ended draw token 0."""
+    """Draws one token of every row into the slot after the cache; rows that have ended draw token
+    0."""
     slot = state.cache.length
     valid_BS = state.cache.segment_ids_BS != 0
     ruled_BV = logits_BV

@@ -1,4 +1,5 @@
-"""The form of a model in which a token loop reads its weights fastest: every layer in arrays of its own."""
+"""The form of a model in which a token loop reads its weights fastest: every layer in arrays of its
+own."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def _separate_layers(model: Generator) -> Generator:
 
 
 class _LastPrepared:
-    """The model that was decoded last in the form for decoding: made once for many calls, gone with the model."""
+    """The model that was decoded last in the form for decoding: made once for many calls, gone with
+    the model."""
 
     def __init__(self):
         self.model: weakref.ref | None = None
@@ -49,16 +51,17 @@ def prepared(model: Generator) -> Generator:
 def prepare_for_decoding(model: Generator) -> Generator:
     """The model in the form for decoding, which can take the place of the original.
 
-    Functions that decode make this form themselves and keep it beside the model, which takes the memory of a second
-    copy of the weights. Who needs that memory drops the original: ``model = tj.prepare_for_decoding(model)``.
+    Functions that decode make this form themselves and keep it beside the model, which takes the
+    memory of a second copy of the weights. Who needs that memory drops the original:
+    ``model = tj.prepare_for_decoding(model)``.
 
     Args:
       model: a decoder or an encoder-decoder.
 
     Returns:
-      the same model with the weights of each layer in arrays of their own; ``generate``, ``stream`` and
-      ``beam_search`` take it and make no second copy. It decodes only: a pass without a cache, such as that of
-      ``score`` or ``forward``, needs the original.
+      the same model with the weights of each layer in arrays of their own; ``generate``, ``stream``
+      and ``beam_search`` take it and make no second copy. It decodes only: a pass without a cache,
+      such as that of ``score`` or ``forward``, needs the original.
     """
     return model if _is_separate(model) else _separate_layers(model)
 

@@ -1,4 +1,5 @@
-"""Sampling rules and interventions of a user's own, in the form in which compiled decoding takes them."""
+"""Sampling rules and interventions of a user's own, in the form in which compiled decoding takes
+them."""
 
 from __future__ import annotations
 
@@ -19,9 +20,10 @@ class History:
     """What a sampling rule may read beside the logits.
 
     Attributes:
-      tokens_BS: token ids slot by slot: padding on the left, then prompt, then new tokens, then unused slots.
-      valid_BS: True where a slot holds a token of the row's text. These slots are contiguous; how many slots come
-        before and after them depends on the batch, so a rule must not depend on it.
+      tokens_BS: token ids slot by slot: padding on the left, then prompt, then new tokens, then
+        unused slots.
+      valid_BS: True where a slot holds a token of the row's text. These slots are contiguous; how
+        many slots come before and after them depends on the batch, so a rule must not depend on it.
       num_new: how many tokens have been drawn before this one, a scalar.
     """
 
@@ -50,7 +52,8 @@ def check_intervention(intervene: Intervene | None, model: Model) -> Intervene |
     """The intervention as a pytree.
 
     Raises:
-      ValueError: for a layer, head or site that the model does not have, or an edit of single positions.
+      ValueError: for a layer, head or site that the model does not have, or an edit of single
+        positions.
     """
     if hasattr(intervene, "check"):
         _refuse_positions(intervene)

@@ -22,8 +22,8 @@ class Score:
     Attributes:
       totals: log P of each text: the sum over its tokens.
       tokens: its tokens.
-      logprobs: log P of each token given those before it, the first given ``<|endoftext|>`` (or a model's
-        own ``<s>``).
+      logprobs: log P of each token given those before it, the first given ``<|endoftext|>`` (or a
+        model's own ``<s>``).
     """
 
     totals: list[float]

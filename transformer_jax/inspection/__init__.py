@@ -1,4 +1,5 @@
-"""Looking inside: attention maps in numbers, lenses, attributions, interventions, the embedding space."""
+"""Looking inside: attention maps in numbers, lenses, attributions, interventions, the embedding
+space."""
 
 from typing import TYPE_CHECKING
 

@@ -24,9 +24,11 @@ class Attribution:
     Attributes:
       embeddings: of the embeddings, with positions ``[B, P]``.
       heads: of each head of self-attention ``[L, B, P, N]``.
-      cross_heads: of each head of attention to the source ``[L, B, P, N]``; ``None`` without an encoder.
+      cross_heads: of each head of attention to the source ``[L, B, P, N]``; ``None`` without an
+        encoder.
       mlp: of each feed-forward layer ``[L, B, P]``.
-      bias: of the biases of norms, of attention's output projections, of logits and of an encoder's head ``[B, P]``.
+      bias: of the biases of norms, of attention's output projections, of logits and of an encoder's
+        head ``[B, P]``.
     """
 
     embeddings: jax.Array
@@ -44,19 +46,23 @@ class Attribution:
 
 def direct_logit_attribution(model: Model, trace: Trace | PairTrace, targets_BP: jax.Array, *,
                              positions: Index = None) -> Attribution:
-    """What each head, feed-forward layer and embedding adds to a logit, by way of the residual stream alone.
+    """What each head, feed-forward layer and embedding adds to a logit, by way of the residual
+    stream alone.
 
-    The logit's direction is taken back through the last norm (and, in post-norm models, through every norm), each with
-    its scale as it was in this pass: then everything is linear, and the parts sum to the logit. In an encoder's head
-    the GELU, x * P(normal <= x), is taken with its factor as it was.
+    The logit's direction is taken back through the last norm (and, in post-norm models, through
+    every norm), each with its scale as it was in this pass: then everything is linear, and the
+    parts sum to the logit. In an encoder's head the GELU, x * P(normal <= x), is taken with its
+    factor as it was.
 
-    Source: Elhage et al. (2021); nostalgebraist (2020); the frozen scale: Wang et al. (2022), section 3.
+    Source: Elhage et al. (2021); nostalgebraist (2020); the frozen scale: Wang et al. (2022),
+      section 3.
 
     Args:
       model: the model.
-      trace: of its forward pass without interventions; of an encoder-decoder, the target's stream is read.
-      targets_BP: the token whose logit is wanted, for each position; the difference of two attributions is that of
-        the difference of two logits.
+      trace: of its forward pass without interventions; of an encoder-decoder, the target's stream
+        is read.
+      targets_BP: the token whose logit is wanted, for each position; the difference of two
+        attributions is that of the difference of two logits.
       positions: one or several, ``None`` for all; negative ones count from the end.
 
     Raises:

@@ -1,7 +1,9 @@
-"""The standard experiments with interventions: is this head needed, where is the answer, what tells whom.
+"""The standard experiments with interventions: is this head needed, where is the answer, what tells
+whom.
 
-Each compiles once: layers, heads and positions are traced. A ``metric`` is a function of the logits ``[B, T, V]`` that
-returns one number; define it once and pass the same function again, since a new one is a new program.
+Each compiles once: layers, heads and positions are traced. A ``metric`` is a function of the logits
+``[B, T, V]`` that returns one number; define it once and pass the same function again, since a new
+one is a new program.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Rows = tuple[jax.Array | np.ndarray, ...]
 
 def next_token_loss(logits_BTV: jax.Array, tokens_BT: jax.Array,
                     segment_ids_BT: jax.Array | None = None) -> jax.Array:
-    """Mean cross entropy of each token given those before it, in nats; padding and first tokens do not count."""
+    """Mean cross entropy of each token given those before it, in nats; padding and first tokens do
+    not count."""
     losses_BT = cross_entropy(logits_BTV[:, :-1], tokens_BT[:, 1:])
     if segment_ids_BT is None:
         return losses_BT.mean()
@@ -46,7 +49,8 @@ def head_ablation_table(model: Model, tokens: Tokens, metric: Metric | None = No
       model: the model.
       tokens: ``tokens_BT``, or ``(source_BS, target_BT)``.
       metric: what is measured; by default :func:`next_token_loss`.
-      how: see :func:`~transformer_jax.inspection.interventions.ablate_head`; so are ``reference`` and ``kind``.
+      how: see :func:`~transformer_jax.inspection.interventions.ablate_head`; so are ``reference``
+        and ``kind``.
       reference: the trace of other texts.
       kind: whose heads.
       **options: arrays that the model's call takes, such as ``segment_ids_BT``.
@@ -81,7 +85,8 @@ def _ablations(model, tokens, options, reference, metric, how, kind) -> jax.Arra
 
 def patching_grid(model: Model, clean: Tokens, corrupted: Tokens, metric: Metric, *, at: str = "residual",
                   kind: str = "self", **options: jax.Array) -> jax.Array:
-    """Where the answer is: the corrupted run with one value of the clean run put back, for each layer and position.
+    """Where the answer is: the corrupted run with one value of the clean run put back, for each
+    layer and position.
 
     Source: Meng et al. (2022), section 2.1, causal tracing; with two prompts, Wang et al. (2022).
 
@@ -90,7 +95,8 @@ def patching_grid(model: Model, clean: Tokens, corrupted: Tokens, metric: Metric
       clean: ``tokens_BT``, or ``(source_BS, target_BT)``.
       corrupted: tokens of the same shape, in which what matters is changed.
       metric: what is measured, such as the logit of the answer.
-      at: what is put back: ``"residual"``, ``"attention_output"``, ``"mlp_output"`` or ``"head_output"`` (all heads).
+      at: what is put back: ``"residual"``, ``"attention_output"``, ``"mlp_output"`` or
+        ``"head_output"`` (all heads).
       kind: ``"self"``, or in an encoder-decoder ``"encoder"`` or, of attention, ``"cross"``.
       **options: arrays that the model's call takes, for both runs.
 
@@ -126,8 +132,9 @@ def path_effect(model: Model, clean: Tokens, corrupted: Tokens, metric: Metric, 
                 receiver: tuple[int, int] | None = None, kind: str = "self", **options: jax.Array) -> jax.Array:
     """What one head tells another directly, through the residual stream alone: path patching.
 
-    The sender's output is that of the corrupted run; every other head and feed-forward layer before the receiver keeps
-    its output of the clean run. What the receiver then computes is put into a clean run, and the metric is read.
+    The sender's output is that of the corrupted run; every other head and feed-forward layer before
+    the receiver keeps its output of the clean run. What the receiver then computes is put into a
+    clean run, and the metric is read.
 
     Source: Wang et al. (2022), section 3.1 and appendix B; Goldowsky-Dill et al. (2023).
 
@@ -145,7 +152,8 @@ def path_effect(model: Model, clean: Tokens, corrupted: Tokens, metric: Metric, 
       The metric minus that of the clean run, a scalar.
 
     Raises:
-      ValueError: for runs of different shapes, a head that there is not, or a receiver that is not after the sender.
+      ValueError: for runs of different shapes, a head that there is not, or a receiver that is not
+        after the sender.
     """
     clean, corrupted = _pair(model, clean, corrupted, kind)
     for head in (sender, receiver):

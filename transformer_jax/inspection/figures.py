@@ -26,7 +26,8 @@ _MOST_NUMBERS = 150  # cells, above which they are not labelled with their value
 
 
 def checked(name: str, values: np.ndarray, sizes: Mapping[str, int | None], *, gaps: bool = False) -> np.ndarray:
-    """The values as float32; ValueError where an axis has another size (``None``: any), or a number is missing."""
+    """The values as float32; ValueError where an axis has another size (``None``: any), or a number
+    is missing."""
     values = np.asarray(values, np.float32)
     fits = values.ndim == len(sizes) and values.size and all(
         size in (None, got) for size, got in zip(sizes.values(), values.shape, strict=True))
@@ -40,7 +41,8 @@ def checked(name: str, values: np.ndarray, sizes: Mapping[str, int | None], *, g
 
 def cells(shape: Sequence[int], row_labels: Sequence[str], column_labels: Sequence[str], *,
           unit: float | None = None) -> tuple[Figure, Axes, float]:
-    """A figure with room for cells, their labels and a scale; its axes; the size of a cell in inches."""
+    """A figure with room for cells, their labels and a scale; its axes; the size of a cell in
+    inches."""
     from matplotlib.figure import Figure
 
     rows, columns = shape
@@ -53,7 +55,8 @@ def cells(shape: Sequence[int], row_labels: Sequence[str], column_labels: Sequen
 
 
 def font_size(unit: float) -> float:
-    """The size in points of labels one to a cell, or one to several cells where these are too small."""
+    """The size in points of labels one to a cell, or one to several cells where these are too
+    small."""
     return min(max(72 * unit / _LINE, SMALLEST_FONT), FONT)
 
 
@@ -63,7 +66,8 @@ def labels(tokens: Sequence[str]) -> list[str]:
 
 
 def label(axis: XAxis | YAxis, names: Sequence[str], unit: float, places: Sequence[int] | None = None) -> None:
-    """Writes names at the cells of an axis: all of them, or every second, third... where cells are small."""
+    """Writes names at the cells of an axis: all of them, or every second, third... where cells are
+    small."""
     places = range(len(names)) if places is None else places
     every = max(1, math.ceil(_LINE * SMALLEST_FONT / (72 * unit) - 1e-6))
     style = {"fontsize": font_size(unit * every), "parse_math": False}  # a dollar sign is a token like any other
@@ -83,7 +87,8 @@ def titled(figure: Figure, axes: Axes, title: str) -> Figure:
 
 
 def draw_weights(axes: Axes, weights: np.ndarray, unit: float, *, numbers: bool = True) -> None:
-    """Cells colored by the square root of attention weights, so that small ones are told apart, and their scale."""
+    """Cells colored by the square root of attention weights, so that small ones are told apart, and
+    their scale."""
     from matplotlib.colors import PowerNorm
 
     image = axes.imshow(weights, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto")
@@ -94,7 +99,8 @@ def draw_weights(axes: Axes, weights: np.ndarray, unit: float, *, numbers: bool 
 
 
 def draw_values(axes: Axes, values: np.ndarray, name: str, unit: float) -> None:
-    """Cells colored by values: from the least to the largest, or around a white zero where both signs occur."""
+    """Cells colored by values: from the least to the largest, or around a white zero where both
+    signs occur."""
     least, largest = np.nanmin(values), np.nanmax(values)
     bound = max(-least, largest)
     if least < 0 < largest:
@@ -130,7 +136,8 @@ def _write_numbers(image: AxesImage, values: np.ndarray) -> None:
 
 
 def _drawable(text: str) -> str:
-    """The text, with ``<U+65E5>`` for a character that no font of matplotlib's setting ``font.family`` has."""
+    """The text, with ``<U+65E5>`` for a character that no font of matplotlib's setting
+    ``font.family`` has."""
     known = _known_characters(tuple(_families()))
     return "".join(character if ord(character) in known or character == "\n" else f"<U+{ord(character):04X}>"
                    for character in text)

@@ -34,7 +34,8 @@ class Inspection:
       tokenizer: its tokenizer, if it has one.
       ids: the tokens that were read, of an encoder-decoder those of the target ``[T]``.
       trace: of the forward pass, with a batch axis of 1; maps are computed from it when asked for.
-      segment_ids: which document of a packed row each token belongs to ``[T]``; ``None``: one document.
+      segment_ids: which document of a packed row each token belongs to ``[T]``; ``None``: one
+        document.
       source_ids: the tokens of an encoder-decoder's source ``[S]``.
       source_segment_ids: theirs.
     """
@@ -49,7 +50,8 @@ class Inspection:
 
     @property
     def tokens(self) -> list[str]:
-        """The tokens as strings, those of the target in an encoder-decoder; numbers without a tokenizer."""
+        """The tokens as strings, those of the target in an encoder-decoder; numbers without a
+        tokenizer."""
         return self.strings(self.ids)
 
     @property
@@ -65,7 +67,8 @@ class Inspection:
     def labels(self, kind: str = "self") -> tuple[list[str], list[str]]:
         """The tokens that attend, and those that are attended to.
 
-        Of ``"cross"``, each query is named by the token that it predicts, the last of a text by ``"(next)"``.
+        Of ``"cross"``, each query is named by the token that it predicts, the last of a text by
+        ``"(next)"``.
         """
         check_kind(self.model, kind)
         if kind != "cross":
@@ -90,8 +93,8 @@ class Inspection:
         """Attention maps: only what is asked for is computed.
 
         Args:
-          kind: ``"self"``; in an encoder-decoder ``"self"`` is the target's, ``"encoder"`` the source's, and
-            ``"cross"`` the target's to the source.
+          kind: ``"self"``; in an encoder-decoder ``"self"`` is the target's, ``"encoder"`` the
+            source's, and ``"cross"`` the target's to the source.
           layers: one layer, several, or all (``None``); negative indices count from the end.
           heads: likewise.
           queries: likewise, the rows of the maps.
@@ -107,7 +110,8 @@ class Inspection:
 
     def value_weighted(self, kind: str = "self", *, layers: Index = None, heads: Index = None,
                        queries: Index = None) -> jax.Array:
-        """Maps in which a weight counts as much as what it lets through; arguments as in :meth:`attention`.
+        """Maps in which a weight counts as much as what it lets through; arguments as in
+        :meth:`attention`.
 
         Source: Kobayashi et al. (2020).
         """
@@ -123,13 +127,15 @@ class Inspection:
         return tuple(indices for indices, _ in chosen), tuple(axis for axis, (_, one) in enumerate(chosen) if one)
 
     def summaries(self, kind: str = "self") -> dict[str, jax.Array]:
-        """Every cheap reduction of every head ``[L, N]``, see :func:`~transformer_jax.inspection.maps.summaries`."""
+        """Every cheap reduction of every head ``[L, N]``, see
+        :func:`~transformer_jax.inspection.maps.summaries`."""
         check_kind(self.model, kind)
         ids = {"self": self.ids, "encoder": self.source_ids, "cross": None}[kind]
         return maps.summaries(trace_of(self.trace, kind), None if ids is None else ids[None])
 
     def rollout(self, kind: str = "self") -> jax.Array:
-        """Attention rollout up to each layer ``[L, T, T]``, heads averaged; of ``"self"`` or ``"encoder"``."""
+        """Attention rollout up to each layer ``[L, T, T]``, heads averaged; of ``"self"`` or
+        ``"encoder"``."""
         if kind == "cross":
             raise ValueError("kind='cross' attends from one text to another: rollout is of 'self' or 'encoder'")
         return rollout(self.attention(kind).mean(1))
@@ -142,15 +148,17 @@ class Inspection:
           top_k: how many predictions.
 
         Returns:
-          :class:`~transformer_jax.inspection.lens.Lens` of ``[L + 1, positions, top_k]``; :meth:`strings` of its
-          ``ids`` are the tokens. The positions' axis is dropped for a single number.
+          :class:`~transformer_jax.inspection.lens.Lens` of ``[L + 1, positions, top_k]``;
+          :meth:`strings` of its ``ids`` are the tokens. The positions' axis is dropped for a single
+          number.
         """
         _, one = resolve("positions", positions, len(self.ids))
         found = logit_lens(self.model, self.trace, positions=positions, top_k=top_k)
         return jax.tree.map(lambda x: x[:, 0, 0] if one else x[:, 0], found)
 
     def attribution(self, position: int = -1, target: int | None = None) -> Attribution:
-        """What each part adds to the logit of a token: ``heads`` ``[L, N]``, ``mlp`` ``[L]``, the others numbers.
+        """What each part adds to the logit of a token: ``heads`` ``[L, N]``, ``mlp`` ``[L]``, the
+        others numbers.
 
         Args:
           position: where it is predicted.
@@ -165,18 +173,20 @@ class Inspection:
 
         Args:
           kind: of attention; by default ``"cross"`` where there is one, else ``"self"``.
-          layer: which layer, of all by default. Of ``"cross"`` attention the mean over its heads is drawn.
+          layer: which layer, of all by default. Of ``"cross"`` attention the mean over its heads is
+            drawn.
           head: which of its heads.
 
         Raises:
-          ValueError: for a kind that the model has not, an index out of range, a head without its layer, or more maps
-            than a figure shows.
+          ValueError: for a kind that the model has not, an index out of range, a head without its
+            layer, or more maps than a figure shows.
         """
         return showing.plot(self, kind, layer, head)
 
     def to_html(self, path: str | pathlib.Path | None = None, *, kind: str | None = None, layer: int = 0,
                 head: int = 0, title: str = "Attention") -> str | None:
-        """The page to explore every layer and head of every kind of attention: one file, for any browser.
+        """The page to explore every layer and head of every kind of attention: one file, for any
+        browser.
 
         Args:
           path: where it goes; ``None``: it is returned.
@@ -194,7 +204,8 @@ class Inspection:
         return viewer.save_html(path, shown, title=title, layer=layer, head=head)
 
     def _repr_html_(self) -> str:
-        """The page in a frame, for Jupyter and Colab; what has no page is shown as text, with the reason."""
+        """The page in a frame, for Jupyter and Colab; what has no page is shown as text, with the
+        reason."""
         try:
             return viewer.iframe_html(showing.page_maps(self, None))
         except ValueError as reason:
@@ -204,7 +215,8 @@ class Inspection:
         """The documents of a packed row, each with its own tokens and its own part of the trace.
 
         Raises:
-          ValueError: where the row was given without segment ids, or a document is not in one piece.
+          ValueError: where the row was given without segment ids, or a document is not in one
+            piece.
         """
         if self.segment_ids is None:
             raise ValueError("there are no segment ids: pass inspect_text the packed row and segment_ids=...")

@@ -1,7 +1,8 @@
 """Interventions: what a model's call takes as ``intervene``, as pytrees.
 
-An :class:`Edit` is an argument like any other, ``tj.forward(model, tokens, intervene=ablate_head(3, 5))``: which layer,
-head and position is traced, so that a sweep over them compiles once. ``tj.forward`` and ``tj.trace`` refuse an edit of
+An :class:`Edit` is an argument like any other,
+``tj.forward(model, tokens, intervene=ablate_head(3, 5))``: which layer, head and position is
+traced, so that a sweep over them compiles once. ``tj.forward`` and ``tj.trace`` refuse an edit of
 what is not there; in a program of your own, whose indices are traced, it changes nothing.
 """
 
@@ -34,8 +35,8 @@ class Edit:
       site: where, see :meth:`transformer_jax.Decoder.__call__`.
       change: a pure function of the value and of the arguments.
       layers: one layer or several.
-      arguments: the other arguments of ``change`` by name; those called ``heads``, ``positions``, ``queries`` and
-        ``keys`` are indices.
+      arguments: the other arguments of ``change`` by name; those called ``heads``, ``positions``,
+        ``queries`` and ``keys`` are indices.
     """
 
     site: str = dataclasses.field(metadata={"static": True})
@@ -51,7 +52,8 @@ class Edit:
         return jnp.where(meant, self.change(value, **self.arguments), value).astype(value.dtype)
 
     def check(self, model: Model, tokens: tuple[jax.Array, ...]) -> None:
-        """Raises ValueError for a layer, head or token that there is not, or a site that the model does not have."""
+        """Raises ValueError for a layer, head or token that there is not, or a site that the model
+        does not have."""
         kind = kind_of(self.site)
         check_kind(model, kind)
         resolve("layers", self.layers, stack_of(model, kind).num_layers)
@@ -101,8 +103,8 @@ def ablate_head(layer: jax.Array | int, head: jax.Array | int, how: str = "zero"
     Args:
       layer: its layer.
       head: its number.
-      how: ``"zero"``: the head's output becomes 0; ``"mean"``: its mean in the reference, over rows and positions;
-        ``"resample"``: that of the reference, row by row and position by position.
+      how: ``"zero"``: the head's output becomes 0; ``"mean"``: its mean in the reference, over rows
+        and positions; ``"resample"``: that of the reference, row by row and position by position.
       reference: the trace of other texts; for ``"resample"`` of the same shape.
       valid_BT: the tokens of the reference that the mean is over, where it has padding.
       kind: ``"self"``, or in an encoder-decoder ``"encoder"`` or ``"cross"``.
@@ -150,10 +152,11 @@ def patch(site: str, layer: jax.Array | int, value: jax.Array, *, positions: Ind
     Source: Vig et al. (2020); Meng et al. (2022), section 2.1.
 
     Args:
-      site: such as ``"residual"``, ``"attention_output"``, ``"neurons"`` or ``"head_output"``; docs/notation.md lists
-        all. ``"final"`` is of the last layer.
+      site: such as ``"residual"``, ``"attention_output"``, ``"neurons"`` or ``"head_output"``;
+        docs/notation.md lists all. ``"final"`` is of the last layer.
       layer: the layer, or several.
-      value: what broadcasts to the site's value: ``[B, T, D]``, of ``"head_output"`` ``[B, T, N, H]``.
+      value: what broadcasts to the site's value: ``[B, T, D]``, of ``"head_output"``
+        ``[B, T, N, H]``.
       positions: one token or several, ``None`` for all; negative ones count from the end.
       heads: likewise, of ``"head_output"``, ``"queries"``, ``"keys"`` and ``"values"``.
 

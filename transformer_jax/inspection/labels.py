@@ -16,8 +16,9 @@ def visible(token: str) -> str:
       token: any string, as ``Tokenizer.pieces`` gives them: ``" jarra"``, ``"\\n"``, ``"<0xE2>"``.
 
     Returns:
-      The token with ``▁`` for a space, ``↵`` and ``⇥`` for a line end and a tab, ``<U+200B>`` for what else is
-      not seen, a dotted circle under an accent that has lost its letter, and ``∅`` for an empty token.
+      The token with ``▁`` for a space, ``↵`` and ``⇥`` for a line end and a tab, ``<U+200B>`` for
+      what else is not seen, a dotted circle under an accent that has lost its letter, and ``∅`` for
+      an empty token.
     """
     if not token:
         return "∅"

@@ -33,8 +33,8 @@ class Lens:
     """What would be predicted if the model ended before each layer.
 
     Attributes:
-      ids: the most probable tokens, the first one first ``[L + 1, B, P, K]``; the last of the layers is the model's
-        own prediction.
+      ids: the most probable tokens, the first one first ``[L + 1, B, P, K]``; the last of the
+        layers is the model's own prediction.
       probabilities: theirs, likewise.
     """
 
@@ -43,15 +43,16 @@ class Lens:
 
 
 def logit_lens(model: Model, trace: Trace | PairTrace, *, positions: Index = None, top_k: int = 5) -> Lens:
-    """The final norm and the unembedding on the residual stream before each layer and after the last.
+    """The final norm and the unembedding on the residual stream before each layer and after the
+    last.
 
     Source: nostalgebraist (2020), "interpreting GPT: the logit lens".
 
     Args:
       model: the model.
       trace: of its forward pass; of an encoder-decoder, the target's stream is read.
-      positions: one or several, ``None`` for all; negative ones count from the end. One layer's ``[B, P, V]`` is held
-        at a time.
+      positions: one or several, ``None`` for all; negative ones count from the end. One layer's
+        ``[B, P, V]`` is held at a time.
       top_k: how many tokens.
 
     Raises:
@@ -72,7 +73,8 @@ def _most_probable(model: Model, trace: Trace, places_P: jax.Array, top_k: int) 
 def target_logprobs(model: Model, trace: Trace | PairTrace,
                     targets_BP: Int[Array | np.ndarray, "B P"] | Sequence[Sequence[int]], *,
                     positions: Index = None) -> Float[Array, "layers B P"]:
-    """log P of given tokens by :func:`logit_lens`, float32 ``[L + 1, B, P]``: at which layer the answer appears.
+    """log P of given tokens by :func:`logit_lens`, float32 ``[L + 1, B, P]``: at which layer the
+    answer appears.
 
     Args:
       model: see :func:`logit_lens`; so are ``trace`` and ``positions``.
@@ -100,7 +102,8 @@ def _places(trace: Trace | PairTrace, positions: Index) -> tuple[Trace, jax.Arra
 
 @functools.partial(jax.jit, static_argnames="kind")
 def value_norms(model: Model, trace: Trace | PairTrace, *, kind: str = "self") -> Float[Array, "L B N S"]:
-    """The length of what each key would add to the stream through each head, |v_j W_O|, float32 ``[L, B, N, S]``.
+    """The length of what each key would add to the stream through each head, |v_j W_O|, float32
+    ``[L, B, N, S]``.
 
     Source: Kobayashi et al. (2020), section 3.
     """
@@ -120,7 +123,8 @@ def value_norms(model: Model, trace: Trace | PairTrace, *, kind: str = "self") -
 
 def value_weighted(weights: Float[Array | np.ndarray, "*batch T S"],
                    norms: Float[Array | np.ndarray, "*batch S"]) -> Float[Array | np.ndarray, "*batch T S"]:
-    """Maps in which a weight counts as much as what it lets through: |a_ij v_j W_O| = a_ij |v_j W_O|.
+    """Maps in which a weight counts as much as what it lets through: |a_ij v_j W_O| = a_ij |v_j
+    W_O|.
 
     Source: Kobayashi et al. (2020), section 3.
 
@@ -136,7 +140,8 @@ def value_weighted(weights: Float[Array | np.ndarray, "*batch T S"],
 
 def input_gradient(model: Model, tokens: Tokens, metric: Callable[[jax.Array], jax.Array], *, kind: str = "self",
                    **options: jax.Array) -> Float[Array, "B T"]:
-    """Gradient x input: how much each input token moves a metric, to first order, float32 ``[B, T]``.
+    """Gradient x input: how much each input token moves a metric, to first order, float32
+    ``[B, T]``.
 
     The input is what enters the first layer, the token's embedding with its position.
 
@@ -161,9 +166,11 @@ def _input_gradient(model, tokens, options, metric, kind) -> jax.Array:
 def integrated_gradients(model: Model, tokens: Tokens, metric: Callable[[jax.Array], jax.Array], *,
                          baseline: jax.Array | int, steps: int = 32, kind: str = "self",
                          **options: jax.Array) -> Float[Array, "B T"]:
-    """The gradient along the straight line from baseline embeddings, times the way, float32 ``[B, T]``.
+    """The gradient along the straight line from baseline embeddings, times the way, float32
+    ``[B, T]``.
 
-    Its sum is the metric minus that of the baseline, as nearly as the steps resolve the line (Gauss-Legendre).
+    Its sum is the metric minus that of the baseline, as nearly as the steps resolve the line
+    (Gauss-Legendre).
 
     Source: Sundararajan et al. (2017).
 
@@ -171,7 +178,8 @@ def integrated_gradients(model: Model, tokens: Tokens, metric: Callable[[jax.Arr
       model: the model.
       tokens: see :func:`input_gradient`; so are ``metric``, ``kind`` and ``options``.
       metric: what is explained.
-      baseline: tokens that say nothing, one id or an array like the tokens: padding, ``<mask>``, ``<|endoftext|>``.
+      baseline: tokens that say nothing, one id or an array like the tokens: padding, ``<mask>``,
+        ``<|endoftext|>``.
       steps: gradients taken, one after another.
       kind: whose tokens.
       **options: arrays that the model's call takes.

@@ -1,14 +1,18 @@
-"""Attention maps in numbers: pure functions of ``weights_TS``, any axes before it, for jit, vmap and grad.
+"""Attention maps in numbers: pure functions of ``weights_TS``, any axes before it, for jit, vmap
+and grad.
 
 Arguments that several take:
-  weights_TS: maps ``[..., T, S]`` whose rows sum to one, or to zero where nothing may be attended to.
+  weights_TS: maps ``[..., T, S]`` whose rows sum to one, or to zero where nothing may be attended
+    to.
   tokens_S: ids of the keys ``[S]``; ``[B, S]`` for maps ``[..., B, N, T, S]``.
-  allowed_TS: which keys each query may attend to (True = may attend), broadcastable to the maps, such as
-    ``trace.mask.materialize(T, S)``; ``None`` for all of them. It keeps padding and other documents out of a score.
-  queries_T: the places of the rows among the keys where not all rows are there, as in ``trace.attention(queries=...)``.
+  allowed_TS: which keys each query may attend to (True = may attend), broadcastable to the maps,
+    such as ``trace.mask.materialize(T, S)``; ``None`` for all of them. It keeps padding and other
+    documents out of a score.
+  queries_T: the places of the rows among the keys where not all rows are there, as in
+    ``trace.attention(queries=...)``.
 
-A result is the mean over the queries that have one (that attend to something, that have an earlier occurrence),
-float32 ``[...]``, 0 where none has.
+A result is the mean over the queries that have one (that attend to something, that have an earlier
+occurrence), float32 ``[...]``, 0 where none has.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ _WEIGHTS_AT_A_TIME = 1 << 22
 
 @jax.jit
 def entropy(weights_TS: Float[Array, "*batch T S"]) -> Float[Array, "*batch"]:
-    """How spread the attention is, in nats: -sum_j w_ij ln w_ij, from 0 (one key) to ln S (all alike).
+    """How spread the attention is, in nats: -sum_j w_ij ln w_ij, from 0 (one key) to ln S (all
+    alike).
 
     Source: Ghader and Monz (2017), section 4.2; Clark et al. (2019), section 3.3.
     """
@@ -91,7 +96,8 @@ def duplicate_token_score(weights_TS: Float[Array, "*batch T S"], tokens_S: Int[
 def induction_score(weights_TS: Float[Array, "*batch T S"], tokens_S: Int[Array, "*rows S"], *,
                     allowed_TS: Bool[Array, "*#batch T S"] | None = None,
                     queries_T: Int[Array, " rows"] | None = None) -> Float[Array, "*batch"]:
-    """The weight on tokens that follow an earlier occurrence: sum over j <= i with t_j-1 = t_i of w_ij.
+    """The weight on tokens that follow an earlier occurrence: sum over j <= i with t_j-1 = t_i of
+    w_ij.
 
     Source: Olsson et al. (2022), prefix matching.
     """
@@ -101,10 +107,11 @@ def induction_score(weights_TS: Float[Array, "*batch T S"], tokens_S: Int[Array,
 
 @jax.jit
 def head_agreement(weights_NTS: Float[Array, "*batch N T S"]) -> Float[Array, "*batch N N"]:
-    """How alike the heads of a layer attend: 1 - JS(p, q) / ln 2 for each two, the mean over queries.
+    """How alike the heads of a layer attend: 1 - JS(p, q) / ln 2 for each two, the mean over
+    queries.
 
-    JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2 is the Jensen-Shannon divergence of two rows; equal heads agree by 1,
-    heads that share no key by 0.
+    JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2 is the Jensen-Shannon divergence of two rows;
+    equal heads agree by 1, heads that share no key by 0.
 
     Source: Clark et al. (2019), section 6.
 
@@ -132,13 +139,14 @@ def summaries(trace: Trace, tokens_BT: Int[Array, "B T"] | None = None) -> dict[
     """Every cheap reduction of every head of a forward pass, a few query rows at a time.
 
     Args:
-      trace: of self-attention, or of cross attention (``trace.final`` is ``None``), which has no distances.
+      trace: of self-attention, or of cross attention (``trace.final`` is ``None``), which has no
+        distances.
       tokens_BT: the ids that were read, for the scores that compare tokens.
 
     Returns:
       float32 ``[L, N]`` for each of ``"entropy"``, ``"sink"``, in self-attention ``"distance"``,
-      ``"previous_token"`` and ``"diagonal"``, and with tokens ``"duplicate_token"`` and ``"induction"``: the mean over
-      all queries of the batch that have one.
+      ``"previous_token"`` and ``"diagonal"``, and with tokens ``"duplicate_token"`` and
+      ``"induction"``: the mean over all queries of the batch that have one.
     """
     L, B, T, N, _ = trace.queries.shape
     S = trace.keys.shape[2]
@@ -180,7 +188,8 @@ def _mean(values_T: jax.Array, counts_T: jax.Array) -> jax.Array:
 
 def _entropy(weights_TS: jax.Array) -> tuple[jax.Array, jax.Array]:
     weights_TS = weights_TS.astype(jnp.float32)
-    # Never log 0, whose gradient would be infinite. A product and not a sum: ten times as fast on XLA:CPU.
+    # Never log 0, whose gradient would be infinite. A product and not a sum: ten times as fast on
+    # XLA:CPU.
     logs_TS = jnp.log(jnp.where(weights_TS > 0, weights_TS, 1.0))
     return -_row_products(weights_TS, logs_TS), (weights_TS > 0).any(-1)
 

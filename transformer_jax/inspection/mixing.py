@@ -16,7 +16,8 @@ _FLOW_UNITS = 1 << 28  # scipy's flows are integers
 
 @jax.jit
 def rollout(weights_LTT: Float[Array, "L *batch T T"]) -> Float[Array, "L *batch T T"]:
-    """How much each layer's tokens hold of each input token, if attention and the residual stream only mixed tokens.
+    """How much each layer's tokens hold of each input token, if attention and the residual stream
+    only mixed tokens.
 
     R_l = A_l R_l-1 with A_l = 0.5 W_l + 0.5 I, its rows normed to sum to one, and R_0 = I.
 
@@ -39,9 +40,11 @@ def rollout(weights_LTT: Float[Array, "L *batch T T"]) -> Float[Array, "L *batch
 
 def flow(weights_LTT: Float[np.ndarray | Array, "L T T"],
          queries: Sequence[int] | None = None) -> Float[np.ndarray, "Q T"]:
-    """The largest flow from each token of the last layer to each input token, attention weights being capacities.
+    """The largest flow from each token of the last layer to each input token, attention weights
+    being capacities.
 
-    The maps are those of :func:`rollout`, the residual stream included. One flow problem for each two tokens, on the
+    The maps are those of :func:`rollout`, the residual stream included. One flow problem for each
+    two tokens, on the
     host: for tens of tokens.
 
     Source: Abnar and Zuidema (2020), section 3.

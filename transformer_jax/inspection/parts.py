@@ -1,4 +1,5 @@
-"""The same words for every family: which attention, which stack of layers, which place in a forward pass."""
+"""The same words for every family: which attention, which stack of layers, which place in a forward
+pass."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ def checked_tokens(model: Model, tokens: Tokens, kind: str) -> tuple[jax.Array |
     """The arguments of a model's call: ``tokens_BT``, or ``(source_BS, target_BT)``.
 
     Raises:
-      ValueError: for a kind of attention that the model does not have, or a token id outside its vocabulary.
+      ValueError: for a kind of attention that the model does not have, or a token id outside its
+        vocabulary.
     """
     check_kind(model, kind)
     tokens = tokens if isinstance(tokens, tuple) else (tokens,)

@@ -1,7 +1,9 @@
-"""Figures of attention and of what is measured on it, for papers and notebooks: matplotlib, without pyplot.
+"""Figures of attention and of what is measured on it, for papers and notebooks: matplotlib, without
+pyplot.
 
-Every function takes NumPy arrays and strings and returns a :class:`matplotlib.figure.Figure`, which holds no global
-state and needs no display; :func:`save` writes it. Lightness tells more from less; red and blue tell only the sign.
+Every function takes NumPy arrays and strings and returns a :class:`matplotlib.figure.Figure`, which
+holds no global state and needs no display; :func:`save` writes it. Lightness tells more from less;
+red and blue tell only the sign.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ def attention_map(weights_TS: np.ndarray, queries: Sequence[str], keys: Sequence
 
 
 def alignment(weights: np.ndarray, source: Sequence[str], target: Sequence[str], *, title: str = "") -> Figure:
-    """Where each target token looks in the source: cross attention, the strongest of each row framed.
+    """Where each target token looks in the source: cross attention, the strongest of each row
+    framed.
 
     Args:
       weights: ``[T, S]``, or ``[N, T, S]``, of which the mean over heads is drawn.
@@ -143,10 +146,12 @@ def layer_head_summary(values_LN: np.ndarray, name: str, *, title: str = "") -> 
 
 def patching_grid(effects_LT: np.ndarray, tokens: Sequence[str], name: str = "effect of patching", *,
                   title: str = "") -> Figure:
-    """What restoring one activation does, for each layer and position: a row for each token, a column for each layer.
+    """What restoring one activation does, for each layer and position: a row for each token, a
+    column for each layer.
 
     Args:
-      effects_LT: ``[L, T]``, such as the change of a logit difference; of both signs, around a white zero.
+      effects_LT: ``[L, T]``, such as the change of a logit difference; of both signs, around a
+        white zero.
       tokens: the T tokens.
       name: what the numbers are, with their unit.
       title: of the figure.
@@ -164,7 +169,8 @@ def patching_grid(effects_LT: np.ndarray, tokens: Sequence[str], name: str = "ef
 
 
 def over_training(steps: Sequence[int], values_ELN: np.ndarray, name: str, *, title: str = "") -> Figure:
-    """How a number of each head changes while the model learns: a thin line for a head, a thick one for a layer's mean.
+    """How a number of each head changes while the model learns: a thin line for a head, a thick one
+    for a layer's mean.
 
     Args:
       steps: the E training steps at which it was measured.
@@ -192,13 +198,15 @@ def over_training(steps: Sequence[int], values_ELN: np.ndarray, name: str, *, ti
 
 
 def metric(name: str, kind: str = "self") -> str:
-    """The name in a run's ``metrics.jsonl`` of a summary of one kind of attention: ``"self_attention/entropy"``."""
+    """The name in a run's ``metrics.jsonl`` of a summary of one kind of attention:
+    ``"self_attention/entropy"``."""
     return f"{kind}_attention/{name}"
 
 
 def attention_over_training(path: str | pathlib.Path, name: str = "entropy", kind: str = "self", *,
                             title: str = "") -> Figure:
-    """How a summary of each head changed in a run that was trained with ``--config.metrics.attention_every=...``.
+    """How a summary of each head changed in a run that was trained with
+    ``--config.metrics.attention_every=...``.
 
     Args:
       path: of the run's ``metrics.jsonl``.
@@ -233,7 +241,8 @@ def save(figure: Figure, path: str | pathlib.Path) -> None:
 
 
 def _pooled(map_TS: np.ndarray) -> np.ndarray:
-    """The map in at most 128 x 128 cells, each the largest of its weights: a mean would lose thin diagonals."""
+    """The map in at most 128 x 128 cells, each the largest of its weights: a mean would lose thin
+    diagonals."""
     for axis, size in enumerate(map_TS.shape):
         if size > _LARGEST_PANEL:
             starts = np.arange(_LARGEST_PANEL) * size // _LARGEST_PANEL

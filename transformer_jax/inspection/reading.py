@@ -22,23 +22,26 @@ def inspect_text(bundle_or_model: Any, text: Text, tokenizer: Tokenizer | None =
                  segment_ids: Sequence[int] | np.ndarray | None = None,
                  target_segment_ids: Sequence[int] | np.ndarray | None = None,
                  start_id: int | None = None) -> Inspection:
-    """Reads a text once and keeps what is needed to look inside: tokens, and the trace of the forward pass.
+    """Reads a text once and keeps what is needed to look inside: tokens, and the trace of the
+    forward pass.
 
     Args:
       bundle_or_model: what :func:`transformer_jax.load` returns, or a model.
-      text: a string, or token ids, which are read as they are. A decoder reads a string as a prompt is read, an
-        encoder as ``<s>`` text ``</s>``, in which ``<mask>`` is a token, an encoder-decoder as text ``</s>``.
+      text: a string, or token ids, which are read as they are. A decoder reads a string as a prompt
+        is read, an encoder as ``<s>`` text ``</s>``, in which ``<mask>`` is a token, an
+        encoder-decoder as text ``</s>``.
       tokenizer: the model's; by default the bundle's.
-      target: a decoder's continuation of the text, an encoder-decoder's target: a string, or token ids such as
-        ``generate(...).tokens[0]``. An encoder-decoder's is read after ``<s>`` and without what ends it; by default it
-        is the model's own greedy translation.
-      segment_ids: of a packed row, which document (or sentence pair) each token of ``text`` belongs to, 0 for padding.
+      target: a decoder's continuation of the text, an encoder-decoder's target: a string, or token
+        ids such as ``generate(...).tokens[0]``. An encoder-decoder's is read after ``<s>`` and
+        without what ends it; by default it is the model's own greedy translation.
+      segment_ids: of a packed row, which document (or sentence pair) each token of ``text`` belongs
+        to, 0 for padding.
       target_segment_ids: likewise of ``target``, which is then read as it is.
       start_id: the token before the first of a target, if not the model's or the tokenizer's own.
 
     Raises:
-      ValueError: for strings without a tokenizer, an empty list, an unknown token id, a text longer than the model
-        takes, an encoder with a target, or segment ids of another length.
+      ValueError: for strings without a tokenizer, an empty list, an unknown token id, a text longer
+        than the model takes, an encoder with a target, or segment ids of another length.
     """
     model = getattr(bundle_or_model, "model", bundle_or_model)
     if tokenizer is None:
@@ -80,7 +83,8 @@ def _encoded(text: Text, tokenizer: Tokenizer | None, vocab_size: int) -> list[i
 
 def _target(model: EncoderDecoder, source_ids: np.ndarray, target: Text | None, tokenizer: Tokenizer | None,
             start_id: int | None) -> list[int]:
-    """What the decoder reads: the tokens that start a target, and the target without the one that ends it."""
+    """What the decoder reads: the tokens that start a target, and the target without the one that
+    ends it."""
     start = first_tokens(start_id, model.config, tokenizer)
     if target is None:
         target = generate(model, [source_ids.tolist()], tokenizer=tokenizer, sampling=Sampling(temperature=0),

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def plot(seen: Inspection, kind: str | None, layer: int | None, head: int | None) -> Figure:
-    """One map, every head of a layer (from target to source their mean), or every head of every layer."""
+    """One map, every head of a layer (from target to source their mean), or every head of every
+    layer."""
     kind = _kind(seen, kind)
     if layer is None:
         if head is not None:
@@ -34,7 +35,8 @@ def plot(seen: Inspection, kind: str | None, layer: int | None, head: int | None
 
 
 def page_maps(seen: Inspection, kind: str | None) -> dict[str, viewer.AttentionMaps]:
-    """The maps of every kind of attention, one kind before the others; ValueError for more than a page holds."""
+    """The maps of every kind of attention, one kind before the others; ValueError for more than a
+    page holds."""
     kind = _kind(seen, kind)
     kinds = [kind, *(other for other in seen.kinds if other != kind)]
     viewer.check_size({name: _shape(seen, name) for name in kinds})

@@ -1,4 +1,5 @@
-"""The embedding space: neighbours, analogies and principal components of static and of contextual vectors."""
+"""The embedding space: neighbours, analogies and principal components of static and of contextual
+vectors."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ Rows = int | Int[Array | np.ndarray, "*Q"]
 
 
 def static_embeddings(model: Model) -> Float[Array, "V D"]:
-    """The table of token embeddings, float32 ``[V, D]``; contextual ones are :func:`transformer_jax.embed`'s."""
+    """The table of token embeddings, float32 ``[V, D]``; contextual ones are
+    :func:`transformer_jax.embed`'s."""
     return model.embeddings.token[...].astype(jnp.float32)
 
 
@@ -37,8 +39,8 @@ def nearest(vectors_VD: Float[Array | np.ndarray, "V D"], queries_QD: Float[Arra
       exclude: rows of ``vectors_VD`` that are not wanted, ``[X]`` for all queries or ``[Q, X]``.
 
     Returns:
-      Rows of ``vectors_VD`` ``[Q, K]``, the nearest first, and their cosines; without the axis that a single query
-      lacks.
+      Rows of ``vectors_VD`` ``[Q, K]``, the nearest first, and their cosines; without the axis that
+      a single query lacks.
     """
     cosines = similarity(jnp.asarray(queries_QD), jnp.asarray(vectors_VD))
     if exclude is not None:
@@ -50,7 +52,8 @@ def nearest(vectors_VD: Float[Array | np.ndarray, "V D"], queries_QD: Float[Arra
 
 def analogy(vectors_VD: Float[Array | np.ndarray, "V D"], a: Rows, b: Rows, c: Rows,
             top_k: int = 5) -> tuple[Int[Array, "*Q K"], Float[Array, "*Q K"]]:
-    """What is to c as a is to b: the rows nearest to a - b + c, unit vectors all, these three left out.
+    """What is to c as a is to b: the rows nearest to a - b + c, unit vectors all, these three left
+    out.
 
     king - man + woman: ``a`` is king, ``b`` man and ``c`` woman.
 
@@ -115,8 +118,8 @@ def read_analogies(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     Source: Mikolov et al. (2013), questions-words.txt.
 
     Returns:
-      For each section an array of words ``[X, 4]``: as the first is to the second, so is the third to the fourth; for
-      :func:`analogy` ``a`` is the second, ``b`` the first and ``c`` the third.
+      For each section an array of words ``[X, 4]``: as the first is to the second, so is the third
+      to the fourth; for :func:`analogy` ``a`` is the second, ``b`` the first and ``c`` the third.
 
     Raises:
       ValueError: for a line of other than four words, or one before any section.

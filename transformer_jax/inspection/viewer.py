@@ -56,7 +56,8 @@ class AttentionMaps:
 
 
 def check_size(shapes: Mapping[str, Sequence[int]]) -> None:
-    """Raises ValueError for maps ``[L, N, T, S]`` that one page cannot hold, before they are computed."""
+    """Raises ValueError for maps ``[L, N, T, S]`` that one page cannot hold, before they are
+    computed."""
     for kind, (*_, T, S) in shapes.items():
         if max(T, S) > MAX_TOKENS:
             raise ValueError(f"{kind!r} attention over {max(T, S)} tokens is more than the {MAX_TOKENS} that a page "
@@ -67,17 +68,19 @@ def check_size(shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def html(maps: Mapping[str, AttentionMaps], *, title: str = "Attention", layer: int = 0, head: int = 0) -> str:
-    """A page to look at attention with: lines between tokens, all heads as thumbnails, single matrices.
+    """A page to look at attention with: lines between tokens, all heads as thumbnails, single
+    matrices.
 
     Args:
-      maps: by kind, such as ``{"self": AttentionMaps(weights, tokens)}``; the page opens with the first.
+      maps: by kind, such as ``{"self": AttentionMaps(weights, tokens)}``; the page opens with the
+        first.
       title: of the page.
       layer: the layer that the page opens with; negative numbers count from the end.
       head: likewise.
 
     Returns:
-      The whole page, ASCII. Its weights are rounded: the square root is kept in 8 bits, an error of at most 1/255 for
-      large weights and far less for small ones.
+      The whole page, ASCII. Its weights are rounded: the square root is kept in 8 bits, an error of
+      at most 1/255 for large weights and far less for small ones.
 
     Raises:
       ValueError: for no maps, more than a page holds, or a layer or head out of range.
@@ -97,7 +100,8 @@ def html(maps: Mapping[str, AttentionMaps], *, title: str = "Attention", layer: 
 
 
 def save_html(path: str | pathlib.Path, maps: Mapping[str, AttentionMaps], **options: Any) -> None:
-    """Writes the page of :func:`html`, which takes the same ``options``; it opens from ``file://``."""
+    """Writes the page of :func:`html`, which takes the same ``options``; it opens from
+    ``file://``."""
     pathlib.Path(path).write_text(html(maps, **options), encoding="ascii")
 
 
@@ -133,7 +137,8 @@ def _index(name: str, index: int, size: int) -> int:
 
 @functools.cache
 def _template() -> tuple[str, str]:
-    """The page without its data, and the hash by which the browser knows its script: no other one runs in it."""
+    """The page without its data, and the hash by which the browser knows its script: no other one
+    runs in it."""
     template = pathlib.Path(__file__).with_name("viewer.html").read_text(encoding="utf-8")
     script = template.partition("<script>")[2].partition("</script>")[0]
     return template, f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"

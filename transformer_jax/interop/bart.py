@@ -1,7 +1,8 @@
 """Encoder-decoders in BART's form: BART, mBART, Marian and Pegasus, which share all names.
 
-BART and Marian have their norms after each sub-layer, mBART and Pegasus before. BART and mBART learn positions (for
-each side, from row 2 of a table on) and norm their embeddings; Marian and Pegasus have sinusoids, sines before cosines.
+BART and Marian have their norms after each sub-layer, mBART and Pegasus before. BART and mBART
+learn positions (for each side, from row 2 of a table on) and norm their embeddings; Marian and
+Pegasus have sinusoids, sines before cosines.
 """
 
 from __future__ import annotations

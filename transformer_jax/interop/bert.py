@@ -1,8 +1,9 @@
-"""Encoders in BERT's form, with their masked language modelling head: ``BertForMaskedLM``, ``RobertaForMaskedLM``.
+"""Encoders in BERT's form, with their masked language modelling head: ``BertForMaskedLM``,
+``RobertaForMaskedLM``.
 
-RoBERTa names the head otherwise and counts positions from the row after that of its padding token: rows of the table
-that are never looked up, and kept (``position_offset``). What was trained beside the model, a pooler and BERT's head
-for the next sentence, is left out.
+RoBERTa names the head otherwise and counts positions from the row after that of its padding token:
+rows of the table that are never looked up, and kept (``position_offset``). What was trained beside
+the model, a pooler and BERT's head for the next sentence, is left out.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def _weights(prefix: str, head: str, transform: str, head_norm: str) -> tuple[We
         *norm(f"{_BLOCK}.mlp_norm", f"{layer}.output.LayerNorm"),
         *linear("head.transform", transform),
         *norm("head.norm", head_norm),
-        # Where the unembedding is not tied, transformers 5 does not tie its bias either, and adds this one.
+        # Where the unembedding is not tied, transformers 5 does not tie its bias either, and adds
+        # this one.
         Weight("head.bias", f"{head}.decoder.bias", also=(f"{head}.bias",), beside="embeddings.output"),
         Weight("head.bias", f"{head}.bias", also=(f"{head}.decoder.bias",)),
         Weight("embeddings.output", unembedding),

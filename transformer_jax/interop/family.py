@@ -20,8 +20,8 @@ from transformer_jax.models.functional import Model
 Settings = Mapping[str, Any]
 
 REQUIRED = object()
-# How a model was initialised and how a machine computes it: neither changes what a trained model is,
-# and a config.json need not tell. The type of the weights is that of the stored tensors.
+# How a model was initialised and how a machine computes it: neither changes what a trained model
+# is, and a config.json need not tell. The type of the weights is that of the stored tensors.
 NOT_OF_THE_TRAINED_MODEL = frozenset({"init_std", "dtype", "param_dtype", "attention_implementation",
                                       "matmul_precision", "remat", "unroll"})
 

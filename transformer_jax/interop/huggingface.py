@@ -1,4 +1,5 @@
-"""Models from and to directories in Hugging Face's form: ``config.json``, safetensors, ``tokenizer.json``."""
+"""Models from and to directories in Hugging Face's form: ``config.json``, safetensors,
+``tokenizer.json``."""
 
 from __future__ import annotations
 
@@ -33,18 +34,22 @@ _GENERATION = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
 def from_huggingface(source: str | pathlib.Path, *, dtype: str | None = None, mesh: Mesh | None = None) -> Bundle:
     """Loads a model, its config and its tokenizer.
 
-    Tensors go from disk to the devices one by one, each slice to the device that holds it: the host never has more
-    than the largest tensor of the files, in the type that it is loaded as.
+    Tensors go from disk to the devices one by one, each slice to the device that holds it: the host
+    never has more than the largest tensor of the files, in the type that it is loaded as.
 
     Args:
-      source: a directory that transformers' ``save_pretrained`` wrote; or the id of a model on the Hugging Face hub,
-        such as ``"openai-community/gpt2"``, whose JSON and safetensors files are fetched.
-      dtype: of parameters and computing, such as ``"bfloat16"``; ``None``: the type of the stored tensors.
-      mesh: where to put the model, sharded by the logical axes of its parameters; ``None``: on the first device.
+      source: a directory that transformers' ``save_pretrained`` wrote; or the id of a model on the
+        Hugging Face hub, such as ``"openai-community/gpt2"``, whose JSON and safetensors files are
+        fetched.
+      dtype: of parameters and computing, such as ``"bfloat16"``; ``None``: the type of the stored
+        tensors.
+      mesh: where to put the model, sharded by the logical axes of its parameters; ``None``: on the
+        first device.
 
     Raises:
-      ValueError: for an architecture that is not known, missing or left-over tensors or wrong shapes (all of them are
-        listed), weights in pickle only, or settings that our models do not have.
+      ValueError: for an architecture that is not known, missing or left-over tensors or wrong
+        shapes (all of them are listed), weights in pickle only, or settings that our models do not
+        have.
     """
     directory = _directory(source)
     settings = read_settings(directory)
@@ -61,7 +66,8 @@ def from_huggingface(source: str | pathlib.Path, *, dtype: str | None = None, me
 
 
 def to_huggingface(bundle: Bundle, directory: str | pathlib.Path, *, model_type: str | None = None) -> None:
-    """Writes a model so that transformers' ``from_pretrained`` and :func:`from_huggingface` find it.
+    """Writes a model so that transformers' ``from_pretrained`` and :func:`from_huggingface` find
+    it.
 
     Args:
       bundle: the model and its config.
@@ -69,8 +75,8 @@ def to_huggingface(bundle: Bundle, directory: str | pathlib.Path, *, model_type:
       model_type: the family to write it as; ``None``: the first that can express the config.
 
     Raises:
-      ValueError: when the family cannot express the config, or none of those known can; it names each field that
-        stands in the way.
+      ValueError: when the family cannot express the config, or none of those known can; it names
+        each field that stands in the way.
     """
     if model_type is None:
         family, settings = family_for(bundle.config)
@@ -92,7 +98,8 @@ def to_huggingface(bundle: Bundle, directory: str | pathlib.Path, *, model_type:
 
 
 def read_settings(directory: pathlib.Path) -> dict[str, Any]:
-    """The settings in a directory's ``config.json``, with what its ``generation_config.json`` says of decoding."""
+    """The settings in a directory's ``config.json``, with what its ``generation_config.json`` says
+    of decoding."""
     try:
         settings = _read_json(directory / "config.json")
     except FileNotFoundError:
@@ -185,7 +192,8 @@ def _put_layer(whole: jax.Array, layer: jax.Array, index: int) -> jax.Array:
 
 def _check(family: Family, rows: dict[str, Weight], nodes: dict[str, nnx.Variable], files: TensorFiles,
            directory: pathlib.Path) -> None:
-    """Raises ValueError that lists what is missing, left over, of a wrong shape or type, or not equal though tied."""
+    """Raises ValueError that lists what is missing, left over, of a wrong shape or type, or not
+    equal though tied."""
     wanted: dict[str, tuple[int, ...]] = {}
     copies: dict[str, str] = {}
     for path, weight in rows.items():

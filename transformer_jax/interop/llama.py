@@ -1,7 +1,9 @@
-"""Decoders in Llama's form: ``LlamaForCausalLM``, ``MistralForCausalLM``, ``Qwen2ForCausalLM``, ``Qwen3ForCausalLM``.
+"""Decoders in Llama's form: ``LlamaForCausalLM``, ``MistralForCausalLM``, ``Qwen2ForCausalLM``,
+``Qwen3ForCausalLM``.
 
-They differ in what their configs say: Mistral has a sliding window, Qwen2 biases of queries, keys and values, Qwen3
-norms of queries and keys. One table serves them all; rows that a config does not make do not apply.
+They differ in what their configs say: Mistral has a sliding window, Qwen2 biases of queries, keys
+and values, Qwen3 norms of queries and keys. One table serves them all; rows that a config does not
+make do not apply.
 """
 
 from __future__ import annotations

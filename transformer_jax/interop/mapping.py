@@ -18,13 +18,15 @@ class Weight:
 
     Attributes:
       ours: path of the parameter, such as ``"stack.blocks.mlp.up.kernel"``.
-      theirs: name of their tensor; with ``{layer}`` where ours has a leading layer axis and they have a tensor a layer.
+      theirs: name of their tensor; with ``{layer}`` where ours has a leading layer axis and they
+        have a tensor a layer.
       transposed: whether theirs is ``[out, in]`` where ours is ``[in, out]``.
-      part: ``(index, count)``: ours is this one of ``count`` equal parts of theirs, along our last axis.
+      part: ``(index, count)``: ours is this one of ``count`` equal parts of theirs, along our last
+        axis.
       also: names under which a file may hold the same values once more, as that of a tied table.
       is_row: whether theirs has an axis of size 1 before those of ours.
-      beside: path of a parameter that a model must have too for the row to apply; of several rows for a parameter, the
-        first that applies counts.
+      beside: path of a parameter that a model must have too for the row to apply; of several rows
+        for a parameter, the first that applies counts.
     """
 
     ours: str

@@ -1,4 +1,5 @@
-"""SentencePiece model files of Llama and T5 as ``tokenizer.json``: the form in which transformers runs them too."""
+"""SentencePiece model files of Llama and T5 as ``tokenizer.json``: the form in which transformers
+runs them too."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ _SPACE = "\u2581"
 def tokenizer_json(data: bytes, settings: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
     """The text of a ``tokenizer.json``, and the ids of special tokens by role.
 
-    Byte pair encoding becomes a tokenizer as Llama's, which puts ``<s>`` before a text; unigrams one as T5's, which
-    puts ``</s>`` after it; ``add_bos_token`` and ``add_eos_token`` of the settings say otherwise.
+    Byte pair encoding becomes a tokenizer as Llama's, which puts ``<s>`` before a text; unigrams
+    one as T5's, which puts ``</s>`` after it; ``add_bos_token`` and ``add_eos_token`` of the
+    settings say otherwise.
 
     Args:
       data: the SentencePiece model.
@@ -68,7 +70,8 @@ def tokenizer_json(data: bytes, settings: Mapping[str, Any]) -> tuple[str, dict[
 
 
 def _merges(ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two, in the order in which SentencePiece prefers the pieces: by their ids."""
+    """Every way to make a piece of two, in the order in which SentencePiece prefers the pieces: by
+    their ids."""
     ways = [(ids[piece], ids[piece[:cut]], ids[piece[cut:]], piece[:cut], piece[cut:])
             for piece in ids for cut in range(1, len(piece)) if piece[:cut] in ids and piece[cut:] in ids]
     return [(left, right) for *_, left, right in sorted(ways)]

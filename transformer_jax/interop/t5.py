@@ -1,4 +1,5 @@
-"""T5: ``T5ForConditionalGeneration``, of the paper (ReLU, tied) and 1.1 and Flan (gated GELU, an unembedding apart).
+"""T5: ``T5ForConditionalGeneration``, of the paper (ReLU, tied) and 1.1 and Flan (gated GELU, an
+unembedding apart).
 
 Attention is not scaled; the first layer of each side holds the bias of positions for all of them.
 """
@@ -67,8 +68,8 @@ _FIXED = {"family": "encoder_decoder", "positions": "relative", "attention_scale
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    # transformers tells T5 1.1, whose logits are not scaled, by its unembedding that is not tied; since 5 it writes
-    # that it is tied all the same, and what it knows of the scale.
+    # transformers tells T5 1.1, whose logits are not scaled, by its unembedding that is not tied;
+    # since 5 it writes that it is tied all the same, and what it knows of the scale.
     scales = settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings") is not False)
     layers = settings.get("num_decoder_layers") or settings.get("num_layers", 6)
     start = {"decoder_start_token_id": settings.get("pad_token_id", 0)}

@@ -1,4 +1,5 @@
-"""Tensors in safetensors files: read slice by slice into arrays on devices, written shard by shard."""
+"""Tensors in safetensors files: read slice by slice into arrays on devices, written shard by
+shard."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class TensorFiles:
     """The tensors of a directory, which stay on disk until they are asked for.
 
     Attributes:
-      places: of every tensor, by the name that the family's table gives it: the file, and its name there.
+      places: of every tensor, by the name that the family's table gives it: the file, and its name
+        there.
       shapes: likewise.
       dtypes: likewise, as safetensors calls them.
     """
@@ -71,7 +73,8 @@ class TensorFiles:
         offset = weight.part[0] * shape[-1]
         inside = [*inside[:-1], (inside[-1][0] + offset, inside[-1][1] + offset)]
         inside = [(0, 1), *inside] if weight.is_row else inside
-        # Opened anew for each parameter: what was read of a mapped file counts as memory in use until it is closed.
+        # Opened anew for each parameter: what was read of a mapped file counts as memory in use
+        # until it is closed.
         with contextlib.ExitStack() as stack:
             opened: dict[pathlib.Path, Any] = {}
             for place, layer in enumerate(layers):
@@ -132,7 +135,8 @@ def _files(directory: pathlib.Path) -> list[pathlib.Path]:
 
 def write(directory: pathlib.Path, tensors: Iterable[tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]],
           ) -> None:
-    """Writes tensors to one file, or to several of at most 5 GB and an index; one file is in memory at a time.
+    """Writes tensors to one file, or to several of at most 5 GB and an index; one file is in memory
+    at a time.
 
     Args:
       directory: where to.

@@ -21,8 +21,10 @@ def read_tokenizer(directory: pathlib.Path, settings: Mapping[str, Any]) -> Toke
     """The tokenizer of a directory; ``None`` where there are no files of one.
 
     Args:
-      directory: with ``tokenizer.json``, or else a SentencePiece model, or a file that :func:`write_tokenizer` wrote.
-      settings: those of ``config.json``, which names special tokens that ``tokenizer_config.json`` may not name.
+      directory: with ``tokenizer.json``, or else a SentencePiece model, or a file that
+        :func:`write_tokenizer` wrote.
+      settings: those of ``config.json``, which names special tokens that ``tokenizer_config.json``
+        may not name.
 
     Raises:
       ValueError: for a tokenizer in another form.

@@ -58,15 +58,16 @@ class Decoder(nnx.Module):
 
         Args:
           tokens_BT: token ids.
-          segment_ids_BT: which document of a packed row a token belongs to, 0 for padding; attention stays
-            within a segment and positions restart with it. ``None``: one segment.
+          segment_ids_BT: which document of a packed row a token belongs to, 0 for padding;
+            attention stays within a segment and positions restart with it. ``None``: one segment.
           positions_BT: positions to use instead of those counted within each segment.
           cache: keys and values of the tokens before these; each of its rows is one sequence.
           key: switches dropout on.
-          visible_BTS: which slots of the cache each token sees, itself included, instead of all before it: for
-            trees of continuations, whose ``positions_BT`` must be given too.
+          visible_BTS: which slots of the cache each token sees, itself included, instead of all
+            before it: for trees of continuations, whose ``positions_BT`` must be given too.
           intervene: ``intervene(site, layer, value) -> value``, called at the sites ``"residual"``,
-            ``"attention_bias"``, ``"head_output"``, ``"attention_output"`` and ``"mlp_output"`` of each layer.
+            ``"attention_bias"``, ``"head_output"``, ``"attention_output"`` and ``"mlp_output"`` of
+            each layer.
 
         Returns:
           Output; under jit what is not read of it is not computed.
@@ -79,7 +80,8 @@ class Decoder(nnx.Module):
         context = AttentionContext.of(self.config, inputs.mask, inputs.positions_BT,
                                       key_positions_BS=inputs.key_positions_BS, relative=self.stack.relative)
         x_BTD = self.embeddings(tokens_BT, inputs.positions_BT, key=embedding_key)
-        # Without it the compiler may replicate every activation over the axis that shards the weights.
+        # Without it the compiler may replicate every activation over the axis that shards the
+        # weights.
         x_BTD = constrain(x_BTD, "batch", "sequence", None)
         x_BTD, layers, cache = self.stack(x_BTD, context, cache=inputs.cache, key=stack_key, intervene=intervene)
         hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
@@ -104,7 +106,8 @@ class Decoder(nnx.Module):
         return self.embeddings.unembed(hidden_BTD)
 
     def for_decoding(self) -> Decoder:
-        """The same model in the form in which a token loop reads its weights fastest; it holds a copy of them."""
+        """The same model in the form in which a token loop reads its weights fastest; it holds a
+        copy of them."""
         model = jax.tree.map(lambda leaf: leaf, self)
         model.stack = unstack(self.stack)
         return model

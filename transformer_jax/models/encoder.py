@@ -23,7 +23,8 @@ from transformer_jax.sharding import constrain
 class Encoder(nnx.Module):
     """An encoder-only Transformer: a pytree of weights, called as a pure function.
 
-    Source: Devlin et al. (2019), BERT; Liu et al. (2019), RoBERTa; variants by :class:`ModelConfig`.
+    Source: Devlin et al. (2019), BERT; Liu et al. (2019), RoBERTa; variants by
+      :class:`ModelConfig`.
 
     Attributes:
       reads_sources: see :class:`transformer_jax.Decoder`; so is ``predicts_next``.
@@ -57,21 +58,25 @@ class Encoder(nnx.Module):
 
         Args:
           tokens_BT: token ids.
-          mask_BT: True (or 1) for tokens, False for padding, which nothing attends to. ``None``: no padding.
-          token_types_BT: the kind of each token, below ``config.num_token_types``; all 0 by default.
-          segment_ids_BT: which example of a packed row a token belongs to, 0 for padding; attention stays within a
-            segment and positions restart with it.
+          mask_BT: True (or 1) for tokens, False for padding, which nothing attends to. ``None``: no
+            padding.
+          token_types_BT: the kind of each token, below ``config.num_token_types``; all 0 by
+            default.
+          segment_ids_BT: which example of a packed row a token belongs to, 0 for padding; attention
+            stays within a segment and positions restart with it.
           positions_BT: positions to use instead of those counted within each segment.
           key: switches dropout on.
-          intervene: ``intervene(site, layer, value) -> value``, see :meth:`transformer_jax.Decoder.__call__`.
+          intervene: ``intervene(site, layer, value) -> value``, see
+            :meth:`transformer_jax.Decoder.__call__`.
 
         Returns:
-          Output; ``hidden`` are the contextual embeddings. Under jit what is not read is not computed: read
-          ``hidden`` and call :meth:`predict` on some positions for the logits of these alone.
+          Output; ``hidden`` are the contextual embeddings. Under jit what is not read is not
+          computed: read ``hidden`` and call :meth:`predict` on some positions for the logits of
+          these alone.
 
         Raises:
-          ValueError: for tokens that are no integers ``[B, T]`` or longer than ``config.max_len``, or token types that
-            the config does not have.
+          ValueError: for tokens that are no integers ``[B, T]`` or longer than ``config.max_len``,
+            or token types that the config does not have.
         """
         config = self.config
         check_token_array(tokens_BT, config.max_len, "config.max_len")
@@ -116,5 +121,6 @@ class Encoder(nnx.Module):
 
     @property
     def prediction_head(self) -> MaskedTokenHead:
-        """What stands between the hidden states and the unembedding; ``None`` in the other families."""
+        """What stands between the hidden states and the unembedding; ``None`` in the other
+        families."""
         return self.head

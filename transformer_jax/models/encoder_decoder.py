@@ -42,8 +42,8 @@ class Memory:
 class EncoderDecoder(nnx.Module):
     """A sequence-to-sequence Transformer: a pytree of weights, called as a pure function.
 
-    One table embeds source and target tokens and, tied, predicts the next ones. Learned positions, and norms of
-    embeddings, are those of a side (Lewis et al., 2020, BART).
+    One table embeds source and target tokens and, tied, predicts the next ones. Learned positions,
+    and norms of embeddings, are those of a side (Lewis et al., 2020, BART).
 
     Source: Vaswani et al. (2017); variants by :class:`ModelConfig`.
 
@@ -61,8 +61,8 @@ class EncoderDecoder(nnx.Module):
         Args:
           config: the shape; ``family`` must be ``"encoder_decoder"`` and ``vocab_size`` set.
           key: PRNG key, such as ``jax.random.key(0)``.
-          block: makes the block of a layer of either side, with ``has_memory=True`` in the decoder; see
-            docs/extending/block.md.
+          block: makes the block of a layer of either side, with ``has_memory=True`` in the decoder;
+            see docs/extending/block.md.
         """
         check_config(config, "encoder_decoder")
         embedding_key, encoder_key, decoder_key = jax.random.split(key, 3)
@@ -85,13 +85,14 @@ class EncoderDecoder(nnx.Module):
         Args:
           source_BS: token ids.
           target_BT: token ids, of which the first is the one that starts every target.
-          source_segment_ids_BS: which pair of a packed row a token belongs to, 0 for padding (a boolean mask will do
-            where there is one pair a row). ``None``: one pair, no padding.
+          source_segment_ids_BS: which pair of a packed row a token belongs to, 0 for padding (a
+            boolean mask will do where there is one pair a row). ``None``: one pair, no padding.
           target_segment_ids_BT: likewise; a target attends to the source with its own id.
           key: switches dropout on.
           intervene: ``intervene(site, layer, value) -> value``, called at the sites of
-            :meth:`transformer_jax.Decoder.__call__` and, in the decoder, at ``"cross_attention_bias"``,
-            ``"cross_head_output"`` and ``"cross_attention_output"``; the encoder's begin with ``"encoder_"``.
+            :meth:`transformer_jax.Decoder.__call__` and, in the decoder, at
+            ``"cross_attention_bias"``, ``"cross_head_output"`` and ``"cross_attention_output"``;
+            the encoder's begin with ``"encoder_"``.
 
         Returns:
           Output, whose trace is a :class:`PairTrace` with ``encoder``, ``decoder`` and ``cross``.
@@ -120,7 +121,8 @@ class EncoderDecoder(nnx.Module):
         return Memory(hidden_BSD, segment_ids_BS, Trace(layers=layers, final=x_BSD, mask=mask, bias=context.bias))
 
     def start(self, memory: Memory, capacity: int) -> KVCache:
-        """A cache for decoding: room for ``capacity`` target tokens, and every layer's keys of the memory."""
+        """A cache for decoding: room for ``capacity`` target tokens, and every layer's keys of the
+        memory."""
         cache = KVCache.empty(self.config, memory.hidden.shape[0], capacity)
         return cache.with_memory(self.decoder.project_memory(memory.hidden), memory.segment_ids_BS)
 
@@ -133,8 +135,8 @@ class EncoderDecoder(nnx.Module):
           target_BT: token ids, those after the cached ones when there is a cache.
           memory: from :meth:`encode`; not needed with a cache.
           segment_ids_BT: as ``target_segment_ids_BT`` in :meth:`__call__`.
-          positions_BT: see :meth:`transformer_jax.Decoder.__call__`; so are ``cache``, ``key``, ``visible_BTS`` and
-            ``intervene``.
+          positions_BT: see :meth:`transformer_jax.Decoder.__call__`; so are ``cache``, ``key``,
+            ``visible_BTS`` and ``intervene``.
         """
         config = self.config
         if (memory is None) == (cache is None):
@@ -161,16 +163,19 @@ class EncoderDecoder(nnx.Module):
 
     @property
     def final_norm(self) -> Norm | None:
-        """The norm between the decoder's residual stream and the unembedding, in pre-norm models."""
+        """The norm between the decoder's residual stream and the unembedding, in pre-norm
+        models."""
         return self.decoder_norm
 
     def stacks(self) -> dict[str, Stack]:
-        """The stack of layers that holds each kind of attention: the decoder's also attends to the source."""
+        """The stack of layers that holds each kind of attention: the decoder's also attends to the
+        source."""
         return {"self": self.decoder, "encoder": self.encoder, "cross": self.decoder}
 
     def start_cache(self, batch_size: int, capacity: int, source_BS: jax.Array,
                     source_segment_ids_BS: jax.Array | None = None, *, intervene: Intervene | None = None) -> KVCache:
-        """A cache with room for ``capacity`` target tokens a row, into which the encoder has read the sources.
+        """A cache with room for ``capacity`` target tokens a row, into which the encoder has read
+        the sources.
 
         Raises:
           ValueError: for sources that are not ``batch_size`` rows.
@@ -180,7 +185,8 @@ class EncoderDecoder(nnx.Module):
         return self.start(self.encode(source_BS, segment_ids_BS=source_segment_ids_BS, intervene=intervene), capacity)
 
     def step(self, tokens_BT: jax.Array, cache: KVCache, **options: Any) -> Output:
-        """The output for the target tokens after those in the cache; options as in :meth:`decode`."""
+        """The output for the target tokens after those in the cache; options as in
+        :meth:`decode`."""
         return self.decode(tokens_BT, cache=cache, **options)
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
@@ -188,7 +194,8 @@ class EncoderDecoder(nnx.Module):
         return self.embeddings.unembed(hidden_BTD)
 
     def for_decoding(self) -> EncoderDecoder:
-        """The same model in the form in which a token loop reads the decoder's weights fastest, a copy of them."""
+        """The same model in the form in which a token loop reads the decoder's weights fastest, a
+        copy of them."""
         model = jax.tree.map(lambda leaf: leaf, self)
         model.decoder = unstack(self.decoder)
         return model

@@ -47,16 +47,19 @@ def forward(model: Model, *tokens: Text, tokenizer: Any = None, **options: Any) 
 
     Args:
       model: the model.
-      *tokens: those of the model's call: ``tokens_BT``, or ``source_BS, target_BT``. A string, a list of strings, ids
-        or lists of ids will do in place of an array; rows of different lengths are padded on the right.
-      tokenizer: the model's, for strings. A decoder reads a string as a prompt, an encoder between ``<s>`` and
-        ``</s>``, an encoder-decoder a source before ``</s>`` and a target after ``<s>``.
-      **options: arrays that the model's call takes, such as ``segment_ids_BT``; and ``intervene``, a function, or an
-        edit of :mod:`transformer_jax.inspection.interventions`, whose layer, head and position are traced.
+      *tokens: those of the model's call: ``tokens_BT``, or ``source_BS, target_BT``. A string, a
+        list of strings, ids or lists of ids will do in place of an array; rows of different lengths
+        are padded on the right.
+      tokenizer: the model's, for strings. A decoder reads a string as a prompt, an encoder between
+        ``<s>`` and ``</s>``, an encoder-decoder a source before ``</s>`` and a target after
+        ``<s>``.
+      **options: arrays that the model's call takes, such as ``segment_ids_BT``; and ``intervene``,
+        a function, or an edit of :mod:`transformer_jax.inspection.interventions`, whose layer, head
+        and position are traced.
 
     Raises:
-      ValueError: for a token id outside the vocabulary (JAX would clamp it silently), strings without a tokenizer, or
-        an edit of what the model does not have.
+      ValueError: for a token id outside the vocabulary (JAX would clamp it silently), strings
+        without a tokenizer, or an edit of what the model does not have.
     """
     arrays, segments = as_arrays(model, tokens, tokenizer)
     return _logits(model, arrays, _checked(model, arrays, segments | options))

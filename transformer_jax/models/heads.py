@@ -17,7 +17,8 @@ from transformer_jax.ops.linear import gelu
 
 
 class MaskedTokenHead(nnx.Module):
-    """BERT's masked language modelling head: a transform, then the unembedding with a bias of its own."""
+    """BERT's masked language modelling head: a transform, then the unembedding with a bias of its
+    own."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         self.transform = Linear(config.model_dim, config.model_dim, ("embed", None), config, key=key)
@@ -36,8 +37,8 @@ class MaskedTokenHead(nnx.Module):
 class RewardModel(nnx.Module):
     """A decoder that ends in one number: how good the text is.
 
-    Scores of two texts differ by the log odds that one is preferred (Bradley and Terry, 1952). Rewards are scores less
-    the ``mean`` and over the standard deviation ``std`` of a reference set.
+    Scores of two texts differ by the log odds that one is preferred (Bradley and Terry, 1952).
+    Rewards are scores less the ``mean`` and over the standard deviation ``std`` of a reference set.
 
     Source: Ziegler et al. (2019), Stiennon et al. (2020), Ouyang et al. (2022).
 
@@ -76,7 +77,8 @@ class RewardModel(nnx.Module):
 
         Args:
           tokens_BT: token ids, one text a row.
-          segment_ids_BT: 1 for tokens and 0 for padding, which may be on either side. ``None``: no padding.
+          segment_ids_BT: 1 for tokens and 0 for padding, which may be on either side. ``None``: no
+            padding.
           key: switches dropout on.
 
         Returns:
@@ -89,5 +91,6 @@ class RewardModel(nnx.Module):
         return self.head(jnp.take_along_axis(hidden_BTD, places_BT.max(1)[:, None, None], axis=1)[:, 0])
 
     def rewards(self, tokens_BT: jax.Array, *, segment_ids_BT: jax.Array | None = None) -> jax.Array:
-        """Scores with mean 0 and standard deviation 1 over the reference set; arguments as in a call."""
+        """Scores with mean 0 and standard deviation 1 over the reference set; arguments as in a
+        call."""
         return (self(tokens_BT, segment_ids_BT=segment_ids_BT) - self.mean[...]) / self.std[...]

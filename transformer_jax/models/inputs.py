@@ -14,7 +14,8 @@ from transformer_jax.ops.masks import AttentionMask
 
 @dataclasses.dataclass(frozen=True)
 class CausalInputs:
-    """Where each token of a causal stack stands, what it may attend to, and the cache that knows of it."""
+    """Where each token of a causal stack stands, what it may attend to, and the cache that knows of
+    it."""
 
     positions_BT: jax.Array
     segment_ids_BT: jax.Array | None
@@ -59,7 +60,8 @@ def check_config(config: ModelConfig, family: str) -> None:
 
 
 def check_token_array(tokens_BT: jax.Array, room: int, whose: str) -> None:
-    """Raises ValueError for tokens that are no integers ``[B, T]``, or longer than there is room for."""
+    """Raises ValueError for tokens that are no integers ``[B, T]``, or longer than there is room
+    for."""
     if tokens_BT.ndim != 2 or not jnp.issubdtype(tokens_BT.dtype, jnp.integer):
         raise ValueError(f"tokens are integers [B, T], not {tokens_BT.dtype} {tuple(tokens_BT.shape)}")
     if tokens_BT.shape[1] > room:
@@ -67,7 +69,8 @@ def check_token_array(tokens_BT: jax.Array, room: int, whose: str) -> None:
 
 
 def positions_in_segments(tokens_BT: jax.Array, segment_ids_BT: jax.Array | None) -> jax.Array:
-    """Positions that restart where the segment id changes, int32 ``[B, T]``; without ids there is one segment."""
+    """Positions that restart where the segment id changes, int32 ``[B, T]``; without ids there is
+    one segment."""
     places_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
     if segment_ids_BT is None:
         return places_BT

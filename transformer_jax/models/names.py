@@ -1,4 +1,5 @@
-"""The names under which a trace is read: ``"layers.3.head_output"``, those of the sites of interventions."""
+"""The names under which a trace is read: ``"layers.3.head_output"``, those of the sites of
+interventions."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _COMPUTED = ("scores", "pattern")  # from queries and keys, when they are asked 
 
 
 def site_shapes(trace: Trace, prefix: str = "") -> dict[str, tuple[int, ...]]:
-    """The sites of one kind of attention that a trace holds, with the shape of one layer; ``final`` is one of them."""
+    """The sites of one kind of attention that a trace holds, with the shape of one layer; ``final``
+    is one of them."""
     found = {name: getattr(trace.layers, name) for name in _READ}
     shapes = {name: tuple(value.shape[1:]) for name, value in found.items() if value is not None}
     if prefix == PREFIXES["cross"]:  # the stream that enters it belongs to the decoder's layer, under another name

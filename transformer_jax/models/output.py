@@ -1,4 +1,5 @@
-"""What a forward pass returns: logits, and the trace that the compiler prunes where nobody reads it."""
+"""What a forward pass returns: logits, and the trace that the compiler prunes where nobody reads
+it."""
 
 from __future__ import annotations
 
@@ -23,11 +24,13 @@ class _Named:
     """Reading by name: the names are those of the sites of interventions, see docs/notation.md."""
 
     def names(self) -> dict[str, tuple[int, ...]]:
-        """Every name that the trace can be read by, such as ``"layers.3.head_output"``, with the shape of its value."""
+        """Every name that the trace can be read by, such as ``"layers.3.head_output"``, with the
+        shape of its value."""
         return names.names(self.parts())
 
     def __getitem__(self, name: str) -> jax.Array:
-        """The value of a name; of a site alone, such as ``"head_output"``, that of all layers ``[L, ...]``.
+        """The value of a name; of a site alone, such as ``"head_output"``, that of all layers
+        ``[L, ...]``.
 
         Raises:
           KeyError: for a name that there is not, with the nearest one.
@@ -41,12 +44,13 @@ class _Named:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class Trace(_Named):
-    """The inside of a forward pass, linear in the length of the text; maps are computed when asked for.
+    """The inside of a forward pass, linear in the length of the text; maps are computed when asked
+    for.
 
     Attributes:
       layers: every field of :class:`LayerTrace` with a leading layer axis ``[L, ...]``.
-      final: the stream after the last layer, before the final norm ``[B, T, D]``; ``None`` in the trace of cross
-        attention.
+      final: the stream after the last layer, before the final norm ``[B, T, D]``; ``None`` in the
+        trace of cross attention.
       mask: who may attend to whom.
       bias: the structured bias of positions, if any.
     """
@@ -94,8 +98,8 @@ class Trace(_Named):
           queries: likewise, the rows of the map.
 
         Returns:
-          float32 ``[layers, B, heads, queries, S]``; an axis indexed by a single number is dropped. Rows sum to
-          one (to zero where nothing may be attended to).
+          float32 ``[layers, B, heads, queries, S]``; an axis indexed by a single number is dropped.
+          Rows sum to one (to zero where nothing may be attended to).
 
         Raises:
           ValueError: for an index out of range.
@@ -166,7 +170,8 @@ class PairTrace(_Named):
 
 
 def resolve(name: str, wanted: Index, size: int) -> tuple[jax.Array | np.ndarray, bool]:
-    """Indices from 0, and whether a single one was meant; negative ones count from the end, ``None`` is all.
+    """Indices from 0, and whether a single one was meant; negative ones count from the end,
+    ``None`` is all.
 
     Raises:
       ValueError: for an index out of range, where it is known before the program runs.

@@ -12,17 +12,19 @@ Text = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarra
 
 
 def as_arrays(model: Any, given: tuple[Text, ...], tokenizer: Any) -> tuple[tuple[Any, ...], dict[str, np.ndarray]]:
-    """Token ids, int32 ``[B, T]``, of each argument, and the segment ids of those that had to be padded.
+    """Token ids, int32 ``[B, T]``, of each argument, and the segment ids of those that had to be
+    padded.
 
     Args:
-      model: a decoder reads a string as a prompt, an encoder between ``<s>`` and ``</s>``, with ``<mask>`` as a token;
-        an encoder-decoder reads a source with ``</s>`` after it, and a target after ``<s>``.
+      model: a decoder reads a string as a prompt, an encoder between ``<s>`` and ``</s>``, with
+        ``<mask>`` as a token; an encoder-decoder reads a source with ``</s>`` after it, and a
+        target after ``<s>``.
       given: arrays, which stay as they are, strings, lists of strings, ids, or lists of ids.
       tokenizer: the model's; needed for strings.
 
     Returns:
-      The arrays; and by the name of the argument of the model's call, segment ids that are 1 for tokens and 0 for the
-      padding on the right, for rows of different lengths.
+      The arrays; and by the name of the argument of the model's call, segment ids that are 1 for
+      tokens and 0 for the padding on the right, for rows of different lengths.
 
     Raises:
       ValueError: for strings without a tokenizer, an empty text, or what is no text.

@@ -43,7 +43,8 @@ class AttentionContext:
            **memory: Any) -> Self:
         """With the bias or the rotation that the config's kind of positions asks for.
 
-        ``key_positions_BS`` are given where the places of keys are not their positions, ``relative`` is the stack's.
+        ``key_positions_BS`` are given where the places of keys are not their positions,
+        ``relative`` is the stack's.
         """
         bias = angles = None
         positions = None if key_positions_BS is None else (positions_BT, key_positions_BS)
@@ -58,7 +59,8 @@ class AttentionContext:
 
 
 class RelativePositions(nnx.Module):
-    """What the layers of a stack share of ``positions="relative"``: the table of the bias, ``[buckets, N]``."""
+    """What the layers of a stack share of ``positions="relative"``: the table of the bias,
+    ``[buckets, N]``."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, is_causal: bool):
         self.is_causal = is_causal
@@ -68,7 +70,8 @@ class RelativePositions(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention, grouped-query when the config has fewer key heads (Ainslie et al., 2023)."""
+    """Multi-head attention, grouped-query when the config has fewer key heads (Ainslie et al.,
+    2023)."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, output_scale: float):
         query_key, key_key, value_key, output_key = jax.random.split(key, 4)
@@ -86,7 +89,8 @@ class Attention(nnx.Module):
         self.key_norm = Norm(H, config, "rmsnorm") if config.use_qk_norm else None
 
     def project(self, x_BTD: jax.Array, context: AttentionContext) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries ``[B, T, N, H]``, keys and values ``[B, T, K, H]``, normed and rotated as configured."""
+        """Queries ``[B, T, N, H]``, keys and values ``[B, T, K, H]``, normed and rotated as
+        configured."""
         N, K, H = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         if self.key is None:  # joined, see for_single_tokens
             joined_BTNH = self.query(x_BTD).reshape(*x_BTD.shape[:-1], N + 2 * K, H)
@@ -106,7 +110,8 @@ class Attention(nnx.Module):
         return self._scaled(q_BTNH if self.query_norm is None else self.query_norm(q_BTNH))
 
     def _scaled(self, q_BTNH: jax.Array) -> jax.Array:
-        """Queries whose scores over sqrt(H), as all attention here takes them, are those of the config's scale."""
+        """Queries whose scores over sqrt(H), as all attention here takes them, are those of the
+        config's scale."""
         scale = self.config.attention_scale
         return q_BTNH if scale is None else q_BTNH * (scale * math.sqrt(self.config.head_dim))
 
@@ -123,7 +128,8 @@ class Attention(nnx.Module):
         """The output of each head, ``[B, T, N, H]``."""
         config = self.config
         rate = config.dropout if config.attention_dropout is None else config.attention_dropout
-        # Where a mesh divides the tokens of a row, its queries stay divided and see the keys of all.
+        # Where a mesh divides the tokens of a row, its queries stay divided and see the keys of
+        # all.
         q_BTNH = constrain(q_BTNH, "batch", "sequence", "heads", None)
         k_BSKH, v_BSKH = (constrain(x_BSKH, "batch", None, "kv_heads", None) for x_BSKH in (k_BSKH, v_BSKH))
         return attend(q_BTNH, k_BSKH, v_BSKH, mask, bias=bias, dropout=rate, key=key,
@@ -136,8 +142,8 @@ class Attention(nnx.Module):
     def for_single_tokens(self, *, of_memory: bool = False) -> Self:
         """The same attention in the form in which a token loop reads its weights fastest.
 
-        Queries, keys and values come from one joined product; not those ``of_memory``, whose keys and values are
-        computed once, of many tokens together.
+        Queries, keys and values come from one joined product; not those ``of_memory``, whose keys
+        and values are computed once, of many tokens together.
         """
         attention = jax.tree.map(lambda leaf: leaf, self)
         if of_memory:

@@ -37,11 +37,12 @@ class LayerTrace:
       head_output: each head's mix of values, before the output projection ``[B, T, N, H]``.
       attention_output: what attention added to the stream ``[B, T, D]``.
       mlp_output: what the feed-forward layer added ``[B, T, D]``.
-      bias: the bias ``[B or 1, N, T, S]`` that an intervention put in place; ``None`` where none did.
-      cross: the same of attention to the encoder's output, ``residual`` being the stream that entered it; it has no
-        ``mlp_output``. ``None`` without an encoder.
-      neurons: the feed-forward layer's, after the activation (and the gate) ``[B, T, F]``; ``None`` where a
-        feed-forward layer of one's own has none.
+      bias: the bias ``[B or 1, N, T, S]`` that an intervention put in place; ``None`` where none
+        did.
+      cross: the same of attention to the encoder's output, ``residual`` being the stream that
+        entered it; it has no ``mlp_output``. ``None`` without an encoder.
+      neurons: the feed-forward layer's, after the activation (and the gate) ``[B, T, F]``; ``None``
+        where a feed-forward layer of one's own has none.
     """
 
     residual: jax.Array
@@ -57,7 +58,8 @@ class LayerTrace:
 
 
 class FeedForward(nnx.Module):
-    """Two linear maps around a nonlinearity, or the gated three of SwiGLU and GEGLU (Shazeer, 2020)."""
+    """Two linear maps around a nonlinearity, or the gated three of SwiGLU and GEGLU (Shazeer,
+    2020)."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, output_scale: float):
         up_key, gate_key, down_key = jax.random.split(key, 3)
@@ -90,7 +92,8 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Self-attention, attention to an encoder's output where there is one, and a feed-forward layer.
+    """Self-attention, attention to an encoder's output where there is one, and a feed-forward
+    layer.
 
     Each is added to the residual stream.
     """
@@ -110,7 +113,8 @@ class Block(nnx.Module):
     def __call__(self, x_BTD: jax.Array, context: AttentionContext, layer: jax.Array | int, *,
                  cache: KVCache | None = None, key: jax.Array | None = None,
                  intervene: Intervene | None = None) -> tuple[jax.Array, LayerTrace, KVCache | None]:
-        """The residual stream after this layer, what was seen on the way, and the cache with this layer's keys."""
+        """The residual stream after this layer, what was seen on the way, and the cache with this
+        layer's keys."""
         keys = (None,) * 5 if key is None else jax.random.split(jax.random.fold_in(key, layer), 5)
         pre, rate, seen = self.config.norm_position == "pre", self.config.dropout, Sites(intervene, layer)
 
@@ -133,7 +137,8 @@ class Block(nnx.Module):
         return x_BTD, dataclasses.replace(trace, mlp_output=mlp_BTD, neurons=neurons_BTF), cache
 
     def for_single_tokens(self) -> Self:
-        """The same block with the parts that have a form for decoding token by token in that form."""
+        """The same block with the parts that have a form for decoding token by token in that
+        form."""
         block = jax.tree.map(lambda leaf: leaf, self)
         block.attention, block.mlp = prepared(self.attention), prepared(self.mlp)
         if self.cross_attention is not None:
@@ -142,14 +147,16 @@ class Block(nnx.Module):
 
 
 def prepared(module: Any) -> Any:
-    """The form of a module for decoding token by token: what its ``for_single_tokens()`` gives, else the module."""
+    """The form of a module for decoding token by token: what its ``for_single_tokens()`` gives,
+    else the module."""
     return module.for_single_tokens() if hasattr(module, "for_single_tokens") else module
 
 
 def self_attention(attention: Attention, x_BTD: jax.Array, read_BTD: jax.Array, context: AttentionContext,
                    seen: Sites, *, cache: KVCache | None = None, key: jax.Array | None = None,
                    gate_BTNH: jax.Array | None = None) -> tuple[LayerTrace, KVCache | None]:
-    """Attention of the tokens to themselves and to those in the cache; every site of attention is called.
+    """Attention of the tokens to themselves and to those in the cache; every site of attention is
+    called.
 
     Args:
       attention: the weights.
@@ -159,11 +166,12 @@ def self_attention(attention: Attention, x_BTD: jax.Array, read_BTD: jax.Array, 
       seen: the intervention, ``Sites(intervene, layer)``.
       cache: the earlier keys and values.
       key: switches the dropout of attention weights on.
-      gate_BTNH: factors of the output of each head, for gated attention; what broadcasts to ``[B, T, N, H]``.
+      gate_BTNH: factors of the output of each head, for gated attention; what broadcasts to
+        ``[B, T, N, H]``.
 
     Returns:
-      The trace, whose ``attention_output`` is to be added to the stream and whose ``mlp_output`` and ``neurons`` are
-      still ``None``; and the cache with the new keys and values.
+      The trace, whose ``attention_output`` is to be added to the stream and whose ``mlp_output``
+      and ``neurons`` are still ``None``; and the cache with the new keys and values.
     """
     q_BTNH, k_BSKH, v_BSKH = attention.project(read_BTD, context)
     q_BTNH, k_BSKH, v_BSKH = seen("queries", q_BTNH), seen("keys", k_BSKH), seen("values", v_BSKH)
@@ -175,7 +183,8 @@ def self_attention(attention: Attention, x_BTD: jax.Array, read_BTD: jax.Array, 
 
 def memory_attention(attention: Attention, x_BTD: jax.Array, read_BTD: jax.Array, context: AttentionContext,
                      seen: Sites, *, cache: KVCache | None = None, key: jax.Array | None = None) -> LayerTrace:
-    """Attention to an encoder's output, whose keys and values the cache holds where there is one."""
+    """Attention to an encoder's output, whose keys and values the cache holds where there is
+    one."""
     q_BTNH = seen("cross_queries", attention.project_queries(read_BTD))
     k_BSKH, v_BSKH = (attention.project_memory(context.memory_BSD) if cache is None
                       else cache.memory_layer(seen.layer))
@@ -186,7 +195,8 @@ def memory_attention(attention: Attention, x_BTD: jax.Array, read_BTD: jax.Array
 def feed_forward(mlp: Any, read_BTD: jax.Array, seen: Sites) -> tuple[jax.Array, jax.Array | None]:
     """What a feed-forward layer adds to the stream ``[B, T, D]``, and its neurons ``[B, T, F]``.
 
-    A layer of one's own that has no methods ``neurons`` and ``merge`` is called as it is, and has no neurons.
+    A layer of one's own that has no methods ``neurons`` and ``merge`` is called as it is, and has
+    no neurons.
     """
     if not hasattr(mlp, "neurons"):
         return seen("mlp_output", mlp(read_BTD)), None
@@ -202,7 +212,8 @@ def _mix(attention: Attention, x_BTD: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.
     if seen.intervene is not None:
         whole = _materialize(bias, q_BTNH, k_BSKH)
         changed = seen(f"{site}attention_bias", whole)
-        # Returned as it was, it is not used: the bias stays structure, and the program that without an intervention.
+        # Returned as it was, it is not used: the bias stays structure, and the program that without
+        # an intervention.
         bias, changed = (bias, None) if changed is whole else (changed, changed)
     heads_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, key)
     heads_BTNH = seen(f"{site}head_output", heads_BTNH if gate_BTNH is None else heads_BTNH * gate_BTNH)

@@ -20,13 +20,15 @@ class KVCache:
     Ragged rows are aligned on the right: padding (segment id 0) comes first.
 
     Attributes:
-      keys: one ``[B * K, S, H]`` a layer, after rotation. Rows and heads share an axis because XLA:CPU updates
-        such an array in place, where it copies one with two batch axes four times a token.
+      keys: one ``[B * K, S, H]`` a layer, after rotation. Rows and heads share an axis because
+        XLA:CPU updates such an array in place, where it copies one with two batch axes four times a
+        token.
       values: likewise.
       segment_ids_BS: 0 where nothing, or padding, is stored.
       length: number of slots in use, a scalar.
       positions_BS: where what is stored stands in its text; ``None`` where no bias asks for it.
-      memory_keys: keys of an encoder's output, computed once, one ``[B * K, S', H]`` a layer; without an encoder, none.
+      memory_keys: keys of an encoder's output, computed once, one ``[B * K, S', H]`` a layer;
+        without an encoder, none.
       memory_values: likewise.
       memory_ids_BS: segment ids of the encoder's tokens, 0 for padding.
     """
@@ -57,7 +59,8 @@ class KVCache:
         return self.segment_ids_BS.shape[1]
 
     def append_layer(self, layer: int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Self:
-        """The cache with one layer's new keys and values written after the ``length`` already there."""
+        """The cache with one layer's new keys and values written after the ``length`` already
+        there."""
         def write(stored: tuple[jax.Array, ...], new_BTKH: jax.Array) -> tuple[jax.Array, ...]:
             new = _rows_and_heads(new_BTKH).astype(stored[layer].dtype)
             written = jax.lax.dynamic_update_slice_in_dim(stored[layer], new, self.length, axis=1)
@@ -102,7 +105,8 @@ class KVCache:
                        memory_ids_BS=None if self.memory_ids_BS is None else self.memory_ids_BS[rows_B])
 
     def append_segments(self, segment_ids_BT: jax.Array, positions_BT: jax.Array) -> Self:
-        """The cache with the ids and positions of new tokens written; their keys follow layer by layer."""
+        """The cache with the ids and positions of new tokens written; their keys follow layer by
+        layer."""
         def write(stored_BS: jax.Array, new_BT: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice_in_dim(stored_BS, new_BT.astype(jnp.int32), self.length, axis=1)
 

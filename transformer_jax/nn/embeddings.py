@@ -29,7 +29,8 @@ def _position_table(config: ModelConfig, key: jax.Array) -> nnx.Param | None:
 
 
 class TargetEmbeddings(nnx.Module):
-    """What an encoder-decoder has of its own for targets: learned positions and a norm, where the config has them."""
+    """What an encoder-decoder has of its own for targets: learned positions and a norm, where the
+    config has them."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         self.position = _position_table(config, key)
@@ -37,7 +38,8 @@ class TargetEmbeddings(nnx.Module):
 
 
 class Embeddings(nnx.Module):
-    """Token embeddings, plus positions and token types where the config has them; and the way back to logits."""
+    """Token embeddings, plus positions and token types where the config has them; and the way back
+    to logits."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         token_key, position_key, output_key = jax.random.split(key, 3)
@@ -53,7 +55,8 @@ class Embeddings(nnx.Module):
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, token_types_BT: jax.Array | None = None, *,
                  target: TargetEmbeddings | None = None, key: jax.Array | None = None) -> jax.Array:
-        """Embeddings ``[B, T, D]`` in the config's compute type, with positions and norm of ``target`` if given.
+        """Embeddings ``[B, T, D]`` in the config's compute type, with positions and norm of
+        ``target`` if given.
 
         A key switches dropout on.
         """

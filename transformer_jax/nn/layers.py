@@ -15,7 +15,8 @@ from transformer_jax.ops.dropout import drop
 from transformer_jax.ops.linear import linear
 from transformer_jax.sharding import as_rows, gathered
 
-# What remat="dots" saves; with remat="offload" it waits in the host's memory, and so does what enters a layer.
+# What remat="dots" saves; with remat="offload" it waits in the host's memory, and so does what
+# enters a layer.
 LINEAR_OUTPUT, LAYER_INPUT = "linear output", "layer input"
 
 
@@ -25,10 +26,12 @@ def parameter(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
 
 
 def recomputed(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A function whose gradient keeps its arguments alone and computes what it needs of the steps between again.
+    """A function whose gradient keeps its arguments alone and computes what it needs of the steps
+    between again.
 
-    For norms, whose float32 arrays are half of what a bfloat16 step would remember of a layer, for activations, and
-    for the cast and gathered copies of weights. What a gradient does not need, such as a product, is not repeated.
+    For norms, whose float32 arrays are half of what a bfloat16 step would remember of a layer, for
+    activations, and for the cast and gathered copies of weights. What a gradient does not need,
+    such as a product, is not repeated.
     """
     return jax.checkpoint(f, prevent_cse=False)
 
@@ -36,8 +39,8 @@ def recomputed(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 class Linear(nnx.Module):
     """``x @ kernel + bias`` over the last axis, kernel ``[in, out]``.
 
-    The kernel starts with standard deviation ``config.init_std`` times ``scale``. There is a bias where ``has_bias``
-    says so, or else the config's ``use_bias``.
+    The kernel starts with standard deviation ``config.init_std`` times ``scale``. There is a bias
+    where ``has_bias`` says so, or else the config's ``use_bias``.
 
     Attributes:
       transposed: whether the kernel is held as ``[out, in]``, see :func:`for_single_tokens`.
@@ -78,7 +81,8 @@ def joined(*linears: Linear) -> Linear:
 
 
 def for_single_tokens(linear: Linear) -> Linear:
-    """The same map with its kernel transposed: a product with one row then reads memory in order."""
+    """The same map with its kernel transposed: a product with one row then reads memory in
+    order."""
     result = jax.tree.map(lambda x: x, linear)
     result.transposed = True
     result.kernel = parameter(linear.kernel[...].T, linear.kernel.axes[::-1])
@@ -100,7 +104,8 @@ class ScalarHead(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """LayerNorm (Ba et al., 2016) or RMSNorm (Zhang and Sennrich, 2019) of the last axis, in float32."""
+    """LayerNorm (Ba et al., 2016) or RMSNorm (Zhang and Sennrich, 2019) of the last axis, in
+    float32."""
 
     def __init__(self, dim: int, config: ModelConfig, kind: str | None = None):
         self.kind = config.norm if kind is None else kind
@@ -124,7 +129,8 @@ class Norm(nnx.Module):
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes entries with probability ``rate`` and scales the others up; without a key, the identity."""
+    """Zeroes entries with probability ``rate`` and scales the others up; without a key, the
+    identity."""
     if key is None or rate == 0.0:
         return x
     return drop(x, rate, key)

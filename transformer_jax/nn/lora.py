@@ -1,15 +1,17 @@
 """Low-rank adapters: a model that learns by few new weights while its own stay as they are.
 
-The trainable part is a pytree of its own, apart from the base: a dict from paths in the model to adapters. So it *is*
-the ``params`` of a training step, and gradients, optimizer state and checkpoints hold nothing else::
+The trainable part is a pytree of its own, apart from the base: a dict from paths in the model to
+adapters. So it *is* the ``params`` of a training step, and gradients, optimizer state and
+checkpoints hold nothing else::
 
     adapters = make_adapters(base, LoraConfig(rank=8), key=key)
     loss_fn = adapted_loss(next_token_loss(), base)             # of adapters, batch and key
-    step = make_train_step(loss_fn, optimizer)                  # of a state whose params are the adapters
-    generate(merge_adapters(base, adapters), ...)                        # an ordinary model
+    step = make_train_step(loss_fn, optimizer) # of a state whose params are the adapters
+    generate(merge_adapters(base, adapters), ...) # an ordinary model
 
-Beside a linear map an adapter costs two thin products. Beside an embedding table it is added to the table in each step.
-Nothing here changes the base: it is what remains when adapters are taken off again, bit for bit.
+Beside a linear map an adapter costs two thin products. Beside an embedding table it is added to the
+table in each step. Nothing here changes the base: it is what remains when adapters are taken off
+again, bit for bit.
 
 Source: Hu et al. (2021), "LoRA".
 """
@@ -86,13 +88,14 @@ def make_adapters(base: nnx.Module, config: LoraConfig, *, key: jax.Array) -> Ad
     """New adapters, and copies of the weights that are trained whole.
 
     Args:
-      base: any module with linear maps, stacked or not; shapes in place of its arrays serve too, where no weight is
-        trained whole.
+      base: any module with linear maps, stacked or not; shapes in place of its arrays serve too,
+        where no weight is trained whole.
       config: rank, scale and which weights.
       key: PRNG key.
 
     Raises:
-      ValueError: for a rank of 0, or a pattern that matches nothing, or a weight both adapted and trained whole.
+      ValueError: for a rank of 0, or a pattern that matches nothing, or a weight both adapted and
+        trained whole.
     """
     if config.rank < 1:
         raise ValueError(f"lora.rank={config.rank} makes no adapter; expected 1 or more")
@@ -103,7 +106,8 @@ def make_adapters(base: nnx.Module, config: LoraConfig, *, key: jax.Array) -> Ad
     for index, path in enumerate(_matching({**linears, **tables}, config.weights, "weights")):
         kernel = linears[path].kernel if path in linears else tables[path]
         *layers, in_dim, out_dim = kernel.shape
-        # Inputs of a linear map have been normed, and x @ a is of their size; what is looked up in a table is a row.
+        # Inputs of a linear map have been normed, and x @ a is of their size; what is looked up in
+        # a table is a row.
         std = 1 / math.sqrt(in_dim) if path in linears else 1.0
         a = std * jax.random.normal(jax.random.fold_in(key, index), (*layers, in_dim, config.rank))
         adapters[path] = Adapter(a=parameter(a, (kernel.axes[0], None)),
@@ -141,7 +145,8 @@ def adapt(base: nnx.Module, adapters: Adapters, key: jax.Array | None = None) ->
 
 
 def merge_adapters(base: nnx.Module, adapters: Adapters) -> nnx.Module:
-    """A model like any other, whose kernels are ``W + scale * a @ b``; arguments and errors as in :func:`adapt`."""
+    """A model like any other, whose kernels are ``W + scale * a @ b``; arguments and errors as in
+    :func:`adapt`."""
     def merged(path: str, node: Linear) -> Linear:
         if path not in adapters:
             return node
@@ -169,7 +174,8 @@ def adapted_loss(loss_fn: Callable[..., Any], base: nnx.Module) -> jax.tree_util
 
 
 def _with_parameters(base: nnx.Module, adapters: Adapters) -> nnx.Module:
-    """The base with what takes the place of whole parameters; ValueError for adapters that do not fit it."""
+    """The base with what takes the place of whole parameters; ValueError for adapters that do not
+    fit it."""
     linears, parameters = _nodes(base, Linear), _nodes(base, nnx.Variable)
     for path, adapter in adapters.items():
         weight = linears[path].kernel if path in linears else parameters.get(path)

@@ -36,9 +36,11 @@ def check_site(site: str) -> None:
 
 
 class Site(str):
-    """The name that an intervention is called with; comparing it with a site that there is not raises ValueError.
+    """The name that an intervention is called with; comparing it with a site that there is not
+    raises ValueError.
 
-    A mistyped name in a function of one's own would otherwise never match, and the intervention would do nothing.
+    A mistyped name in a function of one's own would otherwise never match, and the intervention
+    would do nothing.
     """
 
     __slots__ = ()
@@ -84,7 +86,8 @@ class Sites:
 
 
 def encoder_sites(intervene: Intervene | None) -> Intervene | None:
-    """The intervention as an encoder-decoder's encoder calls it: the names of its sites begin with ``encoder_``."""
+    """The intervention as an encoder-decoder's encoder calls it: the names of its sites begin with
+    ``encoder_``."""
     if intervene is None:
         return None
     return lambda site, layer, value: intervene(Site(PREFIXES["encoder"] + site), layer, value)

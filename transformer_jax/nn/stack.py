@@ -30,16 +30,19 @@ _REMAT_POLICIES: dict[str, Callable | None] = {
         names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT, LINEAR_OUTPUT], offload_src="device",
         offload_dst="pinned_host"),
 }
-# Up to so many for each head, learned biases are looked up once for all layers; else by each layer, as it needs them.
+# Up to so many for each head, learned biases are looked up once for all layers; else by each layer,
+# as it needs them.
 _MOST_BIASES = 1 << 22
 _CACHED_TOKENS = 2048
 
-# Makes the block of one layer: (config, *, key, num_layers), and has_memory=True in the decoder of an encoder-decoder.
+# Makes the block of one layer: (config, *, key, num_layers), and has_memory=True in the decoder of
+# an encoder-decoder.
 MakeBlock = Callable[..., Any]
 
 
 class Stack(nnx.Module):
-    """Blocks whose weights share arrays ``[L, ...]``, so that compile time does not grow with depth."""
+    """Blocks whose weights share arrays ``[L, ...]``, so that compile time does not grow with
+    depth."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, num_layers: int, is_causal: bool,
                  has_memory: bool = False, block: MakeBlock = Block):
@@ -54,7 +57,8 @@ class Stack(nnx.Module):
     def __call__(self, x_BTD: jax.Array, context: AttentionContext, *, cache: KVCache | None = None,
                  key: jax.Array | None = None,
                  intervene: Intervene | None = None) -> tuple[jax.Array, LayerTrace, KVCache | None]:
-        """The final stream, the layers' traces stacked on a leading axis, and the extended cache."""
+        """The final stream, the layers' traces stacked on a leading axis, and the extended
+        cache."""
         x_BTD, traces, cache = self._layers(x_BTD, context, cache, key, intervene)
         return Sites(intervene, self.num_layers - 1)("final", x_BTD), traces, cache
 
@@ -68,7 +72,8 @@ class Stack(nnx.Module):
 
         def layer(x_BTD: jax.Array, block_and_index: tuple[Block, jax.Array]) -> tuple[jax.Array, LayerTrace]:
             block, index = block_and_index
-            # Without it the compiler may replicate every activation over the axes that divide the weights.
+            # Without it the compiler may replicate every activation over the axes that divide the
+            # weights.
             x_BTD = checkpoint_name(constrain(x_BTD, "batch", "sequence", None), LAYER_INPUT)
             x_BTD, trace, _ = block(x_BTD, context, index, key=key, intervene=intervene)
             return x_BTD, trace
@@ -97,9 +102,11 @@ class Stack(nnx.Module):
 
 
 def rows_at_a_time(num_rows: int, num_tokens: int) -> int | None:
-    """How many rows of a large batch go through all layers before the next do; ``None``: all together.
+    """How many rows of a large batch go through all layers before the next do; ``None``: all
+    together.
 
-    On a CPU, whose caches hold what some thousand tokens are in a layer: a large batch waits for memory instead.
+    On a CPU, whose caches hold what some thousand tokens are in a layer: a large batch waits for
+    memory instead.
     """
     if platform() != "cpu" or is_divided() or num_rows * num_tokens <= _CACHED_TOKENS:
         return None
@@ -109,7 +116,8 @@ def rows_at_a_time(num_rows: int, num_tokens: int) -> int | None:
 
 def by_rows(apply: Callable[..., tuple[jax.Array, LayerTrace]], rows: int, stack: Stack, x_BTD: jax.Array,
             *inputs: jax.Array | None) -> tuple[jax.Array, LayerTrace]:
-    """``apply(stack, x_BTD, *inputs)``, the stream and the traces, so many rows at a time; inputs are ``[B, ...]``.
+    """``apply(stack, x_BTD, *inputs)``, the stream and the traces, so many rows at a time; inputs
+    are ``[B, ...]``.
 
     A gradient is that of all rows together: it would add up those of the weights once a part.
     """
@@ -127,8 +135,8 @@ def by_rows(apply: Callable[..., tuple[jax.Array, LayerTrace]], rows: int, stack
 def unstack(stack: Stack) -> Stack:
     """The same stack in the form in which a token loop reads weights fastest.
 
-    One block a layer, each in the form that its ``for_single_tokens`` gives. To be made once, outside the loop: inside,
-    every token would copy what it reads.
+    One block a layer, each in the form that its ``for_single_tokens`` gives. To be made once,
+    outside the loop: inside, every token would copy what it reads.
     """
     result = jax.tree.map(lambda x: x, stack)
     result.blocks = nnx.List([prepared(jax.tree.map(operator.itemgetter(layer), stack.blocks))

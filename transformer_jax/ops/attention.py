@@ -20,7 +20,8 @@ from transformer_jax.sharding import is_divided, num_parts
 Mask = AttentionMask | jax.Array | None
 Bias = PositionBias | jax.Array | None
 
-# Where a head, or all heads of a device together, have more scores than these, "auto" takes them block by block.
+# Where a head, or all heads of a device together, have more scores than these, "auto" takes them
+# block by block.
 _MANY_SCORES_OF_A_HEAD, _MANY_SCORES = 1 << 24, 1 << 30
 
 
@@ -34,13 +35,15 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask =
     * ``"xla"``: every score is held; takes everything.
     * ``"chunked"``: block by block in memory linear in the length; takes everything.
     * ``"cudnn"``: cuDNN's fused kernel on GPUs, for bfloat16 and float16.
-    * ``"splash"``: Pallas's fused kernel on TPUs; over a mesh each device takes its rows, heads and queries.
+    * ``"splash"``: Pallas's fused kernel on TPUs; over a mesh each device takes its rows, heads and
+      queries.
     * the name of a kernel that :func:`register_kernel` made known.
-    * ``"auto"``: a registered kernel that can, else the fused kernel of the platform where it can (see
-      :func:`why_not`), else ``"chunked"`` for many scores and ``"xla"`` for few. The platform is that of the mesh in
-      use, else the default one.
+    * ``"auto"``: a registered kernel that can, else the fused kernel of the platform where it can
+      (see :func:`why_not`), else ``"chunked"`` for many scores and ``"xla"`` for few. The platform
+      is that of the mesh in use, else the default one.
 
-    Source: Vaswani et al. (2017), equation 1; grouped queries (N a multiple of K): Ainslie et al. (2023).
+    Source: Vaswani et al. (2017), equation 1; grouped queries (N a multiple of K): Ainslie et al.
+      (2023).
 
     Args:
       q_BTNH: queries; N heads.
@@ -54,14 +57,15 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask =
       dropout: probability of dropping an attention weight; needs ``key``.
       key: PRNG key of the dropout.
       implementation: see above.
-      precision: of the matrix products, as ``jax.lax.dot_general`` takes it; ``None``: JAX's default, which on a TPU
-        rounds float32 to bfloat16.
+      precision: of the matrix products, as ``jax.lax.dot_general`` takes it; ``None``: JAX's
+        default, which on a TPU rounds float32 to bfloat16.
 
     Returns:
       ``[B, T, N, H]`` in the type of ``v_BSKH``.
 
     Raises:
-      ValueError: for shapes that do not fit, or an implementation that is not known or cannot take the call.
+      ValueError: for shapes that do not fit, or an implementation that is not known or cannot take
+        the call.
     """
     known = (*BUILT_IN, *KERNELS)
     if implementation not in known:
@@ -96,7 +100,8 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask =
 
 def why_not(implementation: str, q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask = None, *, bias: Bias = None,
             dropout: float = 0.0, precision: str | None = None) -> str | None:
-    """Why an implementation of :func:`attend` cannot take a call here, in words; ``None`` where it can.
+    """Why an implementation of :func:`attend` cannot take a call here, in words; ``None`` where it
+    can.
 
     The arguments are those of :func:`attend`; ``dropout`` is 0 where no key switches it on.
     """
@@ -133,7 +138,8 @@ def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask = None, *
 
 
 def platform() -> str:
-    """``"cpu"``, ``"gpu"`` or ``"tpu"``: that of the mesh in use, which need not be here, else the default one."""
+    """``"cpu"``, ``"gpu"`` or ``"tpu"``: that of the mesh in use, which need not be here, else the
+    default one."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     name = getattr(device, "platform", None) or jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name

@@ -1,6 +1,7 @@
 """Attention in memory linear in the length: softmax taken block by block, forward and backward.
 
-Source: Milakov and Gimelshein (2018), the running softmax; Rabe and Staats (2021); Dao et al. (2022), the gradient.
+Source: Milakov and Gimelshein (2018), the running softmax; Rabe and Staats (2021); Dao et al.
+  (2022), the gradient.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def chunked_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask
                    scale: float | None, dropout: float, key: jax.Array | None, precision: Any) -> jax.Array:
     """:func:`transformer_jax.ops.attend` of arguments that are checked.
 
-    Blocks of keys that a causal mask or a window keeps from a whole block of queries are not visited.
+    Blocks of keys that a causal mask or a window keeps from a whole block of queries are not
+    visited.
     """
     B, T, N, H = q_BTNH.shape
     S = k_BSKH.shape[1]
@@ -92,7 +94,8 @@ def _forward(settings, q_BTNH, k_BSKH, v_BSKH, bias_weights, others):
                 weights_BKQC.astype(v_BKSH.dtype), _block(settings, v_BKSH, j), 2, settings.precision, jnp.float32)
             return new_largest_BKQ1, total_BKQ1, out_BKQH
 
-        # A finite largest score even of a row that sees nothing, whose exponentials are then 0 and not NaN.
+        # A finite largest score even of a row that sees nothing, whose exponentials are then 0 and
+        # not NaN.
         zero_BKQ1 = jnp.zeros((*q_BKQH.shape[:3], 1), jnp.float32)
         largest_BKQ1, total_BKQ1, out_BKQH = jax.lax.fori_loop(
             *_seen_blocks(settings, i, others[0]), column_block,
@@ -149,7 +152,8 @@ _chunked.defvjp(_forward, _backward)
 
 
 def _row_blocks(settings: _Settings, x_BTNH: jax.Array, num_kv_heads: int) -> jax.Array:
-    """``[X, B, K, G * R, H]``: blocks of R queries, the heads of a group after each other, the last block padded."""
+    """``[X, B, K, G * R, H]``: blocks of R queries, the heads of a group after each other, the last
+    block padded."""
     B, T, N, H = x_BTNH.shape
     X, R = settings.num_row_blocks, settings.rows
     x_BTNH = jnp.pad(x_BTNH, ((0, 0), (0, X * R - T), (0, 0), (0, 0)))
@@ -178,7 +182,8 @@ def _add(settings: _Settings, x_BKSH: jax.Array, block_BKCH: jax.Array, j: jax.A
 
 
 def _seen_blocks(settings: _Settings, i: jax.Array, mask: AttentionMask | None) -> tuple[Any, Any]:
-    """The first block of keys that some query of block i may see by its place, and the one after the last."""
+    """The first block of keys that some query of block i may see by its place, and the one after
+    the last."""
     low, high = 0, settings.num_column_blocks
     if mask is None or not (mask.is_causal or mask.window):
         return low, high

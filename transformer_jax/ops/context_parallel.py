@@ -1,4 +1,5 @@
-"""Attention where a mesh divides the tokens of a row: each device has some queries, and gathers the keys of all."""
+"""Attention where a mesh divides the tokens of a row: each device has some queries, and gathers the
+keys of all."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from transformer_jax.sharding import divided
 
 def context_parallel(local: Callable[..., jax.Array], q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array,
                      mask: AttentionMask | None, bias: Any, key: jax.Array | None) -> jax.Array:
-    """``local(q, k, v, mask, bias, key)`` on each device, with its rows, heads and queries, and all keys.
+    """``local(q, k, v, mask, bias, key)`` on each device, with its rows, heads and queries, and all
+    keys.
 
     Dropout draws other numbers than on one device.
 
@@ -69,7 +71,8 @@ def context_parallel(local: Callable[..., jax.Array], q_BTNH: jax.Array, k_BSKH:
 
 
 def _arrays(structure: Any) -> list[tuple[str, Any, Any]]:
-    """Name, value and declared axes of each field that holds arrays; the axes are ``None`` where not declared."""
+    """Name, value and declared axes of each field that holds arrays; the axes are ``None`` where
+    not declared."""
     return [(field.name, getattr(structure, field.name),
              "" if field.name == "query_start" else field.metadata.get("axes"))
             for field in dataclasses.fields(structure)
@@ -77,7 +80,8 @@ def _arrays(structure: Any) -> list[tuple[str, Any, Any]]:
 
 
 def _specs(spec: Callable[[jax.Array, str], PartitionSpec], value: Any, letters: str | tuple[str, ...]) -> Any:
-    """The partition of an array, of a tuple with letters for each array, or of a tuple of such tuples."""
+    """The partition of an array, of a tuple with letters for each array, or of a tuple of such
+    tuples."""
     if not isinstance(value, tuple):
         return spec(value, letters)
     if not value or isinstance(value[0], tuple):
@@ -86,7 +90,8 @@ def _specs(spec: Callable[[jax.Array, str], PartitionSpec], value: Any, letters:
 
 
 def _declares_axes(bias: Any) -> bool:
-    """Whether a bias can stay structure on each device, see :class:`transformer_jax.ops.positions.PositionBias`."""
+    """Whether a bias can stay structure on each device, see
+    :class:`transformer_jax.ops.positions.PositionBias`."""
     return (dataclasses.is_dataclass(bias) and hasattr(bias, "query_start")
             and all(letters is not None for _, _, letters in _arrays(bias)))
 

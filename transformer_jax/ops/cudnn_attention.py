@@ -17,7 +17,8 @@ _LARGEST_MASK = 1 << 24
 def why_not_cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: AttentionMask | None, bias: Any) -> str | None:
     """Why the kernel cannot take these arguments on a GPU; ``None`` where it can.
 
-    Source: the conditions of cuDNN 9's fused attention, as ``jax._src.cudnn`` checks them on Ampere, the narrower ones.
+    Source: the conditions of cuDNN 9's fused attention, as ``jax._src.cudnn`` checks them on
+      Ampere, the narrower ones.
     """
     (_, T, N, H), (_, S, K, _) = q_BTNH.shape, k_BSKH.shape
     if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16) or k_BSKH.dtype != q_BTNH.dtype:
@@ -46,7 +47,8 @@ def _is_structure(mask: AttentionMask | None) -> bool:
 
 def cudnn_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: AttentionMask | None, bias: Any,
                  scale: float | None) -> jax.Array:
-    """:func:`transformer_jax.ops.attend` of arguments that :func:`why_not_cudnn` has nothing against."""
+    """:func:`transformer_jax.ops.attend` of arguments that :func:`why_not_cudnn` has nothing
+    against."""
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     mask = AttentionMask() if mask is None else mask
     flags = dict(is_causal=mask.is_causal, scale=scale, implementation="cudnn")

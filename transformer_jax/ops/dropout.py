@@ -7,10 +7,12 @@ import jax.numpy as jnp
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Zeroes entries with probability ``rate`` and divides the others by the probability of being kept.
+    """Zeroes entries with probability ``rate`` and divides the others by the probability of being
+    kept.
 
-    Eight random bits an entry instead of the 32 of ``jax.random.bernoulli``: several times faster. The rate is
-    rounded to a multiple of 1 / 256 (0.1 is 26 / 256) and the scale is that of the rounded rate, so the mean is exact.
+    Eight random bits an entry instead of the 32 of ``jax.random.bernoulli``: several times faster.
+    The rate is rounded to a multiple of 1 / 256 (0.1 is 26 / 256) and the scale is that of the
+    rounded rate, so the mean is exact.
 
     Source: Srivastava et al. (2014).
 

@@ -16,12 +16,13 @@ class Kernel:
 
     Attributes:
       name: what ``implementation`` and ``config.attention_implementation`` call it.
-      why_not: ``why_not(q_BTNH, k_BSKH, mask, *, bias, dropout, precision)`` returns why the kernel cannot take a
-        call, in words, or ``None`` where it can. ``mask`` is an ``AttentionMask`` or ``None``; ``bias`` an array, a
-        structure with ``materialize``, or ``None``. ``"auto"`` passes over a kernel that gives a reason; an explicit
-        choice of it raises the reason.
-      attend: ``attend(q_BTNH, k_BSKH, v_BSKH, mask, *, bias, scale, dropout, key, precision)`` returns
-        ``[B, T, N, H]`` in the type of the values; a query that may attend to nothing gives zeros.
+      why_not: ``why_not(q_BTNH, k_BSKH, mask, *, bias, dropout, precision)`` returns why the kernel
+        cannot take a call, in words, or ``None`` where it can. ``mask`` is an ``AttentionMask`` or
+        ``None``; ``bias`` an array, a structure with ``materialize``, or ``None``. ``"auto"``
+        passes over a kernel that gives a reason; an explicit choice of it raises the reason.
+      attend: ``attend(q_BTNH, k_BSKH, v_BSKH, mask, *, bias, scale, dropout, key, precision)``
+        returns ``[B, T, N, H]`` in the type of the values; a query that may attend to nothing gives
+        zeros.
     """
 
     name: str
@@ -34,9 +35,11 @@ BUILT_IN = ("auto", "xla", "chunked", "cudnn", "splash")
 
 
 def register_kernel(kernel: Kernel) -> Kernel:
-    """Makes a kernel known by its name; ``"auto"`` asks registered kernels first, in the order of registration.
+    """Makes a kernel known by its name; ``"auto"`` asks registered kernels first, in the order of
+    registration.
 
-    Registering a kernel of the same name again replaces it. Programs that are compiled already do not change.
+    Registering a kernel of the same name again replaces it. Programs that are compiled already do
+    not change.
 
     Raises:
       ValueError: for the name of a built-in implementation.

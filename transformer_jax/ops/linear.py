@@ -1,4 +1,5 @@
-"""The matrix product of a dense layer, with the gradient written so that no operand is transposed in memory."""
+"""The matrix product of a dense layer, with the gradient written so that no operand is transposed
+in memory."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 def linear(x_MD: jax.Array, kernel_DF: jax.Array, precision: str | None = None) -> jax.Array:
     """``x_MD @ kernel_DF``; ``[..., D]`` is taken too.
 
-    JAX derives the kernel's gradient as a transposed ``[F, D]`` product, which XLA:CPU then copies into place; here
-    it is ``x^T g`` itself.
+    JAX derives the kernel's gradient as a transposed ``[F, D]`` product, which XLA:CPU then copies
+    into place; here it is ``x^T g`` itself.
 
     Args:
       x_MD: one row a token.
@@ -51,7 +52,8 @@ linear.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def float32_logits(x_MD: jax.Array, table_VD: jax.Array, precision: str | None = None) -> jax.Array:
-    """``x_MD @ table_VD.T`` in float32, whose gradient is rounded to the type of ``x_MD`` before it is multiplied.
+    """``x_MD @ table_VD.T`` in float32, whose gradient is rounded to the type of ``x_MD`` before it
+    is multiplied.
 
     Args:
       x_MD: hidden states; ``[..., D]`` is taken too.
@@ -79,7 +81,8 @@ float32_logits.defvjp(lambda x_MD, table_VD, precision: (float32_logits(x_MD, ta
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x * P(normal <= x), by erf: ``jax.nn.gelu`` takes three passes by erfc on XLA:CPU.
+    """The exact GELU, x * P(normal <= x), by erf: ``jax.nn.gelu`` takes three passes by erfc on
+    XLA:CPU.
 
     Source: Hendrycks and Gimpel (2016).
     """

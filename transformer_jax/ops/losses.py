@@ -34,11 +34,12 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, *, label_smoothing: flo
 def linear_cross_entropy(hidden: jax.Array, unembedding_VD: jax.Array, targets: jax.Array,
                          label_smoothing: float = 0.0, z_loss: float = 0.0, chunk: int | None = None,
                          bias_V: jax.Array | None = None, parts: int = 1, precision: str | None = None) -> jax.Array:
-    """:func:`cross_entropy` of ``hidden @ unembedding_VD.T + bias_V``, without ever holding the logits.
+    """:func:`cross_entropy` of ``hidden @ unembedding_VD.T + bias_V``, without ever holding the
+    logits.
 
-    The vocabulary is walked in chunks, forward (a running log-sum-exp) and backward (the chunk's logits are
-    computed again), so that no ``[..., V]`` array lives; chunks of the vocabulary rather than of the tokens let
-    each chunk write its own rows of the unembedding's gradient.
+    The vocabulary is walked in chunks, forward (a running log-sum-exp) and backward (the chunk's
+    logits are computed again), so that no ``[..., V]`` array lives; chunks of the vocabulary rather
+    than of the tokens let each chunk write its own rows of the unembedding's gradient.
 
     Args:
       hidden: final hidden states ``[..., D]``; one leading axis is what XLA:CPU multiplies fastest.
@@ -46,10 +47,11 @@ def linear_cross_entropy(hidden: jax.Array, unembedding_VD: jax.Array, targets: 
       targets: ids ``[...]``.
       label_smoothing: see :func:`cross_entropy`.
       z_loss: see :func:`cross_entropy`.
-      chunk: vocabulary rows at a time, in each part; by default so many that a chunk has 2**25 logits at most.
+      chunk: vocabulary rows at a time, in each part; by default so many that a chunk has 2**25
+        logits at most.
       bias_V: added to the logits.
-      parts: into how many equal parts devices have divided the vocabulary. They are walked side by side: one after
-        the other each chunk would be on one device.
+      parts: into how many equal parts devices have divided the vocabulary. They are walked side by
+        side: one after the other each chunk would be on one device.
       precision: of the products, see :func:`transformer_jax.ops.attend`.
 
     Returns:
@@ -63,7 +65,8 @@ _SMALLEST_CHUNK, _LARGEST_CHUNK = 256, 1024
 
 
 class _Chunks:
-    """The vocabulary in chunks of C rows, the last one short; with several parts, in chunks of each (an axis X)."""
+    """The vocabulary in chunks of C rows, the last one short; with several parts, in chunks of each
+    (an axis X)."""
 
     def __init__(self, hidden: jax.Array, unembedding_VD: jax.Array, targets: jax.Array, bias_V: jax.Array | None,
                  chunk: int | None, parts: int, precision: str | None):

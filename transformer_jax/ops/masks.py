@@ -93,7 +93,8 @@ class AttentionMask:
             allowed_BNTS=_both(self.allowed_BNTS, other.allowed_BNTS))
 
     def block(self, start: int, stop: int) -> Self:
-        """The mask of the queries from ``start`` to ``stop`` over the keys before ``stop``, of self-attention."""
+        """The mask of the queries from ``start`` to ``stop`` over the keys before ``stop``, of
+        self-attention."""
         def queries(x: jax.Array, axis: int) -> jax.Array:
             return x if x.shape[axis] == 1 else jax.lax.slice_in_dim(x, start, stop, axis=axis)
 
@@ -144,7 +145,8 @@ class AttentionMask:
 
 
 def take(x: jax.Array, indices: jax.Array | None, axis: int) -> jax.Array:
-    """The entries of an axis with these indices; all of them where there are none, or the axis is broadcast."""
+    """The entries of an axis with these indices; all of them where there are none, or the axis is
+    broadcast."""
     return x if indices is None or x.shape[axis] == 1 else jnp.take(x, indices, axis=axis, mode="clip")
 
 

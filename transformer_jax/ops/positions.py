@@ -14,7 +14,8 @@ from transformer_jax.config import RopeScaling
 
 
 def sinusoidal(positions: jax.Array, dim: int, *, halves: bool = False) -> jax.Array:
-    """Sinusoidal position embeddings: PE(pos, 2i) = sin(pos / 10000^(2i/dim)), PE(pos, 2i+1) = cos(same).
+    """Sinusoidal position embeddings: PE(pos, 2i) = sin(pos / 10000^(2i/dim)), PE(pos, 2i+1) =
+    cos(same).
 
     Source: Vaswani et al. (2017), section 3.5.
 
@@ -42,7 +43,8 @@ def rotary_angles(positions_BT: jax.Array, head_dim: int, base: float = 10_000.0
 
 
 def rotary_frequencies(head_dim: int, base: float, scaling: RopeScaling) -> np.ndarray:
-    """Radians a position of each pair of channels, float64 ``[head_dim / 2]``; see :class:`RopeScaling` for sources."""
+    """Radians a position of each pair of channels, float64 ``[head_dim / 2]``; see
+    :class:`RopeScaling` for sources."""
     frequencies = base ** (-np.arange(0, head_dim, 2) / head_dim)
     if scaling.kind == "linear":
         return frequencies / scaling.factor
@@ -55,7 +57,8 @@ def rotary_frequencies(head_dim: int, base: float, scaling: RopeScaling) -> np.n
 
 
 def rotary(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates each pair (i, i + H/2) of channels by its position's angle; inner products keep distances only.
+    """Rotates each pair (i, i + H/2) of channels by its position's angle; inner products keep
+    distances only.
 
     Source: Su et al. (2021), RoFormer; the pairing of halves is that of GPT-NeoX and Llama.
 
@@ -74,8 +77,8 @@ def rotary(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 def alibi_slopes(num_heads: int) -> jax.Array:
     """The slope of each head's linear bias, float32 ``[N]``: a geometric series from 2^(-8/N).
 
-    Source: Press et al. (2021); for N that is no power of two, the series of the power below it, then every
-    other term of the series of the power above it, as in the authors' code.
+    Source: Press et al. (2021); for N that is no power of two, the series of the power below it,
+    then every other term of the series of the power above it, as in the authors' code.
     """
     def series(n: int) -> list[float]:
         return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
@@ -86,28 +89,33 @@ def alibi_slopes(num_heads: int) -> jax.Array:
 
 @runtime_checkable
 class PositionBias(Protocol):
-    """A bias of the scores that is kept as structure; any registered pytree with this method is one.
+    """A bias of the scores that is kept as structure; any registered pytree with this method is
+    one.
 
-    Where a mesh divides the tokens of a row, a frozen dataclass that has a field ``query_start`` and declares the axes
-    of its other arrays stays structure on each device: ``dataclasses.field(metadata={"axes": "N"})``, with the letters
-    B, T, S and N for what may be divided and any other letter for what is not. A bias that does not is materialized.
+    Where a mesh divides the tokens of a row, a frozen dataclass that has a field ``query_start``
+    and declares the axes of its other arrays stays structure on each device:
+    ``dataclasses.field(metadata={"axes": "N"})``, with the letters B, T, S and N for what may be
+    divided and any other letter for what is not. A bias that does not is materialized.
     """
 
     def materialize(self, num_queries: int, num_keys: int, queries: jax.Array | None = None,
                     keys: jax.Array | None = None) -> jax.Array:
-        """The bias ``[B or 1, N, T, S]``, or of the rows ``queries`` and the columns ``keys`` only."""
+        """The bias ``[B or 1, N, T, S]``, or of the rows ``queries`` and the columns ``keys``
+        only."""
         ...
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearBias:
-    """ALiBi: minus slope times distance, added to the scores; kept as structure and made row by row.
+    """ALiBi: minus slope times distance, added to the scores; kept as structure and made row by
+    row.
 
     Attributes:
       slopes_N: one slope a head.
       query_start: the place of the first query among the keys; ``None`` is 0.
-      positions: of queries ``[B, T]`` and keys ``[B, S]``, where places among the keys are not those in the text.
+      positions: of queries ``[B, T]`` and keys ``[B, S]``, where places among the keys are not
+        those in the text.
     """
 
     slopes_N: jax.Array = dataclasses.field(metadata={"axes": "N"})
@@ -116,7 +124,8 @@ class LinearBias:
 
     def materialize(self, num_queries: int, num_keys: int, queries: jax.Array | None = None,
                     keys: jax.Array | None = None) -> jax.Array:
-        """The bias ``[B or 1, N, T, S]``, or of rows ``queries`` and columns ``keys`` only, ``[B or 1, N, R, C]``."""
+        """The bias ``[B or 1, N, T, S]``, or of rows ``queries`` and columns ``keys`` only,
+        ``[B or 1, N, R, C]``."""
         distance_BTS = jnp.abs(_offsets(self, num_queries, num_keys, queries, keys))
         return -self.slopes_N[None, :, None, None] * distance_BTS[:, None].astype(jnp.float32)
 
@@ -124,17 +133,20 @@ class LinearBias:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RelativeBias:
-    """T5's bias: a learned number for each head and bucket of distances; kept as structure and made row by row.
+    """T5's bias: a learned number for each head and bucket of distances; kept as structure and made
+    row by row.
 
-    Half of the buckets (of each direction, where there are two) hold one distance each. The others divide what lies
-    between there and ``max_distance`` evenly on a logarithmic scale; the last holds all that is farther.
+    Half of the buckets (of each direction, where there are two) hold one distance each. The others
+    divide what lies between there and ``max_distance`` evenly on a logarithmic scale; the last
+    holds all that is farther.
 
     Source: Raffel et al. (2020), section 2.1; the buckets are those of the authors' code.
 
     Attributes:
       table_RN: one row a bucket.
       max_distance: from which on all distances share a bucket.
-      is_causal: keys after the query share the bucket of distance 0; otherwise they have half of the buckets.
+      is_causal: keys after the query share the bucket of distance 0; otherwise they have half of
+        the buckets.
       query_start: the place of the first query among the keys; ``None`` is 0.
       positions: see :class:`LinearBias`.
     """
@@ -147,7 +159,8 @@ class RelativeBias:
 
     def materialize(self, num_queries: int, num_keys: int, queries: jax.Array | None = None,
                     keys: jax.Array | None = None) -> jax.Array:
-        """The bias ``[B or 1, N, T, S]``, or of rows ``queries`` and columns ``keys`` only, ``[B or 1, N, R, C]``."""
+        """The bias ``[B or 1, N, T, S]``, or of rows ``queries`` and columns ``keys`` only,
+        ``[B or 1, N, R, C]``."""
         farthest = self.max_distance
         buckets_O = relative_buckets(np.arange(-farthest, farthest + 1), self.table_RN.shape[0], farthest,
                                      self.is_causal)
@@ -157,7 +170,8 @@ class RelativeBias:
 
 
 def relative_buckets(offsets: np.ndarray, num_buckets: int, max_distance: int, is_causal: bool) -> np.ndarray:
-    """The bucket of T5 (see :class:`RelativeBias`) for each place of a key less that of the query."""
+    """The bucket of T5 (see :class:`RelativeBias`) for each place of a key less that of the
+    query."""
     after = np.zeros_like(offsets)
     distances = np.maximum(-offsets, 0)
     if not is_causal:

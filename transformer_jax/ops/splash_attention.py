@@ -42,10 +42,11 @@ def why_not_splash(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: AttentionMask | N
 
 def splash_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: AttentionMask | None,
                   scale: float | None, *, interpret: bool = False) -> jax.Array:
-    """:func:`transformer_jax.ops.attend` of arguments that :func:`why_not_splash` has nothing against.
+    """:func:`transformer_jax.ops.attend` of arguments that :func:`why_not_splash` has nothing
+    against.
 
-    Over a mesh every device takes its rows, heads and queries, and all keys of its rows. ``interpret`` runs the kernel
-    step by step on any platform, for tests.
+    Over a mesh every device takes its rows, heads and queries, and all keys of its rows.
+    ``interpret`` runs the kernel step by step on any platform, for tests.
     """
     (B, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
     mask = AttentionMask() if mask is None else mask
@@ -98,7 +99,8 @@ def _kernel(is_causal: bool, window: int | None, num_heads: int, num_queries: in
 
 
 def _block_size(length: int) -> int:
-    """The largest power of two times 128, up to 512, that divides a length: fewer steps, and in VMEM all the same."""
+    """The largest power of two times 128, up to 512, that divides a length: fewer steps, and in
+    VMEM all the same."""
     return next(size for size in (_LONGEST_BLOCK, _LONGEST_BLOCK // 2, _LANES) if length % size == 0)
 
 
@@ -107,7 +109,8 @@ def _has_ids(mask: AttentionMask) -> bool:
 
 
 def _segment_ids(mask: AttentionMask, B: int, T: int, S: int) -> tuple[jax.Array, jax.Array] | None:
-    """Ids of queries and keys, equal where one may see the other; keys that nobody may see have -1."""
+    """Ids of queries and keys, equal where one may see the other; keys that nobody may see have
+    -1."""
     if not _has_ids(mask):
         return None
     if mask.segment_pairs:

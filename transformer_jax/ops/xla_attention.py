@@ -22,8 +22,8 @@ def xla_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: At
     """:func:`transformer_jax.ops.attend` of arguments that are checked.
 
     Args:
-      in_blocks: cut causal self-attention into blocks of queries, so that the keys after a block are not multiplied at
-        all; pays on a CPU.
+      in_blocks: cut causal self-attention into blocks of queries, so that the keys after a block
+        are not multiplied at all; pays on a CPU.
     """
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     skips = in_blocks and mask is not None and mask.is_causal and mask.query_start is None and bias is None
@@ -50,7 +50,8 @@ def _attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision) 
 
 def masked_scores(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: AttentionMask | None, bias: Any, scale: float | None,
                   precision: Any) -> tuple[jax.Array, jax.Array | None]:
-    """Scaled and biased scores ``[B, K, G, T, S]`` in float32, and the mask that broadcasts to them."""
+    """Scaled and biased scores ``[B, K, G, T, S]`` in float32, and the mask that broadcasts to
+    them."""
     B, T, N, H = q_BTNH.shape
     _, S, K, _ = k_BSKH.shape
     q_BNTH = (q_BTNH * (1.0 / math.sqrt(H) if scale is None else scale)).swapaxes(1, 2)
@@ -65,7 +66,8 @@ def masked_scores(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: AttentionMask | No
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _query_key(precision: Any, q_BKQH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
-    """Inner products in float32, whose gradient is rounded to the type of the queries before it is multiplied."""
+    """Inner products in float32, whose gradient is rounded to the type of the queries before it is
+    multiplied."""
     return head_product(q_BKQH, k_BKSH, 3, precision, jnp.float32)
 
 
@@ -93,8 +95,8 @@ def head_product(left_BKXY: jax.Array, right_BKSH: jax.Array, axis: int, precisi
     if is_divided():
         return jax.lax.dot_general(left_BKXY, right_BKSH, (((left_axis,), (axis,)), ((0, 1), (0, 1))),
                                    precision=precision, preferred_element_type=dtype)
-    # One batch axis instead of two: XLA:CPU then updates a decoding cache in place, where it would copy it.
-    # Not over a mesh, whose axes divide B and K separately.
+    # One batch axis instead of two: XLA:CPU then updates a decoding cache in place, where it would
+    # copy it. Not over a mesh, whose axes divide B and K separately.
     B, K = left_BKXY.shape[:2]
     left, right = (x.reshape(B * K, *x.shape[2:]) for x in (left_BKXY, right_BKSH))
     out = jax.lax.dot_general(left, right, (((left_axis - 1,), (axis - 1,)), ((0,), (0,))),
@@ -106,8 +108,9 @@ def head_product(left_BKXY: jax.Array, right_BKSH: jax.Array, axis: int, precisi
 def _softmax_mix(precision: Any, scores_BKGTS: jax.Array, allowed: jax.Array | None, v_BKSH: jax.Array) -> jax.Array:
     """The values mixed by the softmax of the scores, ``[B, K, G, T, H]``.
 
-    The gradient of the softmax needs each row's sum of weight times gradient. Derived by JAX that is a pass over
-    ``[T, S]``; it equals output times gradient summed over H (Dao et al., 2022, section 3.1), which is used here.
+    The gradient of the softmax needs each row's sum of weight times gradient. Derived by JAX that
+    is a pass over ``[T, S]``; it equals output times gradient summed over H (Dao et al., 2022,
+    section 3.1), which is used here.
     """
     return _mix_values(masked_softmax(scores_BKGTS, allowed), v_BKSH, precision)
 
@@ -139,7 +142,8 @@ def _mix_values(weights_BKGTS: jax.Array, v_BKSH: jax.Array, precision: Any) -> 
 
 
 def masked_softmax(scores: jax.Array, allowed: jax.Array | None) -> jax.Array:
-    """Softmax over the last axis; a row with nothing allowed is zero and has zero (finite) gradients."""
+    """Softmax over the last axis; a row with nothing allowed is zero and has zero (finite)
+    gradients."""
     if allowed is not None:
         scores = jnp.where(allowed, scores, -jnp.inf)
     # A finite largest score even of a row of -inf, whose exponentials are then 0 and not NaN.

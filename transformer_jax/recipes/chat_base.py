@@ -1,4 +1,5 @@
-"""A small GPT with role tokens in its tokenizer: a base for experiments.sft, from any text of some megabytes.
+"""A small GPT with role tokens in its tokenizer: a base for experiments.sft, from any text of some
+megabytes.
 
 python -m experiments.train --config=chat_base --config.data.path='novels/*.txt' --workdir=runs/base
 """

@@ -1,4 +1,5 @@
-"""Dates written in words, Portuguese and English, into ISO form: an encoder-decoder that needs no file.
+"""Dates written in words, Portuguese and English, into ISO form: an encoder-decoder that needs no
+file.
 
 python -m experiments.dates
 """

@@ -1,4 +1,5 @@
-"""Ranked answers (JSONL with prompt, chosen, rejected, or responses): a policy learns to prefer the better ones.
+"""Ranked answers (JSONL with prompt, chosen, rejected, or responses): a policy learns to prefer the
+better ones.
 
 python -m experiments.dpo --model=runs/sft --workdir=runs/dpo --config.data.path=comparisons.jsonl
 """

@@ -1,4 +1,5 @@
-"""A small GPT on the documentation texts that every Python carries, from gibberish to words in about a minute.
+"""A small GPT on the documentation texts that every Python carries, from gibberish to words in
+about a minute.
 
 python -m experiments.quickstart
 """

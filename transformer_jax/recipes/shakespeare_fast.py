@@ -1,9 +1,11 @@
-"""Shakespeare's characters to the loss of nanoGPT's CPU recipe (1.88) in a sixth of its steps, from start to finish.
+"""Shakespeare's characters to the loss of nanoGPT's CPU recipe (1.88) in a sixth of its steps, from
+start to finish.
 
 python -m experiments.train --config=shakespeare_fast --config.data.path=input.txt --workdir=runs/fast
 
 18 seconds on two CPU cores from process start, compilation included; validation loss 1.869.
-Muon, two layers instead of four, rotary positions, RMSNorm, QK-norm and a straight line down to zero.
+Muon, two layers instead of four, rotary positions, RMSNorm, QK-norm and a straight line down to
+zero.
 """
 
 import transformer_jax.config as c

@@ -1,8 +1,10 @@
-"""nanoGPT's GPU recipe: a 10.7M character model of Shakespeare, 5,000 steps with dropout 0.2, in bfloat16.
+"""nanoGPT's GPU recipe: a 10.7M character model of Shakespeare, 5,000 steps with dropout 0.2, in
+bfloat16.
 
 python -m experiments.train --config=shakespeare_gpu --config.data.path=input.txt --workdir=runs/shakespeare_gpu
 
-nanoGPT reports a validation loss of 1.4697 after about 3 minutes on an A100; not yet measured here, for want of a GPU.
+nanoGPT reports a validation loss of 1.4697 after about 3 minutes on an A100; not yet measured here,
+for want of a GPU.
 """
 
 import transformer_jax.config as c

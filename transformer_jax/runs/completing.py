@@ -1,4 +1,5 @@
-"""What completes a config before a run: the tokenizer, and the shape of the model that follows from it."""
+"""What completes a config before a run: the tokenizer, and the shape of the model that follows from
+it."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def make_tokenizer(config: DataConfig, texts: Iterable[str]) -> Tokenizer:
 
 
 def model_config_for(config: ExperimentConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The model's vocabulary is the tokenizer's; an encoder, which never draws a token, may have room for more."""
+    """The model's vocabulary is the tokenizer's; an encoder, which never draws a token, may have
+    room for more."""
     given = config.model.vocab_size
     if given is None or given == tokenizer.vocab_size:
         return config.model.replace(vocab_size=tokenizer.vocab_size)

@@ -17,14 +17,14 @@ def evaluate(bundle: Bundle, data: Any = None, *, task: str | None = None, batch
     Args:
       bundle: the model with its tokenizer.
       data: a path, or examples as the task reads them; ``None``: what the model's own run held out.
-      task: by whose measure, such as ``"language_model"``; by default the task that trained the model, else the first
-        of the model's family.
+      task: by whose measure, such as ``"language_model"``; by default the task that trained the
+        model, else the first of the model's family.
       batch_size: rows at a time.
       **options: further settings of the task, such as ``beam_size`` for translation.
 
     Returns:
-      Numbers by name, which the task's ``measure`` describes: for a language model ``loss``, ``perplexity``,
-      ``bits_per_byte`` and ``tokens``, for example.
+      Numbers by name, which the task's ``measure`` describes: for a language model ``loss``,
+      ``perplexity``, ``bits_per_byte`` and ``tokens``, for example.
 
     Raises:
       ValueError: for a model without a tokenizer, or without data where none was held out.

@@ -1,4 +1,5 @@
-"""What a training step needs, known before anything is allocated: memory, operations, the batch that fits."""
+"""What a training step needs, known before anything is allocated: memory, operations, the batch
+that fits."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ _ATTEMPTS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The least time that a step can take on a chip: that of its products, or that of what moves through memory.
+    """The least time that a step can take on a chip: that of its products, or that of what moves
+    through memory.
 
     What devices send to each other is not counted.
 
@@ -37,7 +39,8 @@ class Roofline:
       fits: whether the step's peak fits the chip.
       seconds: a step.
       tokens_per_second: of all devices.
-      mfu: model FLOPs utilisation that this is (Chowdhery et al., 2022): no step can have a higher one.
+      mfu: model FLOPs utilisation that this is (Chowdhery et al., 2022): no step can have a higher
+        one.
     """
 
     chip: Chip
@@ -54,7 +57,8 @@ class Preflight:
     Attributes:
       chip: the device asked about.
       mesh: devices along each axis.
-      compiled_for: the kind of device that the step was compiled for; another one's temporaries differ.
+      compiled_for: the kind of device that the step was compiled for; another one's temporaries
+        differ.
       batch_size: rows a step.
       tokens: tokens a step, those of padding included.
       num_parameters: of the model.
@@ -64,7 +68,8 @@ class Preflight:
       temporaries: activations and gradients, at the worst moment.
       peak: all of these together.
       fits: whether ``peak`` is within nine tenths of the chip's memory.
-      largest_batch: most rows a step that fit, with the same accumulation; 0: none do. ``None``: not searched.
+      largest_batch: most rows a step that fit, with the same accumulation; 0: none do. ``None``:
+        not searched.
       flops: model FLOPs a step on all devices together, recomputation not counted.
       rooflines: what the chips of :data:`transformer_jax.training.chips.CHIPS` can do at most.
     """
@@ -104,18 +109,23 @@ class Preflight:
 
 def preflight(config: ExperimentConfig, batch: int | Mapping[str, Any] | None = None, mesh: Mesh | None = None, *,
               device: str | None = None, search: bool = True) -> Preflight:
-    """Compiles the training step ahead of time from shapes, allocating nothing, and says what it needs.
+    """Compiles the training step ahead of time from shapes, allocating nothing, and says what it
+    needs.
 
     Args:
       config: of the run; ``model.vocab_size`` or ``data.tokenizer.vocab_size`` must be set.
-      batch: rows a step (``config.batch_size`` by default), or arrays or shapes in place of a batch.
-      mesh: from :func:`transformer_jax.sharding.make_mesh`; that of ``config.mesh`` by default. Its devices may be
-        those of a TPU topology, of which none need be here: then the memory is what that compiler counts.
-      device: a name in :data:`transformer_jax.training.chips.CHIPS`, or ``"cpu"``; by default that of the mesh.
+      batch: rows a step (``config.batch_size`` by default), or arrays or shapes in place of a
+        batch.
+      mesh: from :func:`transformer_jax.sharding.make_mesh`; that of ``config.mesh`` by default. Its
+        devices may be those of a TPU topology, of which none need be here: then the memory is what
+        that compiler counts.
+      device: a name in :data:`transformer_jax.training.chips.CHIPS`, or ``"cpu"``; by default that
+        of the mesh.
       search: also find the largest batch, which compiles the step a few times more.
 
     Raises:
-      ValueError: for a task whose batches have no known shape, an unknown device, or a vocabulary that is not known.
+      ValueError: for a task whose batches have no known shape, an unknown device, or a vocabulary
+        that is not known.
     """
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     kind = mesh.devices.flat[0].device_kind
@@ -143,7 +153,8 @@ def batch_shapes(config: ExperimentConfig, batch_size: int) -> dict[str, jax.Sha
 
 def lower_train_step(config: ExperimentConfig, batch: Mapping[str, jax.ShapeDtypeStruct],
                      mesh: Mesh) -> tuple[jax.stages.Lowered, TrainState]:
-    """The training step of a config for the devices of a mesh, which need not be here, and the state's shapes."""
+    """The training step of a config for the devices of a mesh, which need not be here, and the
+    state's shapes."""
     optimizer = make_optimizer(config.optim, config.steps)
     task = tasks.make(config)
     with jax.set_mesh(mesh):
@@ -188,7 +199,8 @@ def _bytes_held(tree: Any) -> int:
 
 def _largest_batch(config: ExperimentConfig, shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh, peak: int,
                    usable: float) -> int:
-    """The peak is nearly a line over the rows: guess by two points, compile the guess, guess again where it is off."""
+    """The peak is nearly a line over the rows: guess by two points, compile the guess, guess again
+    where it is off."""
     unit = mesh.shape["data"] * mesh.shape["fsdp"] * config.optim.accumulation
 
     def measured(rows: int) -> int:
@@ -220,7 +232,8 @@ def _recomputed(config: ExperimentConfig, num_parameters: int, shapes: Mapping[s
     attention = attention_flops_per_token(model) / 3
     layers = forward - 2 * model.vocab_size * model.model_dim * (model.family != "encoder")
     again = {"none": 0.0, "dots": attention, "offload": attention, "full": layers}[model.remat]
-    # A task without targets among its batches computes no logits that this library would walk in chunks.
+    # A task without targets among its batches computes no logits that this library would walk in
+    # chunks.
     predicted = max((shapes[name].size for name in ("masked_targets", "targets") if name in shapes), default=0)
     if predicted // config.optim.accumulation * model.vocab_size >= config.loss.most_logits:
         again += 2 * model.vocab_size * model.model_dim * predicted / shapes["tokens"].size
@@ -230,7 +243,8 @@ def _recomputed(config: ExperimentConfig, num_parameters: int, shapes: Mapping[s
 def _roofline(config: ExperimentConfig, chip: Chip, mesh: Mesh, memory: Mapping[str, int], model_flops: float,
               hardware_flops: float, tokens: int, num_parameters: int) -> Roofline:
     width = 4 if config.model.dtype == "float32" else 2
-    # Forward and backward of each microbatch read the weights; the update reads and writes them and its state.
+    # Forward and backward of each microbatch read the weights; the update reads and writes them and
+    # its state.
     weights = num_parameters * width / mesh.shape["tensor"]
     moved = (2 * config.optim.accumulation * weights + 2 * (memory["parameters"] + memory["optimizer"])
              + memory["parameters"] + 2 * memory["temporaries"])

@@ -1,4 +1,5 @@
-"""What attention does while a model of any family learns: numbers of every head for its metrics, and pictures."""
+"""What attention does while a model of any family learns: numbers of every head for its metrics,
+and pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _CELL = 24  # pixels of a head in a picture, each way
 
 def attention_summaries(task: Task, model: Model,
                         batch: Mapping[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
-    """By kind of attention, the :func:`~transformer_jax.inspection.maps.summaries` of a batch, ``[L, N]`` each.
+    """By kind of attention, the :func:`~transformer_jax.inspection.maps.summaries` of a batch,
+    ``[L, N]`` each.
 
     Args:
       task: calls the model on the batch.
@@ -44,15 +46,18 @@ def attention_summaries(task: Task, model: Model,
 
 
 class WatchAttention:
-    """A hook that logs what every head does on the first held-out rows, every ``metrics.attention_every`` steps.
+    """A hook that logs what every head does on the first held-out rows, every
+    ``metrics.attention_every`` steps.
 
-    TensorBoard also has a picture of each summary, a row for each layer and a column for each head, black for 0 and
-    white for the most that there can be; and after the last step entropy over training.
+    TensorBoard also has a picture of each summary, a row for each layer and a column for each head,
+    black for 0 and white for the most that there can be; and after the last step entropy over
+    training.
 
     Args:
       task: calls the model on a batch.
       held_out: examples for the task.
-      workdir: where ``metrics.jsonl`` is, from which the last picture is drawn; ``None``: no last picture.
+      workdir: where ``metrics.jsonl`` is, from which the last picture is drawn; ``None``: no last
+        picture.
     """
 
     def __init__(self, task: Task, held_out: BatchSource, workdir: pathlib.Path | None):

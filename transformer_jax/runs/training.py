@@ -1,4 +1,5 @@
-"""Training from Python: ``tj.train`` runs any task of any config, with or without a directory to keep it in."""
+"""Training from Python: ``tj.train`` runs any task of any config, with or without a directory to
+keep it in."""
 
 from __future__ import annotations
 
@@ -46,27 +47,30 @@ def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[s
     """Trains a model and returns it with its tokenizer.
 
     Args:
-      config: an :class:`~transformer_jax.config.ExperimentConfig`, or the name of one in ``tj.recipes``.
-      data: what to learn from: a path, as ``config.data.path``; a list of examples as the task reads them (texts,
-        pairs, conversations ...); or an iterator of batches (dicts of arrays ``[batch_size, ...]``), which can be
-        resumed if it has ``get_state`` and ``set_state``, as iterators of grain have. ``None``: what ``config.data``
-        names.
+      config: an :class:`~transformer_jax.config.ExperimentConfig`, or the name of one in
+        ``tj.recipes``.
+      data: what to learn from: a path, as ``config.data.path``; a list of examples as the task
+        reads them (texts, pairs, conversations ...); or an iterator of batches (dicts of arrays
+        ``[batch_size, ...]``), which can be resumed if it has ``get_state`` and ``set_state``, as
+        iterators of grain have. ``None``: what ``config.data`` names.
       texts: the same as ``data``, for a list of texts.
       held_out: examples to evaluate on, where ``data`` are examples; by default the last
         ``config.data.validation_fraction`` of them.
       steps: in place of ``config.steps``.
-      workdir: where checkpoints, metrics and the tokenizer go; the same call again resumes the run with the bits that
-        it would have had. ``None``: nothing is written.
+      workdir: where checkpoints, metrics and the tokenizer go; the same call again resumes the run
+        with the bits that it would have had. ``None``: nothing is written.
       base: a trained model to start from, with its tokenizer; fine-tuning tasks need one.
       tokenizer: in place of the one that ``config.data.tokenizer`` describes.
-      task: a class of a task, or a function that makes one from a config, in place of ``config.task``.
+      task: a class of a task, or a function that makes one from a config, in place of
+        ``config.task``.
       hooks: called after every step with the :class:`~transformer_jax.training.loop.Loop`.
       loggers: further metric loggers.
       optimizer: any optax transformation, in place of that of ``config.optim``.
       mesh: of devices, in place of that of ``config.mesh``.
 
     Returns:
-      The model after the last step, or, without a workdir, as far as it came when Ctrl-C stopped it.
+      The model after the last step, or, without a workdir, as far as it came when Ctrl-C stopped
+      it.
 
     Raises:
       ValueError: for bad settings or data, or a workdir that belongs to another run.
@@ -143,7 +147,8 @@ class _Run:
 
 def _with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None) -> tuple[
         ExperimentConfig, Any, Iterator[Mapping[str, Any]] | None]:
-    """The config, whose ``data.path`` is the path if one was given; else examples; else an iterator of batches."""
+    """The config, whose ``data.path`` is the path if one was given; else examples; else an iterator
+    of batches."""
     if texts is not None:
         if data is not None:
             raise ValueError("data and texts are two names of the same argument; give one of them")
@@ -153,7 +158,8 @@ def _with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None)
     if isinstance(data, (str, pathlib.Path)):
         paths = dataclasses.replace(config.data, path=str(data), tfds=None, generated=None)
         return config.replace(data=paths), None, None
-    # What has a length is examples; what has none, as an iterator or a data set of grain, yields batches.
+    # What has a length is examples; what has none, as an iterator or a data set of grain, yields
+    # batches.
     if data is None or hasattr(data, "__len__"):
         return config, data, None
     return config, None, iter(data)
@@ -161,7 +167,8 @@ def _with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None)
 
 def _prepare(config: ExperimentConfig, examples: tuple[Any, Any], place: pathlib.Path, directory: Workdir | None,
              started: Bundle | None, tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh) -> _Run:
-    """A run on examples to learn from, and held-out ones; ``started`` is the model that is trained on, if any."""
+    """A run on examples to learn from, and held-out ones; ``started`` is the model that is trained
+    on, if any."""
     if started is not None:
         tokenizer = started.tokenizer
     elif directory is not None and directory.record is not None:
@@ -251,7 +258,8 @@ def _fit(run: _Run, workdir: pathlib.Path | None, mesh: Mesh, hooks: Sequence[Ho
 
 
 def _evaluation(run: _Run) -> Callable[[Any], Mapping[str, float]] | None:
-    """The task's own evaluation, or the mean of its evaluation loss; ``None`` where nothing is held out."""
+    """The task's own evaluation, or the mean of its evaluation loss; ``None`` where nothing is held
+    out."""
     data, settings = run.data, run.config.eval
     if type(run.task).evaluate is not Task.evaluate:
         return lambda model: run.task.evaluate(model, data)

@@ -1,4 +1,5 @@
-"""The directory of a run: one config, one data set, one process at a time, resumed by the same call."""
+"""The directory of a run: one config, one data set, one process at a time, resumed by the same
+call."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Workdir:
 
     Attributes:
       path: of the directory.
-      record: of the run that it belongs to: its config and the digests of its data; ``None`` before the first start.
+      record: of the run that it belongs to: its config and the digests of its data; ``None`` before
+        the first start.
     """
 
     def __init__(self, path: str | pathlib.Path, config: ExperimentConfig):
@@ -50,7 +52,8 @@ class Workdir:
         return tokenizer_from_bytes((self.path / TOKENIZER_FILE).read_bytes())
 
     def check_contents(self, contents: Sequence[str], has_base: bool) -> None:
-        """Raises ValueError when data, or the model to start from (the last digest), differ from the first start's."""
+        """Raises ValueError when data, or the model to start from (the last digest), differ from
+        the first start's."""
         if self.record is None or self.record["contents"] == list(contents):
             return
         same_data = self.record["contents"][:-1] == list(contents)[:-1]
@@ -59,7 +62,8 @@ class Workdir:
                          f"or the same {what} to resume")
 
     def claim(self, contents: Sequence[str], tokenizer: Tokenizer | None) -> None:
-        """Writes the record, and the tokenizer if there is one: from here on the directory belongs to this run."""
+        """Writes the record, and the tokenizer if there is one: from here on the directory belongs
+        to this run."""
         if tokenizer is not None:
             write_whole(self.path / TOKENIZER_FILE, tokenizer.to_bytes())
         record = {"config": to_dict(self._config), "contents": list(contents)}

@@ -1,4 +1,5 @@
-"""What models learn: one file a task, all known by name; see :class:`transformer_jax.tasks.base.Task`."""
+"""What models learn: one file a task, all known by name; see
+:class:`transformer_jax.tasks.base.Task`."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,5 @@
-"""What the tasks of an assistant share: examples from a file, the model to start from, and answers to show."""
+"""What the tasks of an assistant share: examples from a file, the model to start from, and answers
+to show."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ class AnsweringTask(Task):
         return ()
 
     def show(self, model: Decoder, step: int, data: TaskData) -> str | None:
-        """Answers to the first held-out prompts, which are also kept in ``answers/STEP.txt`` of the workdir."""
+        """Answers to the first held-out prompts, which are also kept in ``answers/STEP.txt`` of the
+        workdir."""
         tokenizer, shown = data.shown
         sample = self.config.sample
         if not sample.every or not shown:
@@ -81,7 +83,8 @@ class AnsweringTask(Task):
 
     def shown_prompts(self, prompts: Iterable[Conversation],
                       tokenizer: Tokenizer) -> tuple[Tokenizer, list[tuple[Conversation, list[int]]]]:
-        """The first few prompts that leave room for an answer, encoded, with the tokenizer: for :meth:`show`."""
+        """The first few prompts that leave room for an answer, encoded, with the tokenizer: for
+        :meth:`show`."""
         self._sampling()  # raises ValueError before anything is trained
         room = self.config.model.max_len - self.config.sample.max_new_tokens
         encoded = ((prompt, encode_prompt(prompt, tokenizer)) for prompt in prompts)
@@ -89,7 +92,8 @@ class AnsweringTask(Task):
 
 
 def check_can_answer(base: Bundle) -> None:
-    """Raises ValueError for a model that cannot answer: not a decoder, or a tokenizer without role tokens."""
+    """Raises ValueError for a model that cannot answer: not a decoder, or a tokenizer without role
+    tokens."""
     check_family("this task", base.model, "decoder")
     if base.tokenizer is None:
         raise ValueError("the model to start from comes without a tokenizer; expected the workdir of a training run")

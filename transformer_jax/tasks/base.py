@@ -28,14 +28,17 @@ class TaskData:
 
     Attributes:
       train: the examples; or, where they depend on the weights, an iterator of batches.
-      contents: strings that change with the content of the data, by which a resumed run recognises its own.
+      contents: strings that change with the content of the data, by which a resumed run recognises
+        its own.
       summary: the data in a few words.
-      held_out: held-out examples of the form of ``train``, on which attention can be watched; ``None``: there are none.
-      evaluation_batches: from a batch size to the held-out batches, each of the same shape; ``None``: nothing is
-        held out.
+      held_out: held-out examples of the form of ``train``, on which attention can be watched;
+        ``None``: there are none.
+      evaluation_batches: from a batch size to the held-out batches, each of the same shape;
+        ``None``: nothing is held out.
       transform: applied to every training batch with a generator of random numbers.
       shown: whatever :meth:`Task.show` needs.
-      follow: where batches depend on the weights, see :class:`transformer_jax.training.hooks.Follow`.
+      follow: where batches depend on the weights, see
+        :class:`transformer_jax.training.hooks.Follow`.
     """
 
     train: BatchSource | Iterator[dict[str, np.ndarray]]
@@ -51,8 +54,9 @@ class TaskData:
 class Task:
     """What a model learns: its data, loss, evaluation, and what to show of it.
 
-    A task of one's own is one subclass in one file; ``tj.tasks.register`` makes it known by name to ``tj.train``, to
-    every program and to ``tj.preflight``. Only :meth:`prepare` and :meth:`loss` have no default.
+    A task of one's own is one subclass in one file; ``tj.tasks.register`` makes it known by name to
+    ``tj.train``, to every program and to ``tj.preflight``. Only :meth:`prepare` and :meth:`loss`
+    have no default.
 
     Attributes:
       name: in configs, ``config.task``.
@@ -85,7 +89,8 @@ class Task:
 
         Args:
           data: examples; ``None``: what ``config.data`` names.
-          held_out: examples to evaluate on; ``None``: the last ``config.data.validation_fraction`` of ``data``.
+          held_out: examples to evaluate on; ``None``: the last ``config.data.validation_fraction``
+            of ``data``.
 
         Raises:
           ValueError: for settings that name no data, or too few examples.
@@ -113,7 +118,8 @@ class Task:
                                   "cache_dir), which returns a tj.tasks.TaskData")
 
     def loss(self, model: Any, batch: Batch, key: jax.Array | None = None) -> Sums:
-        """The sum of losses and the sum of their weights, and maybe a dict of further sums whose means are logged.
+        """The sum of losses and the sum of their weights, and maybe a dict of further sums whose
+        means are logged.
 
         Args:
           model: of the task's family.
@@ -148,7 +154,8 @@ class Task:
                          "data) in its class")
 
     def report(self, bundle: Bundle, measured: Mapping[str, Any], **options: Any) -> str:
-        """What :meth:`measure` returned, with the options that it was called with, as lines for the terminal."""
+        """What :meth:`measure` returned, with the options that it was called with, as lines for the
+        terminal."""
         del options
         return "\n".join([f"step {bundle.step}", *(f"{name}: {value:,}" if isinstance(value, int) else
                                                    f"{name}: {value:,.4f}" for name, value in measured.items())])
@@ -162,7 +169,8 @@ class Task:
         return None
 
     def finish(self) -> str | None:
-        """Called once after training in a workdir, to complete what is kept there; returns text for the terminal."""
+        """Called once after training in a workdir, to complete what is kept there; returns text for
+        the terminal."""
         return None
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -230,7 +238,8 @@ def get(name: str) -> type[Task]:
 
 
 def name_of(config: ExperimentConfig) -> str:
-    """The name of a config's task: the one it gives, else the first objective of its model's family."""
+    """The name of a config's task: the one it gives, else the first objective of its model's
+    family."""
     return config.task or _OF_FAMILY[config.model.family]
 
 

@@ -38,14 +38,16 @@ def read_corpus(config: DataConfig) -> Iterable[str]:
 
 
 class LanguageModel(Task):
-    """Documents, cut into windows of ``model.max_len`` tokens; the loss is that of every next token."""
+    """Documents, cut into windows of ``model.max_len`` tokens; the loss is that of every next
+    token."""
 
     name = "language_model"
     family = "decoder"
 
     def read(self, data: Iterable[str] | None = None,
              held_out: Iterable[str] | None = None) -> tuple[Iterable[str], Iterable[str] | None]:
-        """The documents, and those to validate on; ``None``: a part of the tokens is held out instead."""
+        """The documents, and those to validate on; ``None``: a part of the tokens is held out
+        instead."""
         settings = self.config.data
         documents = read_corpus(settings) if data is None else list(data)
         if held_out is None and settings.validation_path is not None:
@@ -88,8 +90,9 @@ class LanguageModel(Task):
           batch_size: windows at a time.
 
         Returns:
-          ``loss``, ``perplexity``, ``bits_per_byte``, ``tokens``, ``bytes``, ``window`` (tokens) and ``unknown``: how
-          many tokens stand for characters that the model has never seen, of which bits per byte say nothing.
+          ``loss``, ``perplexity``, ``bits_per_byte``, ``tokens``, ``bytes``, ``window`` (tokens)
+          and ``unknown``: how many tokens stand for characters that the model has never seen, of
+          which bits per byte say nothing.
 
         Raises:
           ValueError: without data.

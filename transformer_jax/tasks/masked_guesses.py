@@ -1,4 +1,5 @@
-"""What counting tokens achieves at masked positions: the baselines that a masked language model is compared with."""
+"""What counting tokens achieves at masked positions: the baselines that a masked language model is
+compared with."""
 
 from __future__ import annotations
 
@@ -14,15 +15,18 @@ Guess = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
 def unigram_guesses(train: LineRows, tokenizer: Tokenizer) -> Guess:
-    """A function from a batch to the five most frequent ordinary tokens, for every masked position alike."""
+    """A function from a batch to the five most frequent ordinary tokens, for every masked position
+    alike."""
     best_K = _most_frequent(_ordinary(train.tokens[train.segment_ids != 0], tokenizer), tokenizer.vocab_size)
     return lambda batch: np.broadcast_to(best_K, (*batch["masked_targets"].shape, NUM_GUESSES))
 
 
 def bigram_guesses(train: LineRows, tokenizer: Tokenizer) -> Guess:
-    """A function from a batch to the five tokens seen most often after the token to the left of each masked position.
+    """A function from a batch to the five tokens seen most often after the token to the left of
+    each masked position.
 
-    Where fewer were seen, or the token to the left is masked too, the most frequent of all tokens complete them.
+    Where fewer were seen, or the token to the left is masked too, the most frequent of all tokens
+    complete them.
     """
     tokens_RT, segments_RT = train.tokens.astype(np.int64), train.segment_ids
     same_RT = segments_RT[:, 1:] == segments_RT[:, :-1]

@@ -34,7 +34,8 @@ from transformer_jax.training.step import Batch, Sums
 
 
 class MaskedLanguageModel(Task):
-    """Lines of text, several to a row; the loss is that of the masked tokens (Devlin et al., 2019)."""
+    """Lines of text, several to a row; the loss is that of the masked tokens (Devlin et al.,
+    2019)."""
 
     name = "masked_language_model"
     family = "encoder"
@@ -80,7 +81,8 @@ class MaskedLanguageModel(Task):
 
     def measure(self, bundle: Bundle, data: str | Iterable[str] | None = None, *, batch_size: int = 32,
                 **options: Any) -> dict[str, float]:
-        """The loss and the accuracy at masked tokens, beside what counting tokens and pairs of tokens achieves.
+        """The loss and the accuracy at masked tokens, beside what counting tokens and pairs of
+        tokens achieves.
 
         Args:
           bundle: a trained encoder of a run, whose training text the counts are taken from.
@@ -88,8 +90,8 @@ class MaskedLanguageModel(Task):
           batch_size: rows at a time.
 
         Returns:
-          ``loss`` in nats a masked token, ``perplexity``, ``tokens`` (masked), ``lines``, and ``model_top1``,
-          ``model_top5``, ``unigram_top1`` ... in [0, 1].
+          ``loss`` in nats a masked token, ``perplexity``, ``tokens`` (masked), ``lines``, and
+          ``model_top1``, ``model_top5``, ``unigram_top1`` ... in [0, 1].
 
         Raises:
           ValueError: for a model that comes without the config of its training.
@@ -121,7 +123,8 @@ class MaskedLanguageModel(Task):
                 "lines": len(held_out), **accuracies}
 
     def report(self, bundle: Bundle, measured: Mapping[str, Any], **options: Any) -> str:
-        """What was read, the loss, and a line of accuracies for the model and for each way of counting."""
+        """What was read, the loss, and a line of accuracies for the model and for each way of
+        counting."""
         accuracies = [f"{name:8} top-1 {measured[f'{name}_top1']:6.2%}  "
                       f"top-{NUM_GUESSES} {measured[f'{name}_top{NUM_GUESSES}']:6.2%}"
                       for name in ("model", "unigram", "bigram")]

@@ -23,7 +23,8 @@ from transformer_jax.training.step import Batch, Sums
 
 
 class PolicyLearning(AnsweringTask):
-    """Prompts and a reward; the reference is the model to start from (Schulman et al., 2017; Shao et al., 2024).
+    """Prompts and a reward; the reference is the model to start from (Schulman et al., 2017; Shao
+    et al., 2024).
 
     Args:
       config: its ``rl`` says which algorithm, and which reward.

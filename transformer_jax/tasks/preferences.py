@@ -30,7 +30,8 @@ class DirectPreference(AnsweringTask):
 
     def prepare(self, examples: Sequence[Comparison], held_out: Sequence[Comparison], tokenizer: Tokenizer,
                 cache_dir: pathlib.Path) -> TaskData:
-        """Tokenizes the comparisons; the log-probabilities of the reference are kept in ``cache_dir``."""
+        """Tokenizes the comparisons; the log-probabilities of the reference are kept in
+        ``cache_dir``."""
         reference = self.base.model
         train, validation = (self._with_reference(Rankings.build(part, tokenizer, self.config.model.max_len),
                                                   reference, cache_dir) for part in (examples, held_out))
@@ -40,11 +41,13 @@ class DirectPreference(AnsweringTask):
                         shown=self.shown_prompts((comparison.prompt for comparison in held_out), tokenizer))
 
     def loss(self, model: Decoder, batch: Batch, key: jax.Array | None = None) -> Sums:
-        """The negative log-likelihood of the rankings under the policy's implicit reward, in nats a pair."""
+        """The negative log-likelihood of the rankings under the policy's implicit reward, in nats a
+        pair."""
         return dpo_loss(self.config.dpo)(model, batch, key)
 
     def _with_reference(self, rankings: Rankings, reference: Decoder, cache_dir: pathlib.Path) -> Rankings:
-        """The rankings with the log-probabilities of the reference, which a run that is resumed reads from a file."""
+        """The rankings with the log-probabilities of the reference, which a run that is resumed
+        reads from a file."""
         path = cache_dir / f"reference-{rankings.digest[:16]}-{tree_digest(reference)[:16]}.npy"
         if path.exists():
             return dataclasses.replace(rankings, reference_logprobs_NK=np.load(path))

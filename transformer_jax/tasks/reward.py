@@ -1,4 +1,5 @@
-"""Reward modelling: a trained decoder, with a head of one number, learns which of several answers is preferred."""
+"""Reward modelling: a trained decoder, with a head of one number, learns which of several answers
+is preferred."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from transformer_jax.training.step import Batch, Sums
 
 
 class RewardModeling(AnsweringTask):
-    """Ranked answers; the loss is that of Bradley and Terry (1952), as used by Ouyang et al. (2022)."""
+    """Ranked answers; the loss is that of Bradley and Terry (1952), as used by Ouyang et al.
+    (2022)."""
 
     name = "reward"
     family = "reward"
@@ -65,7 +67,8 @@ class RewardModeling(AnsweringTask):
 
     def measure(self, bundle: Bundle, data: str | Sequence[Comparison] | None = None, *, batch_size: int = 32,
                 **options: Any) -> dict[str, float]:
-        """How often the model orders pairs as they are ranked, by what margin, and how well calibrated it is.
+        """How often the model orders pairs as they are ranked, by what margin, and how well
+        calibrated it is.
 
         Args:
           bundle: a trained reward model with its tokenizer.
@@ -73,7 +76,8 @@ class RewardModeling(AnsweringTask):
           batch_size: not used: the rows of a comparison are scored together.
 
         Returns:
-          ``accuracy`` in [0, 1], ``margin`` in nats, ``calibration_error`` in [0, 1], ``comparisons``.
+          ``accuracy`` in [0, 1], ``margin`` in nats, ``calibration_error`` in [0, 1],
+          ``comparisons``.
         """
         if isinstance(data, (str, pathlib.Path)):
             data = read_comparisons(data)
@@ -85,7 +89,8 @@ class RewardModeling(AnsweringTask):
                 "calibration_error": expected_calibration_error(margins), "comparisons": len(rankings)}
 
     def finish(self) -> str:
-        """Writes the mean and spread of its scores into the best model; one line on the held-out comparisons."""
+        """Writes the mean and spread of its scores into the best model; one line on the held-out
+        comparisons."""
         bundle = load(self.workdir, step="best")
         train = Rankings.build(self._examples[0], bundle.tokenizer, bundle.config.max_len)
         model = normalized(bundle.model, _scores(bundle.model, train)[train.ranks_NK > 0])

@@ -29,7 +29,8 @@ from transformer_jax.training.step import Batch, Sums
 
 
 class SupervisedFineTuning(AnsweringTask):
-    """Conversations, several to a row; the loss is that of the assistant's tokens (Ouyang et al., 2022)."""
+    """Conversations, several to a row; the loss is that of the assistant's tokens (Ouyang et al.,
+    2022)."""
 
     name = "sft"
     examples = "demonstrations"
@@ -56,7 +57,8 @@ class SupervisedFineTuning(AnsweringTask):
 
     def measure(self, bundle: Bundle, data: str | Sequence[Conversation] | None = None, *, batch_size: int = 32,
                 **options: Any) -> dict[str, float]:
-        """The loss in nats and the perplexity of the assistant's tokens; of a text, what a language model has.
+        """The loss in nats and the perplexity of the assistant's tokens; of a text, what a language
+        model has.
 
         Args:
           bundle: a trained decoder with its tokenizer.

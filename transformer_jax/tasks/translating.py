@@ -1,4 +1,5 @@
-"""Translating many sentences: beam search over batches of similar length, several searches at once."""
+"""Translating many sentences: beam search over batches of similar length, several searches at
+once."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ _SEARCHES_AT_ONCE = 4  # a step is a few small products after each other: one se
 
 def translate(bundle: Bundle, sources: list[str], *, beam_size: int, length_penalty: float, n_best: int = 1,
               batch_size: int = 32) -> list[list[Hypothesis]]:
-    """The best translations of every source, by beam search over batches of sources of similar length.
+    """The best translations of every source, by beam search over batches of sources of similar
+    length.
 
     A blank source has a blank translation, whatever the model would make of it.
 

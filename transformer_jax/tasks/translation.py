@@ -36,7 +36,8 @@ _DATES = {"num_train": 60_000, "num_held_out": 2_000, "seed": 0}
 
 
 class Translation(Task):
-    """Pairs of sentences, several to a row; the loss is that of the target's next tokens (Vaswani et al., 2017)."""
+    """Pairs of sentences, several to a row; the loss is that of the target's next tokens (Vaswani
+    et al., 2017)."""
 
     name = "translation"
     family = "encoder_decoder"
@@ -91,7 +92,8 @@ class Translation(Task):
     def measure(self, bundle: Bundle, data: str | Iterable[tuple[str, str]] | None = None, *, batch_size: int = 32,
                 beam_size: int = 5, length_penalty: float = 1.0, target_language: str | None = None,
                 **options: Any) -> dict[str, float]:
-        """The share of translations that are exactly the reference and, with a language, BLEU and chrF.
+        """The share of translations that are exactly the reference and, with a language, BLEU and
+        chrF.
 
         Args:
           bundle: a trained encoder-decoder with its tokenizer.
@@ -99,12 +101,13 @@ class Translation(Task):
           batch_size: sentences at a time.
           beam_size: hypotheses of beam search.
           length_penalty: exponent of the length that divides log P.
-          target_language: of the targets, such as ``"de"``, by whose rules tokenised BLEU is counted.
+          target_language: of the targets, such as ``"de"``, by whose rules tokenised BLEU is
+            counted.
 
         Returns:
-          ``exact`` in [0, 1], ``sentences``, ``too_long`` (sources that the model cannot read, which count as left
-          untranslated), and with a language ``bleu``, ``chrf`` and ``tokenised_bleu``, in percent, with the
-          signature of each under ``bleu_signature`` ...
+          ``exact`` in [0, 1], ``sentences``, ``too_long`` (sources that the model cannot read,
+          which count as left untranslated), and with a language ``bleu``, ``chrf`` and
+          ``tokenised_bleu``, in percent, with the signature of each under ``bleu_signature`` ...
         """
         pairs = self._pairs(bundle, data)
         sources, targets = map(list, zip(*pairs, strict=True))

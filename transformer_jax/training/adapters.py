@@ -29,7 +29,8 @@ def save_adapters(directory: str | pathlib.Path, adapters: Adapters, config: Lor
       step: training steps taken.
 
     Raises:
-      ValueError: when they cannot be written, or the directory holds a later step, which would be loaded instead.
+      ValueError: when they cannot be written, or the directory holds a later step, which would be
+        loaded instead.
     """
     with contextlib.closing(Checkpoints(pathlib.Path(directory) / "checkpoints", keep=1)) as checkpoints:
         if max(checkpoints.steps(), default=0) > step:

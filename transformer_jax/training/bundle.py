@@ -43,19 +43,23 @@ class Bundle:
 
 def load(directory: str | pathlib.Path, *, step: int | str | None = None, average: int = 1,
          template: Model | None = None) -> Bundle:
-    """Loads the model of a workdir of a run, or of :func:`save`; the adapters of a run with ``lora.rank`` are merged.
+    """Loads the model of a workdir of a run, or of :func:`save`; the adapters of a run with
+    ``lora.rank`` are merged.
 
     Args:
       directory: the workdir.
-      step: a step that is kept there; ``"best"`` for the one with the lowest validation loss; ``None`` for the last.
-      average: take the mean of the weights of so many checkpoints, up to and with this one (Vaswani et al., 2017,
-        section 6.1).
-      template: a model of the same structure, whose weights are not read, where the saved one has blocks or other
-        modules of its own: ``tj.Decoder(config, key=key, block=MyBlock)``, or its shapes by ``jax.eval_shape``.
+      step: a step that is kept there; ``"best"`` for the one with the lowest validation loss;
+        ``None`` for the last.
+      average: take the mean of the weights of so many checkpoints, up to and with this one (Vaswani
+        et al., 2017, section 6.1).
+      template: a model of the same structure, whose weights are not read, where the saved one has
+        blocks or other modules of its own: ``tj.Decoder(config, key=key, block=MyBlock)``, or its
+        shapes by ``jax.eval_shape``.
 
     Raises:
-      ValueError: when there is no such checkpoint, or it is damaged and none before it is whole; when fewer than
-        ``average`` are kept; for a model with modules of its own, without a template that has them.
+      ValueError: when there is no such checkpoint, or it is damaged and none before it is whole;
+        when fewer than ``average`` are kept; for a model with modules of its own, without a
+        template that has them.
     """
     if average < 1:
         raise CheckpointError(f"average={average} must be at least 1")
@@ -95,7 +99,8 @@ def save(directory: str | pathlib.Path, bundle: Bundle) -> None:
     """Writes a bundle where :func:`load` finds it; returns when it is on disk.
 
     Raises:
-      ValueError: when it cannot be written, or the directory holds a later step, which ``load`` would find instead.
+      ValueError: when it cannot be written, or the directory holds a later step, which ``load``
+        would find instead.
     """
     metadata = {"model": to_dict(bundle.config)}
     if bundle.experiment is not None:
@@ -117,7 +122,8 @@ def _modules(model: Model) -> dict[str, str]:
 
 
 def _own_modules(model: Model, config: ModelConfig) -> dict[str, str]:
-    """Paths and classes of the modules that a model of this config does not have, but for those within others."""
+    """Paths and classes of the modules that a model of this config does not have, but for those
+    within others."""
     usual = _modules(jax.eval_shape(lambda key: make_model(config, key=key), jax.random.key(0)))
     own = {path: name for path, name in _modules(model).items() if usual.get(path) != name}
     return {path: name for path, name in own.items() if not any(path.startswith(f"{outer}.") for outer in own)}

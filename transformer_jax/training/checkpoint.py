@@ -1,15 +1,17 @@
-"""Checkpoints: written in the background, visible only when complete, verified when read, restored onto any mesh.
+"""Checkpoints: written in the background, visible only when complete, verified when read, restored
+onto any mesh.
 
 One step is one directory, named by its number:
 
-    200/state/...         the arrays, by orbax, each under its path in the state ("params/embedding/kernel")
-    200/metadata.json     what the caller knows about the step: config, data position, metrics
-    200/files/NAME        other files that belong to it: the tokenizer
-    200/manifest.json     bytes and SHA-256 of every file above; dtype and shape of every array
-    200/manifest.sha256   SHA-256 of the manifest, in the format of `sha256sum --check`
+    200/state/... the arrays, by orbax, each under its path in the state ("params/embedding/kernel")
+    200/metadata.json what the caller knows about the step: config, data position, metrics
+    200/files/NAME other files that belong to it: the tokenizer 200/manifest.json bytes and SHA-256
+    of every file above; dtype and shape of every array 200/manifest.sha256 SHA-256 of the manifest,
+    in the format of `sha256sum --check`
 
-It is written as `200.writing`, flushed to disk, and renamed last. It is deleted by way of `200.deleting`. So a process
-killed at any moment leaves a whole step or one that no reader sees; the next writer removes what it left.
+It is written as `200.writing`, flushed to disk, and renamed last. It is deleted by way of
+`200.deleting`. So a process killed at any moment leaves a whole step or one that no reader sees;
+the next writer removes what it left.
 """
 
 import asyncio
@@ -47,12 +49,14 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """A directory of checkpoints, one for each saved step; at most one writer at a time, any number of readers.
+    """A directory of checkpoints, one for each saved step; at most one writer at a time, any number
+    of readers.
 
     Args:
-      directory: where the steps are. A writer creates it, proves that it can write there, and removes what a killed
-        writer left behind; a reader changes nothing.
-      keep: how many steps to keep. Saving a step deletes the oldest ones up to it, once it is complete.
+      directory: where the steps are. A writer creates it, proves that it can write there, and
+        removes what a killed writer left behind; a reader changes nothing.
+      keep: how many steps to keep. Saving a step deletes the oldest ones up to it, once it is
+        complete.
       read_only: True for a reader.
 
     Raises:
@@ -89,8 +93,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, *, metadata: Mapping[str, Any], files: Mapping[str, bytes] | None = None):
         """Saves one step in the background, replacing an earlier save of the same step.
 
-        Returns once the arrays are copied to host memory, so the state may be donated to the next training step. Waits
-        for the save before it, and raises what went wrong there.
+        Returns once the arrays are copied to host memory, so the state may be donated to the next
+        training step. Waits for the save before it, and raises what went wrong there.
 
         Args:
           step: training step, 0 or more.
@@ -153,18 +157,19 @@ class Checkpoints:
         """Verifies a step against its manifest, then reads the state asked for.
 
         Args:
-          abstract_state: pytree of `jax.ShapeDtypeStruct`, or of arrays in their place. A leaf with a sharding is
-            read directly onto its mesh; one without becomes an uncommitted array on the default device. A dict may
-            leave out top-level keys of what was saved, and these are not read: `{"params": ...}` for inference, `{}`
-            for the metadata and files alone.
-          step: which step; None for the newest good one. Then a damaged step is passed over with a warning.
+          abstract_state: pytree of `jax.ShapeDtypeStruct`, or of arrays in their place. A leaf with
+            a sharding is read directly onto its mesh; one without becomes an uncommitted array on
+            the default device. A dict may leave out top-level keys of what was saved, and these are
+            not read: `{"params": ...}` for inference, `{}` for the metadata and files alone.
+          step: which step; None for the newest good one. Then a damaged step is passed over with a
+            warning.
 
         Returns:
           The step, with the state in the structure of `abstract_state`.
 
         Raises:
-          CheckpointError: there is no such step, or it is damaged (naming the file), or its arrays differ in path,
-            shape or dtype from `abstract_state` (naming up to 5).
+          CheckpointError: there is no such step, or it is damaged (naming the file), or its arrays
+            differ in path, shape or dtype from `abstract_state` (naming up to 5).
         """
         self.wait()
         steps = self.steps()
@@ -270,7 +275,8 @@ class Checkpoints:
             self._retire(step)
         writing.rename(self.directory / str(step))
         flush(self.directory)
-        # A step after this one belongs to a run that was rewound: not older, so not this save's to delete.
+        # A step after this one belongs to a run that was rewound: not older, so not this save's to
+        # delete.
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             self._retire(old)
         self._sweep()
@@ -289,5 +295,6 @@ def _is_below(name: str, key: Any) -> bool:
 
 
 def _not_from_an_orbax_thread(record: logging.LogRecord) -> bool:
-    """Drops the stack traces that orbax's threads log for an error that `save` or `wait` then raises in one line."""
+    """Drops the stack traces that orbax's threads log for an error that `save` or `wait` then
+    raises in one line."""
     return "/orbax/checkpoint/_src/futures/" not in record.pathname or record.levelno < logging.ERROR

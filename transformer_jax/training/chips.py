@@ -27,7 +27,8 @@ class Chip:
     bandwidth: float | None
 
 
-# The vendors' data sheets: cloud.google.com/tpu/docs (v5e, v6e), and NVIDIA's of the H100 SXM and the H200 SXM.
+# The vendors' data sheets: cloud.google.com/tpu/docs (v5e, v6e), and NVIDIA's of the H100 SXM and
+# the H200 SXM.
 CHIPS = {chip.name: chip for chip in (
     Chip("v5e", 16 * _GB, 197e12, 819e9),
     Chip("v6e", 32 * _GB, 918e12, 1640e9),

@@ -53,7 +53,8 @@ _LOST = re.compile(r"gloo|connection (closed|reset|refused)|coordination|heartbe
 
 @contextlib.contextmanager
 def explained(config: ExperimentConfig, num_devices: int) -> Iterator[None]:
-    """Says of the runtime's errors what a user can do about them: OutOfMemoryError, LostProcessError."""
+    """Says of the runtime's errors what a user can do about them: OutOfMemoryError,
+    LostProcessError."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:  # a ValueError where a save waited for a lost process

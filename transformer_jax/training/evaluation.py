@@ -17,7 +17,8 @@ def mean_loss(loss_fn: LossFn, batches: Callable[[], Iterable[Mapping[str, np.nd
     """A function from a model to its mean loss over all batches, or the first ones.
 
     Args:
-      loss_fn: ``(model, batch, key) -> (sum of losses, sum of weights)``, and maybe a dict of further sums.
+      loss_fn: ``(model, batch, key) -> (sum of losses, sum of weights)``, and maybe a dict of
+        further sums.
       batches: makes the batches anew for every evaluation.
       max_batches: how many of them to take; ``None``: all.
 

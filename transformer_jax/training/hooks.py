@@ -1,4 +1,5 @@
-"""The jobs of a training run beside its steps; each is a hook, called with the :class:`Loop` after every step."""
+"""The jobs of a training run beside its steps; each is a hook, called with the :class:`Loop` after
+every step."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 
 class CheckFinite:
-    """Ends the run after ten updates in a row that were skipped because a gradient was not finite."""
+    """Ends the run after ten updates in a row that were skipped because a gradient was not
+    finite."""
 
     def __init__(self):
         self._previous: dict[str, jax.Array] | None = None
@@ -38,7 +40,8 @@ class CheckFinite:
 
 
 class Log:
-    """Moves the progress bar, and logs the step's metrics, learning rate and speed every ``config.log_every`` steps."""
+    """Moves the progress bar, and logs the step's metrics, learning rate and speed every
+    ``config.log_every`` steps."""
 
     def __init__(self, schedule: optax.Schedule | None):
         self._schedule = schedule
@@ -70,11 +73,13 @@ class Log:
 
 
 class Evaluate:
-    """Evaluates every ``config.eval.every`` steps and at the end, and calls ``keep_best`` when the loss is the lowest.
+    """Evaluates every ``config.eval.every`` steps and at the end, and calls ``keep_best`` when the
+    loss is the lowest.
 
     Args:
       evaluate: from a model to a dict of numbers, ``validation_loss`` among them.
-      keep_best: called with the loop after an evaluation with the lowest ``validation_loss`` so far.
+      keep_best: called with the loop after an evaluation with the lowest ``validation_loss`` so
+        far.
     """
 
     def __init__(self, evaluate: Callable[[Any], Mapping[str, float]],
@@ -117,8 +122,8 @@ class Follow:
     """Lets batches that depend on the weights, as in reinforcement learning, follow them.
 
     Args:
-      follow: called with the model and ``None`` before the first step, then with the metrics of every update, before
-        anything is saved; returns what to log.
+      follow: called with the model and ``None`` before the first step, then with the metrics of
+        every update, before anything is saved; returns what to log.
     """
 
     def __init__(self, follow: Callable[[Any, dict[str, jax.Array] | None], Mapping[str, float]]):
@@ -150,7 +155,8 @@ class SaveCheckpoints:
         self._saved: int | None = None
 
     def start(self, loop: Loop) -> None:
-        """A run that begins at a checkpoint need not save it again; one without any step left saves nothing."""
+        """A run that begins at a checkpoint need not save it again; one without any step left saves
+        nothing."""
         self._saved = max(self._checkpoints.steps(), default=None)
 
     def __call__(self, loop: Loop) -> None:
@@ -166,7 +172,8 @@ class SaveCheckpoints:
 
 
 class StopOnSignal:
-    """Ends the run after the step in which SIGINT (Ctrl-C) or SIGTERM came to any of its processes."""
+    """Ends the run after the step in which SIGINT (Ctrl-C) or SIGTERM came to any of its
+    processes."""
 
     def __init__(self):
         self._received: list[int] = []

@@ -36,10 +36,12 @@ class Learner:
 
 
 def make_learner(config: ModelConfig, lora: LoraConfig, base: Model | None, mesh: Mesh) -> Learner:
-    """Trains every weight, from ``base`` if there is one; or, with a rank, adapters of ``base``, which stays as it is.
+    """Trains every weight, from ``base`` if there is one; or, with a rank, adapters of ``base``,
+    which stays as it is.
 
     Args:
-      config: of the model; it may differ from that of ``base`` in what changes no weight, such as dropout.
+      config: of the model; it may differ from that of ``base`` in what changes no weight, such as
+        dropout.
       lora: rank 0 trains every weight.
       base: a trained model.
       mesh: where adapters and base live.

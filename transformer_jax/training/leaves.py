@@ -10,7 +10,8 @@ from transformer_jax.training.manifest import CheckpointError
 
 
 def tree_digest(tree: Any) -> str:
-    """Returns the SHA-256, in hex, of a pytree's leaves: path, dtype, shape and bytes of each, ordered by path.
+    """Returns the SHA-256, in hex, of a pytree's leaves: path, dtype, shape and bytes of each,
+    ordered by path.
 
     Args:
       tree: pytree of arrays that this process can read whole; typed PRNG keys count by their data.
@@ -23,7 +24,8 @@ def tree_digest(tree: Any) -> str:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns the leaves by path, such as "params/blocks/0/kernel", in the order of `jax.tree.leaves`."""
+    """Returns the leaves by path, such as "params/blocks/0/kernel", in the order of
+    `jax.tree.leaves`."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
     if len(leaves) != len(paths):

@@ -20,8 +20,8 @@ class MetricLogger(Protocol):
     def write(self, step: int, values: Values) -> None:
         """Takes the values of a step.
 
-        A value is a number, an array ``[L, N]`` with a number for every head of every layer, or a picture,
-        uint8 ``[height, width, 3]``. A logger ignores what it cannot show.
+        A value is a number, an array ``[L, N]`` with a number for every head of every layer, or a
+        picture, uint8 ``[height, width, 3]``. A logger ignores what it cannot show.
         """
         ...
 
@@ -36,7 +36,8 @@ def is_picture(value: float | np.ndarray) -> bool:
 
 
 class JsonlLogger:
-    """Appends one JSON object a step to ``metrics.jsonl``; pictures are left out, arrays are rounded to six places.
+    """Appends one JSON object a step to ``metrics.jsonl``; pictures are left out, arrays are
+    rounded to six places.
 
     Opened at a step, it drops what a run that was killed had written after that step.
     """
@@ -67,7 +68,8 @@ class JsonlLogger:
 
 
 class TensorBoardLogger:
-    """Writes TensorBoard event files to ``tensorboard``: a curve for each number and each head, and pictures."""
+    """Writes TensorBoard event files to ``tensorboard``: a curve for each number and each head, and
+    pictures."""
 
     def __init__(self, directory: str | pathlib.Path, start_step: int = 0):
         from tensorboardX import SummaryWriter  # slow to import

@@ -1,6 +1,7 @@
 """The training loop: one step after another, with hooks that log, evaluate, sample, save and stop.
 
-Several processes run it in step. Each feeds its own rows of every batch; the first prints and writes.
+Several processes run it in step. Each feeds its own rows of every batch; the first prints and
+writes.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ class Loop:
       state: parameters, optimizer state and step after the last update.
       mesh: the devices.
       loggers: where :meth:`log` writes.
-      to_model: makes the model from the trained parameters (they differ where adapters are trained).
+      to_model: makes the model from the trained parameters (they differ where adapters are
+        trained).
       step: updates taken, counted on the host.
       start: the step that this start of the run began with.
-      metrics: those of the last update, on the devices; ``None`` before the first. Reading a value waits for it.
+      metrics: those of the last update, on the devices; ``None`` before the first. Reading a value
+        waits for it.
       num_tokens: tokens of all batches since the clock was last restarted, over all processes.
       best_loss: the lowest validation loss so far.
       stop_signal: the signal that ends the run after this step; 0 where none was received.
@@ -70,7 +73,8 @@ class Loop:
         return self.step >= self.config.steps or bool(self.stop_signal)
 
     def is_due(self, every: int) -> bool:
-        """Whether something that happens every so many steps, and at the last one, happens now (0: never)."""
+        """Whether something that happens every so many steps, and at the last one, happens now (0:
+        never)."""
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
     def log(self, values: Mapping[str, float | np.ndarray]) -> None:
@@ -101,8 +105,8 @@ def fit(loop: Loop, train_step: TrainStep, batches: Iterator[Mapping[str, np.nda
       loop: with the state to begin from; it is updated in place.
       train_step: from :func:`transformer_jax.training.step.make_train_step`.
       batches: this process's rows of each batch.
-      hooks: called in order after every step, ``hook(loop)``. A hook with a method ``start`` has it called
-        with the loop before the first step.
+      hooks: called in order after every step, ``hook(loop)``. A hook with a method ``start`` has it
+        called with the loop before the first step.
 
     Returns:
       The final state, ``loop.state``.
@@ -123,7 +127,8 @@ def fit(loop: Loop, train_step: TrainStep, batches: Iterator[Mapping[str, np.nda
 
 
 def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh | None = None) -> dict[str, jax.Array]:
-    """The batch as arrays whose rows are divided over the devices of a mesh (by default one device).
+    """The batch as arrays whose rows are divided over the devices of a mesh (by default one
+    device).
 
     Raises:
       ValueError: for what is not a dict of arrays.

@@ -1,4 +1,5 @@
-"""The manifest of a checkpoint: what belongs to a step, by which a reader knows that it is whole."""
+"""The manifest of a checkpoint: what belongs to a step, by which a reader knows that it is
+whole."""
 
 import hashlib
 import json

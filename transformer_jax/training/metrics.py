@@ -40,8 +40,8 @@ def plot_losses(metrics_path: str | pathlib.Path, png_path: str | pathlib.Path, 
 def flops_per_token(config: ModelConfig, num_parameters: int) -> float:
     """Floating point operations of training on one token (two, of a pair): 6 N + 12 L N_heads H T.
 
-    Source: Chowdhery et al. (2022), PaLM, appendix B; N counts the matrices, so embeddings that are only looked
-    up are left out.
+    Source: Chowdhery et al. (2022), PaLM, appendix B; N counts the matrices, so embeddings that are
+    only looked up are left out.
     """
     lookups = config.max_len * config.model_dim if config.positions == "learned" else 0
     # An encoder predicts few of its tokens: neither of its tables counts.
@@ -51,7 +51,8 @@ def flops_per_token(config: ModelConfig, num_parameters: int) -> float:
 
 
 def attention_flops_per_token(config: ModelConfig) -> float:
-    """The part of :func:`flops_per_token` that grows with the context: products of queries, keys and values."""
+    """The part of :func:`flops_per_token` that grows with the context: products of queries, keys
+    and values."""
     num_attentions = config.num_layers
     if config.family == "encoder_decoder":
         num_attentions = config.num_encoder_layers + 2 * config.num_decoder_layers

@@ -1,7 +1,7 @@
 """What each model family learns from: loss functions for :func:`make_train_step`.
 
-Each is ``loss_fn(model, batch, key) -> (sum of losses, sum of weights)``, in nats over the tokens to predict; a key
-switches dropout on.
+Each is ``loss_fn(model, batch, key) -> (sum of losses, sum of weights)``, in nats over the tokens
+to predict; a key switches dropout on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from transformer_jax.training.step import Batch, LossFn
 
 
 def next_token_loss(config: LossConfig = LossConfig()) -> LossFn:
-    """Language modelling: batches with ``tokens`` and ``targets`` ``[B, T]``, maybe ``segment_ids`` and ``weights``."""
+    """Language modelling: batches with ``tokens`` and ``targets`` ``[B, T]``, maybe ``segment_ids``
+    and ``weights``."""
     def loss_fn(model: Decoder, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         out = model(batch["tokens"], segment_ids_BT=batch.get("segment_ids"), key=key)
         return _target_loss(model, out, batch, config)
@@ -30,7 +31,8 @@ def next_token_loss(config: LossConfig = LossConfig()) -> LossFn:
 
 
 def translation_loss(config: LossConfig = LossConfig()) -> LossFn:
-    """Sequence to sequence: as :func:`next_token_loss`, with ``source`` and ``source_segment_ids`` ``[B, S]``."""
+    """Sequence to sequence: as :func:`next_token_loss`, with ``source`` and ``source_segment_ids``
+    ``[B, S]``."""
     def loss_fn(model: EncoderDecoder, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         out = model(batch["source"], batch["tokens"], source_segment_ids_BS=batch.get("source_segment_ids"),
                     target_segment_ids_BT=batch.get("segment_ids"), key=key)
@@ -42,8 +44,8 @@ def translation_loss(config: LossConfig = LossConfig()) -> LossFn:
 def masked_token_loss(config: LossConfig = LossConfig()) -> LossFn:
     """Masked language modelling (Devlin et al., 2019), with logits of the masked positions alone.
 
-    Batches have ``tokens`` and ``segment_ids`` ``[B, T]``, and ``masked_positions``, ``masked_targets`` and
-    ``masked_weights`` ``[B, P]``.
+    Batches have ``tokens`` and ``segment_ids`` ``[B, T]``, and ``masked_positions``,
+    ``masked_targets`` and ``masked_weights`` ``[B, P]``.
     """
     def loss_fn(model: Encoder, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         targets_BP = batch["masked_targets"]

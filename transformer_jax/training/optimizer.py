@@ -16,7 +16,8 @@ def make_schedule(config: OptimConfig, steps: int, peak: float | None = None) ->
     """Learning rate by step: linear warmup to ``peak_lr``, then the named decay.
 
     ``noam`` (Vaswani et al., 2017, equation 3) is scaled so that it peaks at ``peak_lr``; ``wsd``
-    (Hu et al., 2024) stays at the peak and decays linearly over the last ``decay_fraction`` of the steps.
+    (Hu et al., 2024) stays at the peak and decays linearly over the last ``decay_fraction`` of the
+    steps.
 
     Args:
       config: the optimizer's settings.
@@ -47,9 +48,10 @@ def make_schedule(config: OptimConfig, steps: int, peak: float | None = None) ->
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then the named optimizer with decay on matrices and embeddings only.
 
-    ``muon`` (Jordan et al., 2024) orthogonalises the updates of the hidden matrices, at ``muon_lr``, and leaves
-    embeddings, norms and biases to AdamW at ``peak_lr``. The decay of ``sgd`` is added to the gradient (L2), that of
-    all others to the update (Loshchilov and Hutter, 2019).
+    ``muon`` (Jordan et al., 2024) orthogonalises the updates of the hidden matrices, at
+    ``muon_lr``, and leaves embeddings, norms and biases to AdamW at ``peak_lr``. The decay of
+    ``sgd`` is added to the gradient (L2), that of all others to the update (Loshchilov and Hutter,
+    2019).
     """
     rate = make_schedule(config, steps)
     adamw = optax.adamw(rate, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay,
@@ -59,7 +61,8 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     elif config.name == "lion":
         chain = optax.lion(rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decay_mask)
     elif config.name == "adafactor":
-        # optax subtracts weight_decay_rate itself, not times the learning rate; keep the meaning of the others.
+        # optax subtracts weight_decay_rate itself, not times the learning rate; keep the meaning of
+        # the others.
         chain = optax.chain(
             optax.adafactor(None, multiply_by_parameter_scale=False, min_dim_size_to_factor=32),
             optax.add_decayed_weights(-config.weight_decay, mask=decay_mask),

@@ -30,7 +30,8 @@ def agreed(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def first_before_others(name: str) -> Iterator[None]:
-    """Lets the first process go through a block, which leaves files for the others, before they do."""
+    """Lets the first process go through a block, which leaves files for the others, before they
+    do."""
     if jax.process_count() == 1:
         yield
         return
@@ -44,7 +45,8 @@ def first_before_others(name: str) -> Iterator[None]:
 
 
 def on_one_device(show: Callable[..., None], params: Any, mesh: Mesh, *arguments: Any) -> None:
-    """``show(params, *arguments)``, which prints; of several processes by the first alone, on one of its devices."""
+    """``show(params, *arguments)``, which prints; of several processes by the first alone, on one
+    of its devices."""
     if jax.process_count() == 1:
         show(params, *arguments)
         return

@@ -1,4 +1,5 @@
-"""A training run from settings to the final state: optimizer, restored or fresh state, the usual hooks, the loop."""
+"""A training run from settings to the final state: optimizer, restored or fresh state, the usual
+hooks, the loop."""
 
 from __future__ import annotations
 
@@ -37,17 +38,21 @@ def run_training(config: ExperimentConfig, workdir: str | pathlib.Path | None = 
 
     Args:
       config: decides everything; it is stored in the checkpoints.
-      workdir: holds ``checkpoints`` (the last few), ``best`` (lowest validation loss), ``metrics.jsonl`` and
-        ``tensorboard``. ``None``: nothing is written, and a signal ends the run early without an error.
+      workdir: holds ``checkpoints`` (the last few), ``best`` (lowest validation loss),
+        ``metrics.jsonl`` and ``tensorboard``. ``None``: nothing is written, and a signal ends the
+        run early without an error.
       make_params: makes the parameters from a key.
-      loss_fn: ``(params, batch, key) -> (sum of losses, sum of weights)``, see :func:`make_train_step`.
-      batches: this process's rows of each batch; with ``get_state`` and ``set_state``, where the run can be resumed.
+      loss_fn: ``(params, batch, key) -> (sum of losses, sum of weights)``, see
+        :func:`make_train_step`.
+      batches: this process's rows of each batch; with ``get_state`` and ``set_state``, where the
+        run can be resumed.
       mesh: from :func:`transformer_jax.sharding.make_mesh`.
       to_model: makes the model from the parameters, for everything below.
       files: stored with every checkpoint, such as the tokenizer.
       evaluate: from a model to a dict of numbers, ``validation_loss`` among them.
       show: called with model and step, as ``config.sample`` asks for; it prints.
-      follow: for batches that depend on the weights, see :class:`transformer_jax.training.hooks.Follow`.
+      follow: for batches that depend on the weights, see
+        :class:`transformer_jax.training.hooks.Follow`.
       hooks: further hooks, called after the built-in ones that log and evaluate, before saving.
       loggers: further metric loggers; they are closed at the end.
       optimizer: any optax transformation, in place of that of ``config.optim``.
@@ -56,7 +61,8 @@ def run_training(config: ExperimentConfig, workdir: str | pathlib.Path | None = 
       The final state; without a workdir, after a signal, that of the last step taken.
 
     Raises:
-      Interrupted: after SIGINT or SIGTERM, once the state is saved; of several processes, one need have had it.
+      Interrupted: after SIGINT or SIGTERM, once the state is saved; of several processes, one need
+        have had it.
       NotFiniteError: after ten updates in a row that had to be skipped.
       OutOfMemoryError: naming what to change.
       LostProcessError: another process has ended.

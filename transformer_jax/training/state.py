@@ -42,8 +42,9 @@ def init_state(make_params: Callable[[jax.Array], Any], optimizer: optax.Gradien
     """A fresh state; with a mesh, every array is created on the devices that hold it.
 
     Args:
-      make_params: makes the weights from a key, as ``lambda key: Decoder(config, key=key)``. Weights to begin with are
-        arguments of a ``jax.tree_util.Partial``, as ``Partial(lambda model, key: model, model)``, and are copied.
+      make_params: makes the weights from a key, as ``lambda key: Decoder(config, key=key)``.
+        Weights to begin with are arguments of a ``jax.tree_util.Partial``, as
+        ``Partial(lambda model, key: model, model)``, and are copied.
       optimizer: an optax transformation.
       key: PRNG key of the run.
       mesh: where the state lives; ``None``: the default device.
@@ -59,8 +60,10 @@ def init_state(make_params: Callable[[jax.Array], Any], optimizer: optax.Gradien
 
 def abstract_state(make_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation,
                    mesh: Mesh | None = None) -> TrainState:
-    """The shapes and shardings of :func:`init_state`, without allocating: what a checkpoint is restored into."""
-    # The key is made inside: the devices of the mesh may be those of a topology, on which nothing runs.
+    """The shapes and shardings of :func:`init_state`, without allocating: what a checkpoint is
+    restored into."""
+    # The key is made inside: the devices of the mesh may be those of a topology, on which nothing
+    # runs.
     shapes = jax.eval_shape(lambda: _make(optimizer, make_params, jax.random.key(0)))
     if mesh is None:
         return shapes
@@ -69,7 +72,8 @@ def abstract_state(make_params: Callable[[jax.Array], Any], optimizer: optax.Gra
 
 
 def as_pytree(function: Callable) -> jax.tree_util.Partial:
-    """A function as an argument of a jitted one: arrays bound by a ``Partial`` are traced, not part of the program."""
+    """A function as an argument of a jitted one: arrays bound by a ``Partial`` are traced, not part
+    of the program."""
     # A Partial of a Partial would hide the arrays of the inner one.
     return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
 

@@ -30,18 +30,21 @@ def make_train_step(
     were, and the state counts it.
 
     Args:
-      loss_fn: ``(params, batch, key) -> (sum of losses, sum of weights)``, and maybe a dict of further sums, of which
-        the means over the same weights are wanted, such as the accuracy. Weights that it reads and nobody trains, as
-        a frozen base, are bound by ``jax.tree_util.Partial``: so they are arguments of the program, where those of a
-        closure would be constants in it.
+      loss_fn: ``(params, batch, key) -> (sum of losses, sum of weights)``, and maybe a dict of
+        further sums, of which the means over the same weights are wanted, such as the accuracy.
+        Weights that it reads and nobody trains, as a frozen base, are bound by
+        ``jax.tree_util.Partial``: so they are arguments of the program, where those of a closure
+        would be constants in it.
       optimizer: an optax transformation.
-      accumulation: number of microbatches; divides the batch size, and with ``gradient_dtype`` that of each device.
-      gradient_dtype: over a mesh of the axis ``data`` alone, devices sum their gradients once a step, in this type.
-        ``None``: the compiler puts in the sums, after every product and in its type. Dropout draws other numbers.
+      accumulation: number of microbatches; divides the batch size, and with ``gradient_dtype`` that
+        of each device.
+      gradient_dtype: over a mesh of the axis ``data`` alone, devices sum their gradients once a
+        step, in this type. ``None``: the compiler puts in the sums, after every product and in its
+        type. Dropout draws other numbers.
 
     Returns:
-      The step; its metrics are ``loss`` (before the update), ``grad_norm`` (before clipping), ``skipped``,
-      ``skipped_in_a_row`` and the means of what else ``loss_fn`` sums.
+      The step; its metrics are ``loss`` (before the update), ``grad_norm`` (before clipping),
+      ``skipped``, ``skipped_in_a_row`` and the means of what else ``loss_fn`` sums.
     """
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, batch: Batch, loss_fn: LossFn) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -74,7 +77,8 @@ def make_train_step(
 
 
 def _gradients(loss_fn: LossFn, params: Any, batch: Batch, key: jax.Array, accumulation: int) -> Gradients:
-    """The gradient of the sum of losses; that sum, the sum of weights and what else the loss function sums."""
+    """The gradient of the sum of losses; that sum, the sum of weights and what else the loss
+    function sums."""
     def sums(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array, dict]]:
         loss, weight, *others = loss_fn(params, batch, key)
         return loss, (loss, weight, *(others or [{}]))
@@ -107,6 +111,7 @@ def _on_each_device(gradients: Callable[..., Gradients], dtype: str) -> Callable
 
 
 def make_eval_step(loss_fn: LossFn) -> Callable[[Any, Batch], Sums]:
-    """A jitted ``step(params, batch) -> (sum of losses, sum of weights)``, and what else is summed, without dropout."""
+    """A jitted ``step(params, batch) -> (sum of losses, sum of weights)``, and what else is summed,
+    without dropout."""
     eval_step = jax.jit(lambda params, batch, loss_fn: loss_fn(params, batch, None))
     return functools.partial(eval_step, loss_fn=as_pytree(loss_fn))
