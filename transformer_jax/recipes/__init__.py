@@ -1,5 +1,4 @@
-"""Named experiments, one file each: what it trains, the command, the time it takes and the number
-to expect."""
+"""Named experiments, one file each: the command, the time it takes and the number to expect."""
 
 from __future__ import annotations
 

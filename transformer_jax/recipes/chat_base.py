@@ -1,5 +1,4 @@
-"""A small GPT with role tokens in its tokenizer: a base for experiments.sft, from any text of some
-megabytes.
+"""A small GPT with role tokens in its tokenizer, from some megabytes of text: a base for SFT.
 
 python -m experiments.train --config=chat_base --config.data.path='novels/*.txt' --workdir=runs/base
 """

@@ -1,5 +1,4 @@
-"""Dates written in words, Portuguese and English, into ISO form: an encoder-decoder that needs no
-file.
+"""Dates written in words, Portuguese and English, into ISO form; needs no file.
 
 python -m experiments.dates
 """

@@ -1,5 +1,4 @@
-"""Ranked answers (JSONL with prompt, chosen, rejected, or responses): a policy learns to prefer the
-better ones.
+"""Direct preference optimisation: a policy learns from ranked answers to prefer the better ones.
 
 python -m experiments.dpo --model=runs/sft --workdir=runs/dpo --config.data.path=comparisons.jsonl
 """

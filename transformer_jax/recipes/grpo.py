@@ -1,5 +1,4 @@
-"""As ppo.py, without a critic: what an answer is worth is how much better it is than others to the
-same prompt.
+"""As ppo.py, without a critic: an answer is compared with other answers to the same prompt.
 
 python -m experiments.ppo --config=grpo --model=runs/sft --workdir=runs/grpo --config.data.path=prompts.txt \
     --config.rl.reward=runs/reward

@@ -1,5 +1,4 @@
-"""A small GPT on the documentation texts that every Python carries, from gibberish to words in
-about a minute.
+"""A small GPT on the documentation that every Python carries: from gibberish to words.
 
 python -m experiments.quickstart
 """

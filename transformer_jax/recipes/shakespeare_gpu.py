@@ -1,5 +1,4 @@
-"""nanoGPT's GPU recipe: a 10.7M character model of Shakespeare, 5,000 steps with dropout 0.2, in
-bfloat16.
+"""nanoGPT's GPU recipe: a 10.7M character model of Shakespeare, 5,000 steps, in bfloat16.
 
 python -m experiments.train --config=shakespeare_gpu --config.data.path=input.txt --workdir=runs/shakespeare_gpu
 

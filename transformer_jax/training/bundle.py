@@ -134,7 +134,8 @@ def _template(config: ModelConfig, own: dict[str, str], template: Model | None) 
     if template is not None:
         given = _modules(template)
         for path, name in own.items():
-            if given.get(path) != name:
+            # The class may have moved, as from a notebook into a file: its own name tells it.
+            if given.get(path, "").rpartition(".")[2] != name.rpartition(".")[2]:
                 raise CheckpointError(f"the saved model has a {name} at {path!r}, the template has {given.get(path)}; "
                                       "make the template as the saved model was made")
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
