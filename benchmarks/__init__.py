@@ -1,2 +1,2 @@
-"""Measurements of this library beside its peers; no part of what is installed: run them from a
-checkout."""
+"""Benchmarks that compare this library with other libraries. They are not part of the installed
+package, so run them from a checkout."""

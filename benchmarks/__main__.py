@@ -1,18 +1,24 @@
-"""Measures this library beside its peers, on the same work in the same run (extra ``bench``).
+"""Compares this library with other libraries, on the same work in the same run (extra ``bench``).
 
-python -m benchmarks train                       training step beside eager PyTorch
-python -m benchmarks quality --data=input.txt    time to a validation loss, beside eager PyTorch
-python -m benchmarks decode                      generation beside Hugging Face transformers
-python -m benchmarks compile                     compile time by depth, and with the cache warm
-python -m benchmarks mlm --data=dom_casmurro.txt masked language modelling beside Hugging Face's RoBERTa
-python -m benchmarks translate --workdir=DIR     beam search beside Hugging Face's Marian, same weights
-python -m benchmarks interop                     GPT-2, RoBERTa and BART from the same files as transformers
-python -m benchmarks rl                          GRPO and PPO beside TRL's GRPO
-python -m benchmarks gpu --data=input.txt        everything that is measured on a GPU, in ten minutes
-python -m benchmarks tpu                         programs compiled for TPUs that are not here
+python -m benchmarks train                       a training step, compared with eager PyTorch
+python -m benchmarks quality --data=input.txt    the time to a validation loss, compared with eager PyTorch
+python -m benchmarks decode                      generation, compared with Hugging Face transformers
+python -m benchmarks fast                        loading, quantised weights and speculative decoding
+python -m benchmarks compile                     compile time by depth, and with a warm cache
+python -m benchmarks mlm --data=dom_casmurro.txt masked language modelling, compared with Hugging Face's RoBERTa
+python -m benchmarks translate --workdir=DIR     beam search, compared with Hugging Face's Marian with the same weights
+python -m benchmarks interop                     GPT-2, RoBERTa and BART, from the same files as transformers
+python -m benchmarks experts                     a mixture of experts beside a dense model of equal active parameters
+python -m benchmarks corpora --data=FOLDER       planted duplicates and a quality filter, beside exact similarities
+python -m benchmarks rl                          GRPO and PPO, compared with TRL's GRPO
+python -m benchmarks words --data=a.txt,b.jsonl.gz --analogies=questions-words.txt --rounds=3
+                                                 word vectors, compared with gensim
+python -m benchmarks features --rounds=3         sparse autoencoders, compared with SAELens; the speed of collecting
+python -m benchmarks gpu --data=input.txt        all measurements on a GPU, in ten minutes
+python -m benchmarks tpu                         programs that are compiled for TPUs, on a machine without TPUs
 
-Medians over rounds in which both sides take turns, each in a process of its own; warm, unless
-compilation is what is measured.
+The results are medians over several rounds. In each round the sides run one after the other, each
+in its own process. Compilation is not included, unless it is what the benchmark measures.
 """
 
 from __future__ import annotations
@@ -27,22 +33,24 @@ from absl import app, flags
 
 from transformer_jax.runtime import keep_freed_memory
 
-_DATA = flags.DEFINE_string("data", None, "A text file, for quality and mlm.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "What a translator was trained in, for translate.")
-_STEPS = flags.DEFINE_integer("steps", 300, "Training steps of mlm.")
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each side; the median is reported.")
-_TINY = flags.DEFINE_bool("tiny", False, "Run gpu or interop at toy size, on any machine.")
-_PARTS = flags.DEFINE_list("parts", None, "Only these parts of gpu or interop, or programs of tpu.")
-_JSON = flags.DEFINE_string("json", None, "Also write the figures here.")
+_DATA = flags.DEFINE_string("data", None, "The text file for quality, mlm, words and gpu; the folder for corpora.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a trained translator, for translate.")
+_ANALOGIES = flags.DEFINE_string("analogies", None, "The file of analogies, for words.")
+_STEPS = flags.DEFINE_integer("steps", 300, "The number of training steps of mlm.")
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "The number of rounds; the median is reported.")
+_TINY = flags.DEFINE_bool("tiny", False, "Run gpu, interop or fast with very small sizes, on any machine.")
+_PARTS = flags.DEFINE_list("parts", None, "The parts of gpu, interop or fast, or the programs of tpu; default: all.")
+_JSON = flags.DEFINE_string("json", None, "A JSON file to write the figures to.")
 
 
 def _module(name: str) -> ModuleType:
-    """A module of the benchmarks, imported when asked for: a machine with a GPU need not have what
-    the others need."""
+    """Imports a module of the benchmarks. The import is late, because a benchmark need not have the
+    packages that the other benchmarks need."""
     return importlib.import_module(f"benchmarks.{name}")
 
 
 def _given(flag: flags.FlagHolder[str | None]) -> str:
+    """Returns the value of a flag, or exits with an error if it is not given."""
     return flag.value if flag.value is not None else sys.exit(f"error: --{flag.name} is missing")
 
 
@@ -50,10 +58,15 @@ _PROGRAMS = {
     "train": lambda: _module("cpu.decoders").train(_ROUNDS.value),
     "quality": lambda: _module("cpu.decoders").quality(_given(_DATA)),
     "decode": lambda: _module("cpu.decoders").decode(_ROUNDS.value),
+    "fast": lambda: _module("cpu.fast_decoding").fast(_ROUNDS.value, _PARTS.value, tiny=_TINY.value),
     "compile": lambda: _module("cpu.decoders").compilation(),
+    "experts": lambda: _module("cpu.experts").compare(_ROUNDS.value),
     "mlm": lambda: _module("cpu.families").mlm(_given(_DATA), _STEPS.value),
     "translate": lambda: _module("cpu.families").translate(_given(_WORKDIR), _ROUNDS.value),
     "interop": lambda: _module("cpu.interop").interop(_ROUNDS.value, _PARTS.value, tiny=_TINY.value),
+    "corpora": lambda: _module("cpu.corpora").corpora(_given(_DATA)),
+    "words": lambda: _module("cpu.word_vectors").words(_given(_DATA), _given(_ANALOGIES), _ROUNDS.value),
+    "features": lambda: _module("cpu.features").features(_ROUNDS.value),
     "rl": lambda: _module("cpu.alignment").rl(_ROUNDS.value),
     "gpu": lambda: _module("gpu.suite").gpu(_DATA.value, tiny=_TINY.value, parts=_PARTS.value),
     "tpu": lambda: _module("tpu.programs").tpu(_PARTS.value),
@@ -61,12 +74,13 @@ _PROGRAMS = {
 
 
 def main(arguments: list[str]) -> None:
+    """Runs the benchmark that the first argument names, and prints its rows."""
     if len(arguments) != 2 or arguments[1] not in _PROGRAMS:
-        sys.exit(f"error: say what to measure: python -m benchmarks {{{','.join(_PROGRAMS)}}}")
+        sys.exit(f"error: name one benchmark: python -m benchmarks {{{','.join(_PROGRAMS)}}}")
     if arguments[1] in ("train", "mlm", "rl"):
-        keep_freed_memory()  # as programs that train do
+        keep_freed_memory()  # the training programs do this too
     rows = _PROGRAMS[arguments[1]]()
-    for row in [] if arguments[1] == "gpu" else rows:  # which shows its tables as they come
+    for row in [] if arguments[1] == "gpu" else rows:  # gpu prints its own tables
         print("  ".join(f"{name} {value:,.3g}" if isinstance(value, float) and value < 100 else
                         f"{name} {value:,.0f}" if isinstance(value, float) else str(value)
                         for name, value in row.items()))

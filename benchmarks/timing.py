@@ -1,4 +1,4 @@
-"""How benchmarks measure: sides that take turns, each in a process of its own."""
+"""Timing of benchmarks: the sides run one after the other, each in its own process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import Any
 
 
 def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each side, run in turn after one warm-up."""
+    """Runs the sides one after the other, in several rounds after one warm-up.
+
+    Args:
+      sides: A function for each side, by name.
+      rounds: The number of rounds.
+
+    Returns:
+      The median seconds of each side.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, run in sides.items():
@@ -21,17 +29,20 @@ def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Returns the seconds that a call takes."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 class OtherProcess:
-    """Runs a benchmark's other side in a process of its own, so that neither changes the other's
-    memory or threads.
+    """Runs one side of a benchmark in its own process, so that the sides do not share memory or
+    threads.
 
-    The worker is called with a pipe and the arguments; it answers every message on the pipe.
+    Args:
+      worker: A function that is called with a pipe and the arguments. It answers every message on
+        the pipe.
+      *arguments: The arguments of the worker.
     """
 
     def __init__(self, worker: Callable, *arguments):
@@ -41,7 +52,7 @@ class OtherProcess:
         self._process.start()
 
     def __call__(self, message: Any = "run") -> Any:
-        """The worker's answer to a message."""
+        """Sends a message to the worker and returns its answer."""
         self._pipe.send(message)
         return self._pipe.recv()
 

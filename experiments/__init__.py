@@ -1,1 +1,1 @@
-"""Programs: flags and wiring only."""
+"""Programs that define flags and call the library. They contain no logic of their own."""

@@ -1,11 +1,11 @@
-"""From film reviews to an assistant that praises: pretraining, fine-tuning, a reward model, DPO and
-PPO, and who wins.
+"""Trains an assistant that praises films: pretraining on film reviews, fine-tuning, a reward model,
+DPO and PPO. At the end it compares the assistants.
 
 python -m experiments.assistant --data=../shared/data --workdir=runs/assistant
 
-Each stage is a run of its own in the workdir, and the same command resumes what was stopped. The
-judge is a bag of words of reviews and sentences that no stage saw. --quick rehearses every stage in
-a minute, at a size that learns nothing.
+Each stage is a separate run in the workdir, and the same command resumes a stopped stage. The judge
+is a bag-of-words classifier, which is trained on reviews and sentences that no stage sees. --quick
+runs every stage for a minute in all, with a model that is too small to learn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import transformer_jax as tj
 from experiments import assistant_data
 from transformer_jax.alignment import comparison
 from transformer_jax.alignment.judging import distinct_n, win_rate
-from transformer_jax.cli.flags import run
+from transformer_jax.cli.flags import directory, run
 from transformer_jax.config import (
     CheckpointConfig,
     DataConfig,
@@ -40,15 +40,16 @@ from transformer_jax.runs.training import train
 from transformer_jax.tasks.policy import PolicyLearning, load_reward
 from transformer_jax.training.metrics import read_metrics
 
-_DATA = flags.DEFINE_string("data", "../shared/data", "A folder with movie_reviews, sentence_polarity, english_novels.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/assistant", "Where everything goes.")
-_QUICK = flags.DEFINE_boolean("quick", False, "Rehearse every stage at a size that learns nothing.")
+_DATA = flags.DEFINE_string("data", "../shared/data",
+                            "The folder with movie_reviews, sentence_polarity and english_novels.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/assistant", "The directory for all results.")
+_QUICK = flags.DEFINE_boolean("quick", False, "Only test that every stage runs, with a very small model.")
 
 _NEW_TOKENS = 48
 
 
 def configs(quick: bool) -> dict[str, ExperimentConfig]:
-    """The config of every stage."""
+    """Returns the config of every stage, by its name. ``quick`` selects very small sizes."""
     def steps(full: int) -> int:
         return 4 if quick else full
 
@@ -92,9 +93,10 @@ def configs(quick: bool) -> dict[str, ExperimentConfig]:
 
 
 def main() -> None:
-    workdir, settings = pathlib.Path(_WORKDIR.value), configs(_QUICK.value)
+    """Runs all stages and reports the results."""
+    workdir, settings = directory(_WORKDIR), configs(_QUICK.value)
     data = assistant_data.read(pathlib.Path(_DATA.value))
-    began, seconds = time.perf_counter(), {}
+    start_time, seconds = time.perf_counter(), {}
 
     def stage(name: str, examples: Sequence, held_out: Sequence, base: tj.Bundle | None = None,
               **options) -> tj.Bundle:
@@ -127,25 +129,27 @@ def main() -> None:
         "kl of ppo to sft, nats an answer": answers["ppo"].kl,
         "distinct-2 of ppo over that of sft":
             distinct_n(answers["ppo"].texts, 2) / max(distinct_n(answers["sft"].texts, 2), 1e-9),
-        "minutes": (time.perf_counter() - began) / 60,
+        "minutes": (time.perf_counter() - start_time) / 60,
     }
     _report(workdir, data, answers, figures, seconds)
 
 
 def _perplexity(bundle: tj.Bundle, data: assistant_data.AssistantData) -> float:
-    """Of held-out sentences given their prompts: how well a model knows how such sentences are
-    written."""
+    """Returns the perplexity of held-out sentences after their prompts, which shows how well a
+    model predicts such sentences."""
     return evaluate(bundle, data.held_out_demonstrations, task="sft", batch_size=16)["perplexity"]
 
 
 def _judge_accuracy(data: assistant_data.AssistantData) -> float:
+    """Returns the fraction of held-out pairs in which the judge prefers the better answer."""
     good, bad = zip(*(comparison.responses for comparison in data.held_out_comparisons), strict=True)
     return win_rate(data.judge(good), data.judge(bad))[0]
 
 
 def _report(workdir: pathlib.Path, data: assistant_data.AssistantData, answers: dict[str, comparison.Answers],
             figures: dict[str, float], seconds: dict[str, float]) -> None:
-    """Prints and writes answers, table and figures, and draws reward and KL."""
+    """Prints and writes the answers, the table and the figures, and draws the reward and the KL
+    divergence."""
     lines = []
     for number, prompt in enumerate(data.held_out_prompts[:5]):
         lines += [f"{prompt[-1].content}", *(f"  {name:>5}  {found.texts[number]}" for name, found in answers.items())]
@@ -160,7 +164,7 @@ def _report(workdir: pathlib.Path, data: assistant_data.AssistantData, answers: 
 
 
 def _draw(metrics: list[dict], path: pathlib.Path) -> None:
-    """Reward and KL of every rollout of PPO."""
+    """Draws the reward and the KL divergence of every rollout of PPO."""
     from matplotlib.figure import Figure
 
     drawn = [line for line in metrics if "explained_variance" in line]

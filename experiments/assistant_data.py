@@ -1,20 +1,20 @@
-"""Film reviews cut into what each stage of an assistant learns from, so that no two stages see the
-same text."""
+"""Training data for the stages of an assistant. Film reviews are divided so that no two stages see
+the same text."""
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import itertools
-import json
 import pathlib
 import random
 from collections.abc import Sequence
 
 from transformer_jax.alignment.bag_of_words import BagOfWords
 from transformer_jax.data import Comparison, Conversation, Message
+from transformer_jax.data.records import read_records, text_of
+from transformer_jax.json_files import located
 
-# Words that praise and blame have in common: what a prompt asks to write about.
+# Words that occur in positive and in negative sentences. A prompt asks for a sentence about them.
 TOPICS = frozenset("""
     acting action actor actors adventure animation audience camera cast character characters children comedy
     crime death dialogue direction director documentary drama effects ending energy entertainment feature film
@@ -24,26 +24,26 @@ TOPICS = frozenset("""
     world writing
     """.split())  # noqa: SIM905
 _HELD_OUT_PROMPTS = 200
-_LONGEST = 32  # words of a sentence: with longer ones most of a batch would be padding
+_LONGEST = 32  # the largest number of words in a sentence; longer ones would fill batches with padding
 _HELD_OUT_REVIEWS = 20
-_PAIRINGS = 4  # of each positive sentence with negative ones
+_PAIRINGS = 4  # the number of negative sentences that each positive sentence is compared with
 
 
 @dataclasses.dataclass(frozen=True)
 class AssistantData:
-    """What each stage reads.
+    """The data of each stage.
 
     Attributes:
-      documents: to pretrain on: half of the reviews, and novels.
-      held_out_documents: a few reviews to validate that on.
-      judge: knows the other half of the reviews, and the sentences that are about no topic or too
-        long, which no stage sees.
-      demonstrations: prompts of one or two topics, and sentences about them, good and bad alike.
-      held_out_demonstrations: of sentences that no stage learns from.
-      comparisons: a sentence of praise is preferred to one of blame.
-      held_out_comparisons: of sentences that no stage learns from.
-      prompts: pairs of topics to answer in reinforcement learning.
-      held_out_prompts: pairs that no stage meets.
+      documents: The documents for pretraining: half of the reviews, and novels.
+      held_out_documents: A few reviews to evaluate the pretraining on.
+      judge: A classifier that is trained on the other half of the reviews, and on sentences that
+        have no topic or are too long. No stage sees these texts.
+      demonstrations: Prompts of one or two topics with a positive or negative sentence about them.
+      held_out_demonstrations: The same, with sentences that no stage is trained on.
+      comparisons: Comparisons in which a positive sentence is preferred to a negative one.
+      held_out_comparisons: The same, with sentences that no stage is trained on.
+      prompts: The prompts for reinforcement learning, which are pairs of topics.
+      held_out_prompts: Pairs of topics that no stage is trained on.
     """
 
     documents: list[str]
@@ -58,20 +58,28 @@ class AssistantData:
 
 
 def read(folder: pathlib.Path) -> AssistantData:
-    """Reads ``movie_reviews``, ``sentence_polarity`` and ``english_novels`` in a folder; the same
-    cut every time.
+    """Reads ``movie_reviews``, ``sentence_polarity`` and ``english_novels`` from a folder, and
+    divides them in the same way every time.
+
+    Args:
+      folder: The folder that contains the three data sets.
+
+    Returns:
+      The data of each stage.
 
     Raises:
-      ValueError: for a folder without them.
+      ValueError: If a file is missing.
     """
     paths = [folder / "movie_reviews" / "reviews.jsonl.gz", *(
         folder / "sentence_polarity" / f"rt-polarity.{kind}.txt" for kind in ("pos", "neg"))]
     for path in paths:
         if not path.is_file():
-            raise ValueError(f"there is no file {path}; --data is a folder with movie_reviews, sentence_polarity and "
-                             "english_novels")
-    with gzip.open(paths[0], "rt", encoding="utf-8") as lines:
-        reviews = [json.loads(line) for line in lines]
+            raise ValueError(f"there is no file {path}; set --data to the folder with movie_reviews, sentence_polarity "
+                             "and english_novels")
+    reviews = []
+    for where, record in read_records(paths[0]):
+        with located(where):
+            reviews.append({key: text_of(record, key) for key in ("text", "label")})
     novels = [path.read_text(encoding="utf-8").lower() for path in sorted((folder / "english_novels").glob("*.txt"))]
     read, judged = [review["text"] for review in reviews[0::2]], reviews[1::2]
     draw = random.Random(0)
@@ -92,11 +100,12 @@ def read(folder: pathlib.Path) -> AssistantData:
         held_out_prompts=[_prompt(pair) for pair in unmet[:_HELD_OUT_PROMPTS]])
 
 
-_Sentence = tuple[str, list[str]]  # with its topics
+_Sentence = tuple[str, list[str]]  # a sentence and its topics
 
 
 def _about(path: pathlib.Path, draw: random.Random) -> tuple[list[_Sentence], list[str]]:
-    """The sentences of a file that are about a topic and not too long, shuffled; and the others."""
+    """Returns the sentences of a file that have a topic and are not too long, shuffled, and the
+    other sentences."""
     sentences = dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     found, others = [], []
     for sentence in sentences:
@@ -111,7 +120,8 @@ def _about(path: pathlib.Path, draw: random.Random) -> tuple[list[_Sentence], li
 
 
 def _split(kinds: Sequence[list[_Sentence]]) -> list[list[list[_Sentence]]]:
-    """Two fifths of each kind to tune on, half to rank, a tenth held out."""
+    """Divides each kind of sentences: two fifths for fine-tuning, half for comparisons, and one
+    tenth is held out."""
     cuts = [(int(0.4 * len(kind)), int(0.9 * len(kind))) for kind in kinds]
     return [[kind[:a] for kind, (a, _) in zip(kinds, cuts, strict=True)],
             [kind[a:b] for kind, (a, b) in zip(kinds, cuts, strict=True)],
@@ -119,18 +129,20 @@ def _split(kinds: Sequence[list[_Sentence]]) -> list[list[list[_Sentence]]]:
 
 
 def _prompt(topics: tuple[str, ...] | list[str]) -> Conversation:
+    """Returns the prompt that asks for a sentence about the topics."""
     return (Message("user", ", ".join(topics)),)
 
 
 def _demonstrations(kinds: list[list[_Sentence]], draw: random.Random) -> list[Conversation]:
+    """Returns each sentence as the answer to the prompt of its topics, shuffled."""
     found = [(*_prompt(topics), Message("assistant", sentence)) for sentence, topics in itertools.chain(*kinds)]
     draw.shuffle(found)
     return found
 
 
 def _comparisons(kinds: list[list[_Sentence]], pairings: int, draw: random.Random) -> list[Comparison]:
-    """Each positive sentence with negative ones, asked for by a topic of each in any order, so that
-    no prompt tells."""
+    """Compares each positive sentence with negative ones. The prompt has one topic of each
+    sentence, in random order, so that it does not reveal which sentence is better."""
     positive, negative = kinds
     found = []
     for _ in range(pairings):

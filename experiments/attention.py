@@ -1,4 +1,5 @@
-"""Shows where a trained model attends: a page to explore every layer and head, and pictures.
+"""Shows the attention of a trained model: as an HTML page with every layer and head, and as
+pictures.
 
 python -m experiments.attention --workdir=DIR --text="..." --out=maps.html
 python -m experiments.attention --workdir=DIR --text="..." --png=maps.png [--layer=3 [--head=5]] [--kind=encoder]

@@ -1,8 +1,8 @@
-"""Trains a policy on ranked answers without a reward model: direct preference optimisation.
+"""Trains a policy on ranked answers by direct preference optimisation, without a reward model.
 
 python -m experiments.dpo --model=SFT_WORKDIR --workdir=DIR --config.data.path=COMPARISONS
 
-The reference is the model to start from. The same command resumes a run that was stopped.
+The reference is the model that training starts from. The same command resumes a stopped run.
 """
 
 from transformer_jax.cli.train import program

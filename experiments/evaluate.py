@@ -1,4 +1,4 @@
-"""How good a trained model is; see :mod:`transformer_jax.cli.evaluate`.
+"""Measures a trained model; see ``transformer_jax.cli.evaluate``.
 
 python -m experiments.evaluate --workdir=DIR --data=FILE
 """

@@ -1,11 +1,11 @@
-"""Says what a training run needs before it starts: memory, the largest batch, operations. Nothing
-is allocated.
+"""Computes what a training run needs before it starts: the memory, the largest batch and the FLOPs.
+Nothing is allocated.
 
 python -m experiments.preflight --config=gpt2_small --config.mesh.fsdp=4 --device=v5e
 
-The devices need not be here. With libtpu installed the step is compiled for the TPUs themselves;
-else for as many simulated CPU devices, whose compiler keeps more activations than that of an
-accelerator: an upper bound.
+This machine need not have the devices. If libtpu is installed, the step is compiled for the TPUs.
+Otherwise it is compiled for the same number of simulated CPU devices, so that the memory is an
+upper bound.
 """
 
 from transformer_jax.cli import preflight

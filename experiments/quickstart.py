@@ -1,29 +1,30 @@
-"""Trains a small GPT on Python's own documentation, watches it learn, and says what to try next.
+"""Trains a small GPT on Python's documentation, shows its progress, and prints commands to try
+next.
 
 python -m experiments.quickstart
 """
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 
-from transformer_jax.cli.flags import define_config, run
+from transformer_jax.cli.flags import define_config, directory, run
 from transformer_jax.runs.training import train
 from transformer_jax.training.metrics import plot_losses
 
 _CONFIG = define_config("quickstart")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Where everything goes.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The directory for all results.")
 
 
 def main() -> None:
-    workdir, config = pathlib.Path(_WORKDIR.value), _CONFIG()
+    """Trains the model, draws its losses, and prints what to try next."""
+    workdir, config = directory(_WORKDIR), _CONFIG()
     if config.data.path is not None or config.data.tfds is not None:
-        raise ValueError("the quickstart has a text of its own; to train on yours: python -m experiments.train")
+        raise ValueError("the quickstart always trains on Python's documentation; to train on your text, use "
+                         "python -m experiments.train")
     train(config, documents(), workdir=workdir)
     plot_losses(workdir / "metrics.jsonl", workdir / "loss.png", "quickstart: Python's documentation, characters")
-    print(f"""The model is in {workdir}, its loss curve in {workdir / "loss.png"}. Next:
+    print(f"""The model is in {workdir}, and its loss curve is in {workdir / "loss.png"}. Next:
   python -m experiments.generate --workdir={workdir} --prompt="A class " --temperature=0.7 --stream
   python -m experiments.generate --workdir={workdir} --prompt="def " --top_p=0.9 --num_samples=3
   python -m experiments.evaluate --workdir={workdir} --data=README.md
@@ -36,7 +37,7 @@ In Python:
 
 
 def documents() -> list[str]:
-    """The documentation texts in the standard library, one long text."""
+    """Returns the documentation in the standard library as one long text."""
     from pydoc_data import topics
 
     return ["\n".join(topics.topics[name] for name in sorted(topics.topics))]

@@ -1,8 +1,8 @@
-"""Trains a reward model on ranked answers; it begins as a trained policy.
+"""Trains a reward model on ranked answers. The training starts from a trained policy.
 
 python -m experiments.reward --model=SFT_WORKDIR --workdir=DIR --config.data.path=COMPARISONS
 
-The same command resumes a run that was stopped.
+The same command resumes a stopped run.
 """
 
 from transformer_jax.cli.train import program

@@ -4,9 +4,9 @@ python -m experiments.sft --model=BASE_WORKDIR --workdir=DIR --config.data.path=
 python -m experiments.sft --config=sft_faquad --model=BASE_WORKDIR --workdir=DIR --config.data.path=TRAIN \
     --config.data.validation_path=DEV --config.lora.rank=8
 
-A base trained here needs role tokens in its tokenizer (--config.data.tokenizer.chat=true in its
-training); to a model of Hugging Face (--model=openai-community/gpt2) roles are named in text. The
-same command resumes a run that was stopped.
+The tokenizer of a base that this library trained needs role tokens: train the base with
+--config.data.tokenizer.chat=true. For a model of Hugging Face (--model=openai-community/gpt2) the
+prompt names the roles in plain text. The same command resumes a stopped run.
 """
 
 from transformer_jax.cli.train import program

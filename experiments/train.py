@@ -1,10 +1,10 @@
-"""Trains a model on text: a GPT, a BERT or a translator, as the config says.
+"""Trains a model on text. The config selects a GPT, a BERT or a translator.
 
 python -m experiments.train --config=shakespeare_char --config.data.path=FILE --workdir=DIR
 python -m experiments.train --config=book_mlm --config.data.path=BOOK --workdir=DIR
 python -m experiments.train --config=multi30k_ende --config.data.path=SOURCE,TARGET --workdir=DIR
 
-The same command resumes a run that was stopped.
+The same command resumes a stopped run.
 """
 
 from transformer_jax.cli.train import program

@@ -1,4 +1,4 @@
-"""Translates with a trained encoder-decoder, by beam search.
+"""Translates sentences with a trained encoder-decoder, by beam search.
 
 python -m experiments.translate --workdir=DIR --text="..." [--beam_size=5 --n_best=1 --length_penalty=1]
 python -m experiments.translate --workdir=DIR --input=FILE --output=FILE

@@ -1,16 +1,18 @@
 """Eight simulated CPU devices for every test, compiled programs that the tests share, and where the
 corpora are."""
 
+import contextlib
+import importlib
 import importlib.metadata
 import os
 import pathlib
 import shutil
 import tempfile
 
-# Nearly all the time of the tests is compiling: compile quickly, not well. Without the fusion
-# emitters, which write every fusion as MLIR first, XLA:CPU compiles three times as fast. XLA ends a
-# process for a flag that it does not know, so they are used only with the releases of jaxlib that
-# they were tried with.
+# Compiling takes nearly all the time of the tests, so XLA should compile fast, without
+# optimisation. Without the fusion emitters, which write every fusion as MLIR first, XLA:CPU
+# compiles three times as fast. XLA ends a process for a flag that it does not know, so they are
+# used only with the releases of jaxlib that they were tried with.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
@@ -18,11 +20,12 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
-import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-# What one test has compiled, the others read: those of other workers too, and the processes that
-# tests start.
+from tests import shape_checks  # noqa: E402
+
+# Programs that one test has compiled are read by all other tests, workers and processes that tests
+# start.
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 CACHE = {
     "jax_compilation_cache_dir":
@@ -39,10 +42,9 @@ def pytest_unconfigure() -> None:
     if not IS_WORKER:
         shutil.rmtree(CACHE["jax_compilation_cache_dir"], ignore_errors=True)
 
-# Functions of these modules check, in the tests alone, that arrays have the shapes and types of
-# their signatures.
-CHECKED = tuple(f"transformer_jax.inspection.{module}" for module in ("lens", "maps", "mixing", "space"))
-jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+shape_checks.install("transformer_jax")
+
+from transformer_jax.config import MeshConfig  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,12 +65,37 @@ def forget_compiled_programs():
     jax.clear_caches()
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs train on one device unless their mesh is set: compiling for eight costs a third more,
+    and tests of other subjects do not need it."""
+    training = importlib.import_module("transformer_jax.runs.training")
+    make_mesh, default = training.make_mesh, MeshConfig()
+
+    def make(config=default, devices=None):
+        return make_mesh(config, jax.devices()[:1] if devices is None and config == default else devices)
+
+    monkeypatch.setattr(training, "make_mesh", make)
+
+
 @pytest.fixture(scope="session")
 def corpora() -> pathlib.Path:
     """The folder of real corpora: the variable TRANSFORMER_JAX_DATA, or ../shared/data beside the
     project."""
-    beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = pathlib.Path(os.environ.get("TRANSFORMER_JAX_DATA", beside))
+    default_folder = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = pathlib.Path(os.environ.get("TRANSFORMER_JAX_DATA", default_folder))
     if not folder.is_dir():
         pytest.skip(f"no corpora at {folder}; set TRANSFORMER_JAX_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A page of a headless Chromium, which the tests of a file share."""
+    from tests.inspection import chromium
+
+    program = chromium.find()
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(chromium.NAMES)} is installed, and CHROMIUM is not set")
+    with contextlib.closing(chromium.Page(program, tmp_path_factory.mktemp("profile"))) as page:
+        yield page

@@ -1,5 +1,5 @@
-"""Small models with their tokenizers in directories of Hugging Face's, for tests of what is done
-with both together."""
+"""Small models with their tokenizers in Hugging Face directories, for tests that use both
+together."""
 
 import functools
 

@@ -1,4 +1,5 @@
-"""The notebooks of colab/: as git should hold them, and run from start to end at the small size."""
+"""The notebooks of colab/ are stored without outputs, and run from start to end at the small
+size."""
 
 import ast
 import os
@@ -25,8 +26,14 @@ SHOWN = {
     "2_look_inside": ["induction heads (layer, head): (1, ", "<iframe srcdoc=", "without the induction heads"],
     "3_masked_model_from_one_book": ["bigram", "--- step 200 ---\nO diretor do", "p = "],
     "4_translation": ["exactly the reference: ", "1998-04-23", "<iframe srcdoc="],
-    "5_your_own_research_code": ["8 device(s): {'data': 2, 'fsdp': 2, 'sequence': 1, 'tensor': 2}",
+    "5_your_own_research_code": ["8 device(s): {'data': 2, 'fsdp': 2, 'expert': 1, 'sequence': 1, 'tensor': 2}",
                                  "on each device (2, 32, 32)"],
+    "6_a_historia_em_portugues": ["19 caracteres", "0.880784  0.119201  0.000015", "Je suis étudiant -> I am a student",
+                                  "6 x 4 = 24 olhares", "até que ele ficasse <mask>    cheio", "vazia",
+                                  "0.4075  0.2715", "RL  : "],
+    "7_the_story_in_english": ["19 characters", "0.880784  0.119201  0.000015", "Je suis étudiant -> I am a student",
+                               "6 x 4 = 24 looks", "até que ele ficasse <mask>    cheio", "vazia", "0.4075  0.2715",
+                               "RL  : "],
 }
 
 
@@ -56,7 +63,7 @@ def test_every_notebook_is_known():
 def test_git_holds_no_outputs(path, notebook):
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
-    assert path.read_text() == nbformat.writes(notebook) + "\n"  # another tool's layout would be a diff of every line
+    assert path.read_text() == nbformat.writes(notebook) + "\n"  # the layout of another tool would change every line
     assert notebook.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
@@ -100,24 +107,47 @@ def run_setup(code, **variables):
     return done.stdout
 
 
+# Runs the cell in an IPython whose pip only prints its arguments, and installs the library if
+# INSTALLS is set.
 IN_IPYTHON = """
-import importlib.util, sys
+import importlib.metadata, importlib.util, os, sys
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
-shell.register_magic_function(lambda line: print("pip", line), magic_name="pip")
-importlib.util.find_spec = lambda name: None
-shell.run_cell(sys.argv[1]).raise_error()
+installed = []
+def pip(line):
+    print("pip", line)
+    installed.append("INSTALLS" in os.environ)
+shell.register_magic_function(pip, magic_name="pip")
+importlib.util.find_spec = lambda name: (installed or None) and installed[-1] or None
+if "JAX_VERSION" in os.environ:
+    importlib.metadata.version = lambda name: os.environ["JAX_VERSION"]
+error = shell.run_cell(sys.argv[1]).error_in_exec
+print(error)
 """
 
 
 def test_installing_leaves_jax_as_it_is():
-    shown = run_setup(IN_IPYTHON, JAX_PLATFORMS="cpu").splitlines()
+    shown = run_setup(IN_IPYTHON, JAX_PLATFORMS="cpu", INSTALLS="1").splitlines()
     assert shown[0] == f"pip install --quiet jax=={jax.__version__} git+{ADDRESS}"
+    assert shown[1].startswith(f"jax {jax.__version__}, ") and shown[-1] == "None"
+
+
+def test_a_failed_installation_prints_what_to_do():
+    shown = run_setup(IN_IPYTHON, JAX_PLATFORMS="cpu")
+    assert f"git+{ADDRESS} could not be installed" in shown and "path of a wheel" in shown.splitlines()[-1]
+
+
+def test_a_jax_that_is_too_old_prints_what_to_do():
+    shown = run_setup(IN_IPYTHON, JAX_PLATFORMS="cpu", JAX_VERSION="0.7.2").splitlines()
+    assert "needs jax 0.10 or newer, and this runtime has 0.7.2" in shown[-1] and "Restart session" in shown[-1]
+    assert not any(line.startswith("pip") for line in shown)
+    oldest = re.search(r"OLDEST_JAX = \((\d+), (\d+)\)", code_cells(nbformat.read(NOTEBOOKS[0], as_version=4))[0])
+    assert f'"jax>={oldest[1]}.{oldest[2]}"' in (REPOSITORY / "pyproject.toml").read_text()
 
 
 def test_without_its_accelerator_it_runs_on_the_cpu():
     shown = run_setup("import sys\nexec(sys.argv[1].replace('%pip', '# '))", JAX_PLATFORMS="cuda")
-    assert f"jax {jax.__version__}, 1 x cpu\nThere is no GPU or TPU here, so everything runs on the CPU" in shown
+    assert f"jax {jax.__version__}, 1 x cpu\nThere is no GPU or TPU, so everything runs on the CPU" in shown
 
 
 @pytest.mark.long
@@ -139,3 +169,6 @@ def test_it_runs(path, notebook, tmp_path):
     shown = streams["stdout"] + "".join(output.get("data", {}).get("text/html", "") for output in outputs)
     assert [text for text in SHOWN[path.stem] if text not in shown] == []
     assert any("image/png" in output.get("data", {}) for output in outputs)
+    if kept := os.environ.get("TRANSFORMER_JAX_EXECUTED_NOTEBOOKS"):  # for the documentation site
+        pathlib.Path(kept).mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, pathlib.Path(kept) / path.name)

@@ -1,5 +1,4 @@
-"""What devices send to each other in the compiled gradient of each layout: what it should, and no
-more."""
+"""The collectives in the compiled gradient of each layout are the expected ones, and no others."""
 
 import functools
 import math
@@ -14,7 +13,7 @@ from transformer_jax.config import LossConfig, MeshConfig
 from transformer_jax.sharding import batch_sharding, make_mesh, shardings
 from transformer_jax.training.objectives import next_token_loss
 
-# Sizes by which an array is known.
+# Sizes that identify each array.
 V, L, D, F, N, K, H, B, T = 80, 3, 32, 160, 4, 2, 8, 8, 24
 CONFIG = tj.ModelConfig(vocab_size=V, max_len=T, num_layers=L, num_heads=N, num_kv_heads=K, model_dim=D, mlp_dim=F)
 LAYOUTS = {"data": dict(data=8), "fsdp": dict(fsdp=8), "tensor": dict(data=4, tensor=2), "all": dict(fsdp=2, tensor=2),
@@ -71,14 +70,14 @@ def test_over_data_alone_gradients_are_summed_and_nothing_else_is_sent():
 
 
 def test_fsdp_gathers_weights_layer_by_layer():
-    gathered = gradient("fsdp")[2]["all-gather"]
-    assert {D * F, D * N * H, D * K * H, V * D} <= sizes(gathered)  # kernels of a layer, and the table for the logits
-    assert max(sizes(gathered)) == D * F
-    assert sizes(gathered).isdisjoint({L * D * F, L * D * N * H, L * D * K * H})
-    assert [shape for shape in gathered if math.prod(shape) == V * D] == [(V, D)]  # once, not for the tokens too
+    all_gathers = gradient("fsdp")[2]["all-gather"]
+    assert {D * F, D * N * H, D * K * H, V * D} <= sizes(all_gathers)  # a layer's kernels, and the table for logits
+    assert max(sizes(all_gathers)) == D * F
+    assert sizes(all_gathers).isdisjoint({L * D * F, L * D * N * H, L * D * K * H})
+    assert [shape for shape in all_gathers if math.prod(shape) == V * D] == [(V, D)]  # once, not again for the tokens
     # Both kernels of the feed-forward layer, and again for the gradient: between, no device holds
     # them whole.
-    assert sum(math.prod(shape) == D * F for shape in gathered) == 4
+    assert sum(math.prod(shape) == D * F for shape in all_gathers) == 4
 
 
 def test_tensor_parallel_layers_gather_no_weight():
@@ -89,17 +88,17 @@ def test_tensor_parallel_layers_gather_no_weight():
 
 
 def test_with_all_axes_weights_are_gathered_over_fsdp_alone():
-    gathered = gradient("all")[2]["all-gather"]
-    assert {D * F // 2, D * N * H // 2, D * K * H // 2, V * D // 2} <= sizes(gathered)
-    assert max(sizes(gathered)) <= D * F // 2
+    all_gathers = gradient("all")[2]["all-gather"]
+    assert {D * F // 2, D * N * H // 2, D * K * H // 2, V * D // 2} <= sizes(all_gathers)
+    assert max(sizes(all_gathers)) <= D * F // 2
 
 
 @pytest.mark.parametrize("name", ["sequence", "long"])
 def test_over_the_sequence_keys_and_values_are_gathered_and_no_scores(name):
-    gathered = gradient(name)[2]["all-gather"]
+    all_gathers = gradient(name)[2]["all-gather"]
     parts = LAYOUTS[name]
     keys = B // parts.get("fsdp", 1) * T * K // parts.get("tensor", 1) * H
-    assert sum(math.prod(shape) == keys for shape in gathered) >= 2
-    assert not [shape for shape in gathered if shape.count(T) > 1]
+    assert sum(math.prod(shape) == keys for shape in all_gathers) >= 2
+    assert not [shape for shape in all_gathers if shape.count(T) > 1]
     if name == "long":
-        assert max(sizes(gathered)) == keys  # no weight
+        assert max(sizes(all_gathers)) == keys  # no weight

@@ -1,14 +1,21 @@
-"""Configs: what is derived, what is refused and how, round trips; the published sizes."""
+"""Configs: derived fields, errors, round trips and the published sizes."""
 
 import dataclasses
 import json
+import math
+import pathlib
+import re
+import typing
+from typing import Optional
 
+import numpy as np
 import pytest
 
 import transformer_jax as tj
-from transformer_jax import presets
+from transformer_jax import config, presets
 from transformer_jax.config import (
     CheckpointConfig,
+    CorpusConfig,
     DataConfig,
     EvalConfig,
     ExperimentConfig,
@@ -17,10 +24,12 @@ from transformer_jax.config import (
     MetricsConfig,
     ModelConfig,
     OptimConfig,
+    RopeLayout,
     RopeScaling,
     SampleConfig,
     TokenizerConfig,
 )
+from transformer_jax.config.ranges import RANGES
 from transformer_jax.settings import differences, from_dict, nearest, to_dict
 
 
@@ -71,7 +80,7 @@ def test_scaled_rotations():
     config = ModelConfig(positions="rope", rope_scaling=scaling, use_qkv_bias=True)
     assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
     assert ModelConfig().rope_scaling == RopeScaling("none")
-    for wrong, message in ((dict(kind="yarn"), "kind='yarn' is not one of none, linear, llama3"),
+    for wrong, message in ((dict(kind="ntk"), "kind='ntk' is not one of none, linear, dynamic, yarn"),
                            (dict(factor=0.5), "rope_scaling.factor=0.5 must be at least 1"),
                            (dict(low_frequency_factor=4.0), "low_frequency_factor=4.0 must be positive and below"),
                            (dict(original_max_len=0), "original_max_len=0 must be a positive integer")):
@@ -165,10 +174,65 @@ def test_replace_validates():
     (ExperimentConfig, dict(batch_size=10, optim=OptimConfig(accumulation=4)),
      ["batch_size=10", "optim.accumulation=4"]),
 ], ids=lambda value: value.__name__ if isinstance(value, type) else str(value))
-def test_what_is_refused_names_the_field_and_the_value(cls, given, words):
+def test_errors_name_the_field_and_the_value(cls, given, words):
     with pytest.raises(ValueError) as error:
         cls(**given)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+NUMBERS = [(cls, field) for cls in (getattr(config, name) for name in config.__all__)
+           for field, hint in typing.get_type_hints(cls).items()
+           if hint not in (tuple[int, ...], tuple[float, ...]) and {int, float} & set(typing.get_args(hint) or (hint,))]
+
+
+def a_number_of(cls, field, value):
+    """Returns a config with one number set, and with the other settings that this number needs."""
+    needs = {"kind": "bpe", "vocab_size": 9} if cls is TokenizerConfig else {}
+    if cls is CorpusConfig:
+        needs = {"name": "novels"}
+    if field in ("num_encoder_layers", "num_decoder_layers"):
+        needs = {"family": "encoder_decoder"}
+    return cls(**needs | {field: value})
+
+
+def test_every_number_of_every_config_has_a_range():
+    assert {(cls.__name__, field) for cls, field in NUMBERS} == {
+        (name, field) for name, (_, ranges) in RANGES.items() for field in ranges}
+    assert set(RANGES) == set(config.__all__) - {"register_model_family"}
+
+
+@pytest.mark.parametrize(("cls", "field"), NUMBERS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_number_is_finite_and_in_range(cls, field):
+    prefix, ranges = RANGES[cls.__name__]
+    is_float = float in (typing.get_args(typing.get_type_hints(cls)[field]) or (typing.get_type_hints(cls)[field],))
+    wrong = [math.nan, math.inf, -math.inf, 1e300, -1e300, -1, -0.5, "1", True, [1], 10**400]
+    if is_float:
+        wrong += [1e39] + ([1.5, 2.0] if ranges[field].high <= 1 else []) + (
+            [1e-60, 0.0] if 0 < ranges[field].low < 1e-30 else [])
+    for value in wrong:
+        with pytest.raises(ValueError, match=rf"^{re.escape(f'{prefix}{field}={value!r}')} must "):
+            a_number_of(cls, field, value)
+
+
+def test_numbers_of_numpy_and_paths_become_those_of_json():
+    made = ExperimentConfig(steps=np.int64(3), optim=OptimConfig(peak_lr=np.float32(0.5)),
+                            data=DataConfig(path=pathlib.Path("a.txt")))
+    assert json.loads(json.dumps(to_dict(made)))["steps"] == 3
+    assert (type(made.optim.peak_lr), made.optim.peak_lr, made.data.path) == (float, 0.5, "a.txt")
+
+
+@pytest.mark.parametrize(("cls", "given", "message"), [
+    (ModelConfig, dict(use_bias="no"), "use_bias='no' is of type str; expected bool"),
+    (ModelConfig, dict(use_qkv_bias=1), "use_qkv_bias=1 is of type int; expected bool or None"),
+    (ModelConfig, dict(rope_scaling="llama3"), "rope_scaling='llama3' is of type str; expected RopeScaling"),
+    (ModelConfig, dict(banned_ids=3), "banned_ids=3 is of type int; expected tuple"),
+    (DataConfig, dict(path=["a", "b"]), r"data.path=\['a', 'b'\] is of type list; expected str or None"),
+    (ExperimentConfig, dict(model={}), r"model=\{\} is of type dict; expected ModelSettings"),
+    (ExperimentConfig, dict(task=3), "task=3 is of type int; expected str or None"),
+])
+def test_settings_of_another_type(cls, given, message):
+    with pytest.raises(ValueError, match=message):
+        cls(**given)
 
 
 TRANSLATOR = ExperimentConfig(
@@ -198,7 +262,7 @@ def test_presets_survive_json(name):
     assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
-def test_what_was_written_before_there_were_other_families_still_loads():
+def test_configs_without_the_fields_of_other_families_still_load():
     values = to_dict(CHANGED)
     for name in ("family", "num_encoder_layers", "num_decoder_layers", "num_token_types", "use_embedding_norm",
                  "scale_embeddings", "attention_dropout"):
@@ -225,7 +289,7 @@ def test_integers_serve_as_floats():
     ({"model": {"dropout": "0.1"}}, ["ModelConfig.dropout='0.1'", "expected float"]),
     ({"model": {"vocab_size": "65"}}, ["ModelConfig.vocab_size='65'", "int or NoneType"]),
     ({"model": {"num_layers": None}}, ["ModelConfig.num_layers=None", "expected int"]),
-    ({"model": 5}, ["ExperimentConfig.model=5", "ModelConfig"]),
+    ({"model": 5}, ["ExperimentConfig.model=5", "ModelSettings"]),
 ])
 def test_wrong_dicts_are_refused(values, words):
     with pytest.raises(ValueError) as error:
@@ -256,9 +320,81 @@ def test_samples_are_due():
     # As Hugging Face's and OpenAI's checkpoints count (output matrix tied).
     ("gpt2-small", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200),
     ("llama-tiny", 15_191_712),  # llama2.c's stories15M
+    # As the safetensors files on the Hugging Face hub count.
+    ("gemma-2b", 2_506_172_416), ("gemma-7b", 8_537_680_896), ("gemma-2-2b", 2_614_341_888),
+    ("gemma-2-9b", 9_241_705_984), ("gemma-2-27b", 27_227_128_320), ("gemma-3-270m", 268_098_176),
+    ("gemma-3-1b", 999_885_952), ("olmo-2-1b", 1_484_916_736), ("olmo-2-7b", 7_298_617_344),
+    ("olmo-2-13b", 13_716_198_400), ("olmo-3-7b", 7_298_011_136), ("phi-3-mini-4k", 3_821_079_552),
+    ("mistral-7b", 7_241_732_096), ("smollm3-3b", 3_075_098_624),
 ])
 def test_published_parameter_counts(name, count):
     assert tj.count_parameters(presets.get(name)) == count
+
+
+@pytest.mark.parametrize(("name", "count", "active"), [
+    # Of all weights of the published files; the model cards round the active ones to 12.9, 39, 1.3,
+    # 3.3 and 22 billion.
+    ("mixtral-8x7b", 46_702_792_704, 12.9), ("mixtral-8x22b", 140_620_634_112, 39.2),
+    ("olmoe-1b-7b", 6_919_161_856, 1.3),
+    ("qwen3-30b-a3b", 30_532_122_624, 3.4), ("qwen3-235b-a22b", 235_093_634_560, 22.2),
+])
+def test_mixtures_have_the_published_number_of_parameters(name, count, active):
+    config = presets.get(name)
+    assert tj.count_parameters(config) == count
+    assert round(tj.count_parameters(config, active=True) / 1e9, 1) == active
+
+
+@pytest.mark.parametrize(("name", "count", "without_embeddings"), [
+    # The table in the model cards of EleutherAI/pythia-*.
+    ("pythia-70m", 70_426_624, 18_915_328), ("pythia-160m", 162_322_944, 85_056_000),
+    ("pythia-410m", 405_334_016, 302_311_424), ("pythia-1b", 1_011_781_632, 805_736_448),
+    ("pythia-1.4b", 1_414_647_808, 1_208_602_624), ("pythia-2.8b", 2_775_208_960, 2_517_652_480),
+    ("pythia-6.9b", 6_857_302_016, 6_444_163_072), ("pythia-12b", 11_846_072_320, 11_327_027_200),
+])
+def test_pythia_has_the_published_number_of_parameters(name, count, without_embeddings):
+    config = presets.get(name)
+    assert tj.count_parameters(config) == count
+    assert count - 2 * config.vocab_size * config.model_dim == without_embeddings
+    assert 4 * config.rope_layout.dim == config.head_dim  # rotary_pct=0.25
+
+
+@pytest.mark.parametrize(("name", "width", "heads"), [("pythia-14m", 128, 4), ("pythia-31m", 256, 8)])
+def test_the_smallest_pythias(name, width, heads):
+    config = presets.get(name)
+    assert (config.num_layers, config.model_dim, config.num_heads, config.mlp_dim) == (6, width, heads, 4 * width)
+    # For each layer 12 D^2 weights and 13 D biases and norms, and the last norm.
+    layers = 6 * (12 * width**2 + 13 * width) + 2 * width
+    assert tj.count_parameters(config) == layers + 2 * 50_304 * width
+
+
+@pytest.mark.parametrize(("wrong", "words"), [
+    (dict(residual="parallel", norm_position="post"), "residual='parallel' needs norm_position='pre' and a family"),
+    (dict(residual="parallel_shared", family="encoder_decoder"), "without cross-attention, not .*'encoder_decoder'"),
+    (dict(residual="paralel"), "residual='paralel' is not one of .*; did you mean 'parallel'"),
+    (dict(rope_layout=RopeLayout(2)), "rope_layout=.* is for positions='rope', not 'learned'"),
+    (dict(positions="rope", rope_layout=RopeLayout(64)), "rope_layout.dim=64 must be below head_dim=64"),
+    (dict(norm="rmsnorm", use_norm_bias=True), "use_norm_bias=True is for norm='layernorm'; norm='rmsnorm' has no"),
+])
+def test_blocks_that_do_not_exist_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        ModelConfig(**wrong)
+
+
+def test_layouts_of_rotations():
+    with pytest.raises(ValueError, match="rope_layout.dim=3 must be even"):
+        RopeLayout(3)
+    with pytest.raises(ValueError, match="pairs='interleave' is not one of halves, interleaved"):
+        RopeLayout(pairs="interleave")
+    # A head of an odd width can rotate a part of its channels.
+    assert ModelConfig(model_dim=15, num_heads=3, positions="rope", rope_layout=RopeLayout(4)).head_dim == 5
+
+
+def test_a_config_from_before_parallel_blocks_is_read():
+    config = ExperimentConfig(model=ModelConfig(positions="rope"))
+    values = json.loads(json.dumps(to_dict(config)))
+    for name in ("residual", "rope_layout", "use_norm_bias"):
+        del values["model"][name]
+    assert from_dict(ExperimentConfig, values) == config
 
 
 @pytest.mark.parametrize(("name", "printed"), [("nanogpt-char-cpu", "0.80M"), ("nanogpt-char-gpu", "10.65M")])
@@ -296,3 +432,67 @@ def test_an_unknown_preset_suggests_the_nearest():
 ])
 def test_the_nearest_name_is_suggested(name, known, hint):
     assert nearest(name, known) == hint
+
+
+def test_an_annotation_that_settings_cannot_read_is_an_error_and_a_union_is_read_in_either_form():
+    @dataclasses.dataclass(frozen=True)
+    class Mine:
+        rate: float | None = None
+        other: Optional[float] = None  # noqa: UP045
+        names: dict[str, int] | None = None
+
+    assert from_dict(Mine, {"rate": 3, "other": 3}) == Mine(rate=3.0, other=3.0)
+    assert isinstance(from_dict(Mine, {"other": 3}).other, float)
+    with pytest.raises(TypeError, match=r"Mine.names has the annotation dict\[str, int\] \| None, which"):
+        from_dict(Mine, {"names": {"a": 1}})
+
+
+def test_values_that_are_not_configs_names_or_paths_are_refused_in_one_line(tmp_path):
+    import jax
+
+    config = tj.ModelConfig(vocab_size=9, max_len=8, num_layers=1, num_heads=1, model_dim=4)
+    model = tj.Decoder(config, key=jax.random.key(0))
+    bundle = tj.Bundle(model=model, tokenizer=None, config=config)
+    adapters = tj.make_adapters(model, tj.LoraConfig(rank=1), key=jax.random.key(0))
+    calls = [
+        (lambda wrong: tj.presets.get(wrong), "there is no preset"),
+        (lambda wrong: tj.recipes.get(wrong), "there is no recipe"),
+        (lambda wrong: tj.sharding.make_mesh(wrong), "expected a tj.config.MeshConfig"),
+        (lambda wrong: tj.sharding.make_mesh(devices=wrong), "must be a list of devices"),
+        (lambda wrong: tj.count_parameters(wrong), "expected a tj.ModelConfig"),
+        (lambda wrong: tj.Decoder(wrong, key=jax.random.key(0)), "expected a tj.ModelConfig"),
+        (lambda wrong: tj.Decoder(config, key=wrong), "is not a PRNG key; pass jax.random.key"),
+        (lambda wrong: tj.preflight(wrong), "expected a tj.ExperimentConfig"),
+        (lambda wrong: tj.prepare_for_decoding(wrong), "is not a model"),
+        (lambda wrong: tj.make_adapters(model, wrong, key=jax.random.key(0)), "expected a tj.LoraConfig"),
+        (lambda wrong: tj.merge_adapters(model, wrong), "expected the adapters"),
+        (lambda wrong: tj.save(wrong, bundle), "expected a path"),
+        (lambda wrong: tj.save(tmp_path, wrong), "bundle is of type .*; expected a tj.Bundle"),
+        (lambda wrong: tj.load(wrong), "expected a path"),
+        (lambda wrong: tj.load(tmp_path, average=wrong), "must be a whole number, at least 1"),
+        (lambda wrong: tj.save_adapters(wrong, adapters, tj.LoraConfig(rank=1), model), "expected a path"),
+        (lambda wrong: tj.load_adapters(wrong, model), "expected a path"),
+        (lambda wrong: tj.to_huggingface(wrong, tmp_path), "expected a tj.Bundle"),
+        (lambda wrong: tj.from_huggingface(wrong), "expected a path"),
+        (lambda wrong: tj.Tokenizer.load(wrong), "expected a path"),
+    ]
+    for call, message in calls:
+        for wrong in (2.5, [], object()):
+            with pytest.raises(ValueError, match=message) as raised:
+                call(wrong)
+            assert "\n" not in str(raised.value)
+    for path, message in (("", "empty string"), ("a\0b", "NUL character"), (b"a", "expected a path")):
+        for call in (lambda path: tj.save(path, bundle), tj.load, tj.from_huggingface, tj.Tokenizer.load):
+            with pytest.raises(ValueError, match=message):
+                call(path)
+    for step in (-1, 2.5, True, None):
+        with pytest.raises(ValueError, match="the step of the bundle is .*; expected a whole number"):
+            tj.save(tmp_path / "x", tj.Bundle(model=model, tokenizer=None, config=config, step=step))
+    tj.save(tmp_path / "right", bundle)
+    with pytest.raises(ValueError, match=r"step \[\] is neither a number nor 'best'"):
+        tj.load(tmp_path / "right", step=[])
+    with pytest.raises(ValueError, match="expected a list of strings"):
+        tj.Tokenizer.train(None, kind="char")
+    tokenizer = tj.Tokenizer.train("abc", kind="char")
+    with pytest.raises(ValueError, match="token id x is outside the vocabulary"):
+        tokenizer.decode("x")

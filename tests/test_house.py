@@ -1,4 +1,4 @@
-"""Files and functions stay small enough to be read in one sitting."""
+"""Files and functions stay small enough to be read at once."""
 
 import ast
 import pathlib

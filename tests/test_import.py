@@ -50,7 +50,7 @@ def test_every_public_name_resolves(name):
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
-def test_what_type_checkers_see_is_what_is_there(namespace):
+def test_type_checkers_and_the_runtime_see_the_same_names(namespace):
     module = importlib.import_module(namespace)
     homes = imports_for_type_checkers(pathlib.Path(module.__file__).read_text())
     assert sorted(homes) == sorted(module.__all__) == sorted(dir(module))
@@ -62,8 +62,8 @@ def test_what_type_checkers_see_is_what_is_there(namespace):
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_no_public_name_is_that_of_a_module_in_the_same_folder(namespace):
-    """Python sets an imported module as an attribute of its package, in the place of what was
-    there."""
+    """Python sets an imported module as an attribute of its package and replaces a function of the
+    same name."""
     module = importlib.import_module(namespace)
     values = {name for name in module.__all__ if not inspect.ismodule(getattr(module, name))}
     assert not values & {found.name for found in pkgutil.iter_modules(module.__path__)}

@@ -133,18 +133,19 @@ def test_the_initial_weights_do_not_depend_on_the_mesh():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def test_what_does_not_divide_stays_whole():
+def test_dimensions_that_do_not_divide_are_replicated():
     model = jax.eval_shape(lambda key: tj.Decoder(CONFIG.replace(vocab_size=33), key=key), jax.random.key(0))
     specs = shardings(model, mesh_of("all"))
     assert specs.embeddings.token.get_value().spec == P(None, "fsdp")
 
 
 def test_meshes():
-    assert make_mesh().axis_names == ("data", "fsdp", "sequence", "tensor")
-    assert make_mesh().devices.shape == (8, 1, 1, 1)
-    assert make_mesh(MeshConfig(fsdp=2, tensor=2)).devices.shape == (2, 2, 1, 2)
-    assert make_mesh(MeshConfig(tensor=2), jax.devices()[:2]).devices.shape == (1, 1, 1, 2)
-    assert make_mesh(MeshConfig(sequence=4)).devices.shape == (2, 1, 4, 1)
+    assert make_mesh().axis_names == ("data", "fsdp", "expert", "sequence", "tensor")
+    assert make_mesh().devices.shape == (8, 1, 1, 1, 1)
+    assert make_mesh(MeshConfig(fsdp=2, tensor=2)).devices.shape == (2, 2, 1, 1, 2)
+    assert make_mesh(MeshConfig(tensor=2), jax.devices()[:2]).devices.shape == (1, 1, 1, 1, 2)
+    assert make_mesh(MeshConfig(sequence=4)).devices.shape == (2, 1, 1, 4, 1)
+    assert make_mesh(MeshConfig(expert=4)).devices.shape == (2, 1, 4, 1, 1)
     for wrong in (MeshConfig(data=3), MeshConfig(fsdp=3), MeshConfig(data=2, fsdp=2)):
         with pytest.raises(ValueError, match=rf"fsdp={wrong.fsdp} .* does not multiply out to the 8 devices"):
             make_mesh(wrong)
@@ -152,14 +153,15 @@ def test_meshes():
 
 def test_a_batch_is_divided_over_data_and_fsdp():
     sharding = batch_sharding(mesh_of("all"))
-    assert partition_spec("batch") == P(("data", "fsdp")) and partition_spec("vocab", None) == P("tensor", None)
+    assert partition_spec("batch") == P(("data", "fsdp", "expert"))
+    assert partition_spec("vocab", None) == P("tensor", None)
     assert sharding.shard_shape((8, 16)) == (2, 16)
     rows = jax.device_put(jnp.arange(8), sharding)
     assert sorted({tuple(shard.data.tolist()) for shard in rows.addressable_shards}) == [(0, 1), (2, 3), (4, 5), (6, 7)]
 
 
 class Elsewhere:
-    """A device of some process and slice, none of which is here."""
+    """A stand-in for a device of a process and a slice that do not exist here."""
 
     platform, device_kind = "tpu", "TPU v5 lite"
 
@@ -174,16 +176,15 @@ class Elsewhere:
 def test_slices_of_tpus_are_divided_along_data():
     devices = [Elsewhere(index, index // 4, index // 4) for index in range(8)]
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), devices)
-    assert mesh.devices.shape == (2, 2, 1, 2)
+    assert mesh.devices.shape == (2, 2, 1, 1, 2)
     assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
-    with pytest.raises(ValueError, match=r"mesh data=1 is no multiple of the 2 slices"):
+    with pytest.raises(ValueError, match=r"mesh data=1 is not a multiple of the 2 slices"):
         make_mesh(MeshConfig(fsdp=8), devices)
 
 
 @pytest.mark.parametrize(("shape", "shares"), [
-    ((2, 1, 1, 1), [0, 1]), ((1, 4, 1, 2), [0, 0, 1, 1, 2, 2, 3, 3]), ((2, 1, 2, 1), [0, 0, 1, 1]),
-    ((2, 2, 2, 1), [0, 1, 2, 3]),
-    ((1, 1, 4, 2), [0, 0, 0, 0])])
+    ((2, 1, 1, 1, 1), [0, 1]), ((1, 4, 1, 1, 2), [0, 0, 1, 1, 2, 2, 3, 3]), ((2, 1, 1, 2, 1), [0, 0, 1, 1]),
+    ((2, 2, 1, 2, 1), [0, 1, 2, 3]), ((1, 2, 2, 2, 1), [0, 1, 2, 3]), ((1, 1, 1, 4, 2), [0, 0, 0, 0])])
 def test_processes_that_hold_the_same_rows_read_the_same_share(shape, shares, monkeypatch):
     """Devices in order of their processes, one or two to a process."""
     size, count = math.prod(shape), len(shares)
@@ -196,10 +197,10 @@ def test_processes_that_hold_the_same_rows_read_the_same_share(shape, shares, mo
 
 def test_rows_of_a_process_that_are_not_in_one_piece_are_refused(monkeypatch):
     devices = [Elsewhere(index, index % 2, 0) for index in range(4)]
-    mesh = types.SimpleNamespace(shape={"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1},
-                                 devices=np.reshape(devices, (4, 1, 1, 1)))
+    mesh = types.SimpleNamespace(shape=dict(zip(AXES, (4, 1, 1, 1, 1), strict=True)),
+                                 devices=np.reshape(devices, (4, 1, 1, 1, 1)))
     monkeypatch.setattr(jax, "process_index", lambda: 0)
-    with pytest.raises(ValueError, match="rows of a batch that are not in one piece"):
+    with pytest.raises(ValueError, match="rows of a batch that are not consecutive"):
         data_share(mesh)
 
 

@@ -1,4 +1,4 @@
-"""The wheel holds the package alone, and works where no checkout is."""
+"""The wheel contains only the package, and works without a checkout."""
 
 import os
 import pathlib
@@ -53,7 +53,7 @@ def installed(wheel, tmp_path_factory):
     return run
 
 
-def test_what_the_wheel_holds(wheel):
+def test_the_wheel_holds_the_package_with_recipes_and_pages_only(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"transformer_jax"}
     assert "transformer_jax/recipes/quickstart.py" in names

@@ -1,5 +1,4 @@
-"""Public names that editors and type checkers see as imports, and that Python loads on first
-use."""
+"""Lazy imports: public names that type checkers see as imports and Python loads on first use."""
 
 from __future__ import annotations
 
@@ -13,19 +12,17 @@ from typing import Any
 
 
 def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Makes the ``__getattr__`` and ``__dir__`` of a package that imports its public names on first
-    use.
+    """Makes ``__getattr__`` and ``__dir__`` for a package that loads its public names on first use.
 
-    The names and their homes are written once, as imports under ``if TYPE_CHECKING`` in the
-    package's own file, which this function reads when a name is first asked for. ``__all__`` lists
-    the same names.
+    The package's ``__init__.py`` imports the names under ``if TYPE_CHECKING`` and lists them in
+    ``__all__``. When a name is first used, this file is parsed to find the module of the name.
 
     Args:
-      package: the package's ``__name__``.
+      package: The package's ``__name__``.
 
     Returns:
-      ``__getattr__``, which raises AttributeError with the nearest public name for an unknown one,
-      and ``__dir__``.
+      ``__getattr__`` and ``__dir__``. For an unknown name, ``__getattr__`` raises AttributeError
+      with the nearest public name.
     """
     module = sys.modules[package]
 
@@ -39,8 +36,8 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 
             raise AttributeError(f"module {package!r} has no attribute {name!r}{nearest(name, module.__all__)}")
         home = homes()[name]
-        # `from package import part` names a part of the package, any other import a value in a
-        # module.
+        # `from package import part` imports a submodule of the package. Any other import takes a
+        # value from a module.
         value = (importlib.import_module(f"{package}.{name}") if home == package
                  else getattr(importlib.import_module(home), name))
         setattr(module, name, value)
@@ -53,8 +50,14 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 
 
 def imports_for_type_checkers(source: str) -> dict[str, str]:
-    """The names that a file imports under ``if TYPE_CHECKING``, each with the module that it comes
-    from."""
+    """Finds the names that a file imports under ``if TYPE_CHECKING``.
+
+    Args:
+      source: The text of the file.
+
+    Returns:
+      A dict from each name to the module that it comes from.
+    """
     return {alias.name: node.module or ""
             for block in ast.parse(source).body
             if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from transformer_jax.config import ModelConfig
+from transformer_jax.config import ExpertConfig, LayerKind, Limits, ModelConfig, RopeLayout, RopeScaling
 from transformer_jax.lazy import lazy_names
 from transformer_jax.settings import nearest
 
@@ -18,21 +18,69 @@ _NANOGPT = ModelConfig(vocab_size=65, activation="gelu", use_bias=False)
 
 
 def _gpt2(num_layers: int, num_heads: int, model_dim: int) -> ModelConfig:
+    """Returns a config of GPT-2."""
     return _GPT2.replace(num_layers=num_layers, num_heads=num_heads, model_dim=model_dim)
 
 
 def _gpt3(num_layers: int, num_heads: int, head_dim: int) -> ModelConfig:
+    """Returns a config of GPT-3."""
     return _GPT2.replace(max_len=2048, num_layers=num_layers, num_heads=num_heads, head_dim=head_dim,
                          model_dim=num_heads * head_dim)
 
 
-# Vaswani et al. (2017), table 3, with the 37,000 pieces that English and German share there. The
-# paper rounds to 65M and 213M parameters; these shapes have 63.1M and 214.2M.
+def _pythia(num_layers: int, num_heads: int, model_dim: int, vocab_size: int = 50_304) -> ModelConfig:
+    """Returns a config of Pythia, which rotates a quarter of the channels of each head."""
+    return ModelConfig(
+        vocab_size=vocab_size, max_len=2048, num_layers=num_layers, num_heads=num_heads, model_dim=model_dim,
+        positions="rope", rope_layout=RopeLayout(model_dim // num_heads // 4), residual="parallel", activation="gelu",
+        tie_embeddings=False)
+
+
+# Jiang et al. (2024), and Yang et al. (2025); the sizes are those of the published config.json
+# files.
+_MIXTRAL = ModelConfig(
+    vocab_size=32_000, max_len=32_768, num_layers=32, num_heads=32, num_kv_heads=8, model_dim=4096, mlp_dim=14_336,
+    positions="rope", rope_base=1e6, norm="rmsnorm", activation="swiglu", use_bias=False, tie_embeddings=False,
+    moe=ExpertConfig(8, 2, balance_loss=0.02, z_loss=0.0))
+_QWEN3_MOE = _MIXTRAL.replace(
+    vocab_size=151_936, max_len=40_960, num_layers=48, num_kv_heads=4, head_dim=128, model_dim=2048, mlp_dim=6144,
+    norm_epsilon=1e-6, use_qk_norm=True, moe=ExpertConfig(128, 8, mlp_dim=768, balance_loss=0.001, z_loss=0.0))
+
+
+def _windows(window: int, every: int, rope_base: float | None = None) -> tuple[LayerKind, ...]:
+    """Returns a pattern in which every so many layers one has no sliding window."""
+    return (LayerKind(window, rope_base=rope_base),) * (every - 1) + (LayerKind(),)
+
+
+_LLAMA = ModelConfig(positions="rope", norm="rmsnorm", activation="swiglu", use_bias=False, norm_epsilon=1e-6,
+                     tie_embeddings=False)
+_GEMMA = _LLAMA.replace(
+    vocab_size=256_000, max_len=8192, norm="rmsnorm_one_plus", activation="geglu", scale_embeddings=True,
+    tie_embeddings=True, head_dim=256)
+_GEMMA2 = _GEMMA.replace(norm_position="both", limits=Limits(scores=50.0, logits=30.0), layer_pattern=_windows(4096, 2))
+_GEMMA3 = _GEMMA.replace(
+    vocab_size=262_144, max_len=32_768, norm_position="both", use_qk_norm=True, rope_base=1_000_000.0,
+    layer_pattern=_windows(512, 6, 10_000.0))
+_OLMO2 = _LLAMA.replace(
+    vocab_size=100_352, max_len=4096, norm_position="output", use_qk_norm=True, qk_norm_width="all",
+    rope_base=500_000.0)
+_YARN = RopeScaling("yarn", 8.0, original_max_len=8192, attention_factor=1.2079441541679836)
+
+
+def _sized(base: ModelConfig, num_layers: int, model_dim: int, num_heads: int, num_kv_heads: int, mlp_dim: int,
+           **changes: Any) -> ModelConfig:
+    """Returns a config of the given size."""
+    return base.replace(num_layers=num_layers, model_dim=model_dim, num_heads=num_heads, num_kv_heads=num_kv_heads,
+                        mlp_dim=mlp_dim, **changes)
+
+
+# Vaswani et al. (2017), table 3, with a vocabulary of 37,000 pieces that English and German share.
+# The paper rounds to 65M and 213M parameters; these shapes have 63.1M and 214.2M.
 _TRANSFORMER = ModelConfig(
     family="encoder_decoder", vocab_size=37_000, max_len=512, num_layers=6, num_heads=8, model_dim=512,
     positions="sinusoidal", norm_position="post", activation="relu", scale_embeddings=True, dropout=0.1, init_std=None)
-# Devlin et al. (2019), and Liu et al. (2019), whose one kind of tokens has an embedding all the
-# same.
+# Devlin et al. (2019), and Liu et al. (2019). RoBERTa has an embedding of token types although it
+# has only one type.
 _BERT = ModelConfig(
     family="encoder", vocab_size=30_522, max_len=512, num_token_types=2, norm_position="post", norm_epsilon=1e-12,
     activation="gelu", use_embedding_norm=True, dropout=0.1)
@@ -51,8 +99,8 @@ _PRESETS = {
     "gpt2-medium": _gpt2(24, 16, 1024),
     "gpt2-large": _gpt2(36, 20, 1280),
     "gpt2-xl": _gpt2(48, 25, 1600),
-    # Brown et al. (2020), table 2.1. Two rows do not multiply out as printed (XL: 24 heads of 128
-    # for a width of 2048; 13B: 40 heads of 128 for a width of 5140); here heads * head_dim = width.
+    # Brown et al. (2020), table 2.1. Two rows of the table are inconsistent (XL: 24 heads of 128
+    # for a width of 2048; 13B: 40 heads of 128 for a width of 5140). Here heads * head_dim = width.
     "gpt3-small": _gpt3(12, 12, 64),
     "gpt3-medium": _gpt3(24, 16, 64),
     "gpt3-large": _gpt3(24, 16, 96),
@@ -61,6 +109,50 @@ _PRESETS = {
     "gpt3-6.7b": _gpt3(32, 32, 128),
     "gpt3-13b": _gpt3(40, 40, 128),
     "gpt3-175b": _gpt3(96, 96, 128),
+    # Biderman et al. (2023), table 1, and the published config.json files. The sizes differ in the
+    # multiple to which the vocabulary is filled up.
+    "pythia-14m": _pythia(6, 4, 128),
+    "pythia-31m": _pythia(6, 8, 256),
+    "pythia-70m": _pythia(6, 8, 512),
+    "pythia-160m": _pythia(12, 12, 768),
+    "pythia-410m": _pythia(24, 16, 1024),
+    "pythia-1b": _pythia(16, 8, 2048),
+    "pythia-1.4b": _pythia(24, 16, 2048),
+    "pythia-2.8b": _pythia(32, 32, 2560),
+    "pythia-6.9b": _pythia(32, 32, 4096, 50_432),
+    "pythia-12b": _pythia(36, 40, 5120, 50_688),
+    "mixtral-8x7b": _MIXTRAL,
+    "mixtral-8x22b": _MIXTRAL.replace(
+        max_len=65_536, num_layers=56, num_heads=48, model_dim=6144, mlp_dim=16_384,
+        moe=ExpertConfig(8, 2, balance_loss=0.001, z_loss=0.0)),
+    "qwen3-30b-a3b": _QWEN3_MOE,
+    "qwen3-235b-a22b": _QWEN3_MOE.replace(
+        num_layers=94, num_heads=64, model_dim=4096, mlp_dim=12_288,
+        moe=ExpertConfig(128, 8, mlp_dim=1536, balance_loss=0.001, z_loss=0.0)),
+    # Muennighoff et al. (2024), as released in September 2024.
+    "olmoe-1b-7b": _MIXTRAL.replace(
+        vocab_size=50_304, max_len=4096, num_layers=16, num_heads=16, num_kv_heads=16, model_dim=2048, mlp_dim=1024,
+        rope_base=10_000.0, use_qk_norm=True, qk_norm_width="all", moe=ExpertConfig(64, 8, normalize_weights=False)),
+    # Gemma Team (2024, 2025), the OLMo team (2025), Abdin et al. (2024), Jiang et al. (2023) and
+    # SmolLM3, by their published config.json files.
+    "gemma-2b": _sized(_GEMMA, 18, 2048, 8, 1, 16_384),
+    "gemma-7b": _sized(_GEMMA, 28, 3072, 16, 16, 24_576),
+    "gemma-2-2b": _sized(_GEMMA2, 26, 2304, 8, 4, 9216),
+    "gemma-2-9b": _sized(_GEMMA2, 42, 3584, 16, 8, 14_336),
+    "gemma-2-27b": _sized(_GEMMA2, 46, 4608, 32, 16, 36_864, head_dim=128, attention_scale=144**-0.5),
+    "gemma-3-270m": _sized(_GEMMA3, 18, 640, 4, 1, 2048),
+    "gemma-3-1b": _sized(_GEMMA3, 26, 1152, 4, 1, 6912),
+    "olmo-2-1b": _sized(_OLMO2, 16, 2048, 16, 16, 8192),
+    "olmo-2-7b": _sized(_OLMO2, 32, 4096, 32, 32, 11_008),
+    "olmo-2-13b": _sized(_OLMO2, 40, 5120, 40, 40, 13_824),
+    "olmo-3-7b": _sized(_OLMO2, 32, 4096, 32, 32, 11_008, vocab_size=100_278, max_len=65_536, rope_scaling=_YARN,
+                        layer_pattern=(LayerKind(4096, rope_scaling=RopeScaling()),) * 3 + (LayerKind(),)),
+    "phi-3-mini-4k": _sized(_LLAMA, 32, 3072, 32, 32, 8192, vocab_size=32_064, max_len=4096, norm_epsilon=1e-5,
+                            sliding_window=2047),
+    "mistral-7b": _sized(_LLAMA, 32, 4096, 32, 8, 14_336, vocab_size=32_000, max_len=32_768, norm_epsilon=1e-5,
+                         sliding_window=4096),
+    "smollm3-3b": _sized(_LLAMA, 36, 2048, 16, 4, 11_008, vocab_size=128_256, max_len=65_536, tie_embeddings=True,
+                         rope_base=5_000_000.0, layer_pattern=(LayerKind(),) * 3 + (LayerKind(use_rope=False),)),
     # nanoGPT's character models of Shakespeare: the CPU recipe and the GPU one.
     "nanogpt-char-cpu": _NANOGPT.replace(max_len=64, num_layers=4, num_heads=4, model_dim=128),
     "nanogpt-char-gpu": _NANOGPT.replace(max_len=256, num_layers=6, num_heads=6, model_dim=384, dropout=0.2),
@@ -72,17 +164,27 @@ _PRESETS = {
 
 
 def names() -> list[str]:
-    """The names that :func:`get` takes."""
+    """Returns the names that ``get`` accepts.
+
+    Returns:
+      The names of all presets.
+    """
     return list(_PRESETS)
 
 
 def get(name: str) -> ModelConfig:
-    """The model config of a published size.
+    """Returns the model config of a published size.
+
+    Args:
+      name: One of ``names()``.
+
+    Returns:
+      The config.
 
     Raises:
-      ValueError: for an unknown name, with the nearest known one.
+      ValueError: If the name is unknown. The message suggests the nearest known name.
     """
-    if name not in _PRESETS:
-        hint = nearest(name, _PRESETS) or f"; known: {', '.join(_PRESETS)}"
+    if not isinstance(name, str) or name not in _PRESETS:
+        hint = nearest(str(name), _PRESETS) or f"; known: {', '.join(_PRESETS)}"
         raise ValueError(f"there is no preset {name!r}{hint}")
     return _PRESETS[name]

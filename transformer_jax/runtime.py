@@ -1,40 +1,48 @@
-"""Settings of the process itself that programs make before they train.
+"""Settings of the process: memory, the compilation cache, several processes, and XLA's flags.
 
-Several processes train one model together when each is started with the same command and
+Programs make these settings before they use a device. To train one model with several processes,
+start each with the same command and with these environment variables:
 
-    JAX_COORDINATOR_ADDRESS host:port of the first process, the same for all; it uses this port and
-    the next JAX_NUM_PROCESSES how many there are JAX_PROCESS_ID which this one is, from 0
+    JAX_COORDINATOR_ADDRESS  host:port of the first process, the same for all processes; the first
+                             process uses this port and the next one
+    JAX_NUM_PROCESSES        the number of processes
+    JAX_PROCESS_ID           the index of this process, from 0
 
-in its environment; on TPU pods, under SLURM and Open MPI, ``JAX_COORDINATOR_ADDRESS=auto`` finds
-all three.
+On TPU pods, with SLURM and with Open MPI, ``JAX_COORDINATOR_ADDRESS=auto`` finds all three.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
+import pathlib
+import shutil
 import socket
 import sys
 import threading
 import time
+import zlib
 from typing import NoReturn
 
-# glibc's malloc.h
+from absl import logging
+
+# Constants of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Lets the process keep the memory it frees, for the next step to use again (Linux with glibc).
+    """Makes the process keep the memory that it frees, for the next step (Linux with glibc).
 
-    XLA:CPU allocates the buffers of every step anew. By default glibc hands such large blocks back
-    to the kernel, which clears every page of them again at the next step: a quarter of the time of
-    a training step. Threads that allocate at once then wait for each other, so it is not for
-    programs that search with several threads. Call it before the first large computation. The
-    environment variable ``TRANSFORMER_JAX_KEEP_MEMORY=0`` switches it off.
+    XLA:CPU allocates new buffers in every step. By default glibc returns such large blocks to the
+    kernel, which must clear every page again in the next step; this takes a quarter of the time of
+    a training step. With this setting, threads that allocate memory wait for each other, so do not
+    use it in programs that allocate in several threads. Call it before the first large computation.
+    The environment variable ``TRANSFORMER_JAX_KEEP_MEMORY=0`` switches it off.
 
     Returns:
-      Whether it was done.
+      Whether the setting was made.
     """
     if os.environ.get("TRANSFORMER_JAX_KEEP_MEMORY") == "0" or not sys.platform.startswith("linux"):
         return False
@@ -42,26 +50,127 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # another C library, such as musl
         return False
-    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))  # -1: never
+    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))  # -1 means never
     return all([mallopt(name, value) == 1 for name, value in settings])
 
 
+def use_compilation_cache() -> None:
+    """Stores compiled programs in a private directory, so that the next start need not compile.
+
+    Anyone who can write to the directory can run code as this user. It must therefore be a real
+    directory, not a link, that only this user can access. If it cannot be made, a warning says why,
+    and there is no cache. Entries that a killed program left incomplete are removed, because JAX
+    would neither read nor replace them. ``JAX_COMPILATION_CACHE_DIR`` names another directory,
+    which is used without these checks; an empty value switches the cache off.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+        try:
+            base = base if base.is_absolute() else pathlib.Path.home() / ".cache"
+            directory = base / "transformer_jax" / "compiled"
+            _make_private(directory.parent)
+            if _make_private(directory):
+                _remove_unreadable(directory)
+            else:  # other users may have written programs into it
+                shutil.rmtree(directory)
+                directory.mkdir(mode=0o700)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+            reason = str(error)
+            if isinstance(error, OSError) and error.filename:
+                reason = f"{error.filename}: {error.strerror}"
+            logging.warning("there is no compilation cache, so each start compiles all programs again: %s", reason)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _make_private(directory: pathlib.Path) -> bool:
+    """Makes a directory that only this user can access, or removes other users' permissions.
+
+    Returns:
+      False if other users could write to it before.
+
+    Raises:
+      OSError: The directory belongs to another user, or is a link.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    # The checks and the change use the open directory, because others could replace its name.
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if not directory.is_symlink():
+            raise
+        raise OSError(f"{directory} is a link, but must be a real directory; remove it") from error
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid():
+            raise OSError(f"{directory} belongs to another user; remove it, or set XDG_CACHE_HOME")
+        if status.st_mode & 0o077:
+            os.fchmod(descriptor, 0o700)
+        return not status.st_mode & 0o022
+    finally:
+        os.close(descriptor)
+
+
+def _remove_unreadable(directory: pathlib.Path) -> None:
+    """Removes incomplete entries of a compilation cache.
+
+    Entries that did not change after the last check are not read again.
+    """
+    mark = directory / ".checked"
+    now = time.time_ns()
+    last = mark.stat().st_mtime_ns if mark.is_file() else 0
+    for path in directory.glob("*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
+            is_new = path.lstat().st_ctime_ns >= last or last > now  # last > now: the clock was set back
+            if path.is_symlink() or (is_new and not _is_whole(path)):
+                path.unlink()
+    mark.touch()
+    os.utime(mark, ns=(now, now))
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether an entry can be decompressed. Without a package for zstd, its entries are trusted."""
+    content = path.read_bytes()
+    if not content.startswith(b"\x28\xb5\x2f\xfd"):
+        decompressor, problem = zlib.decompressobj(), zlib.error
+    elif importlib.util.find_spec("compression"):  # Python 3.14
+        zstd = importlib.import_module("compression.zstd")
+        decompressor, problem = zstd.ZstdDecompressor(), zstd.ZstdError
+    elif importlib.util.find_spec("zstandard"):
+        zstd = importlib.import_module("zstandard")
+        decompressor, problem = zstd.ZstdDecompressor().decompressobj(), zstd.ZstdError
+    else:
+        return True
+    try:
+        for start in range(0, len(content), 1 << 20):
+            decompressor.decompress(content[start:start + (1 << 20)])
+    except (problem, EOFError):  # EOFError: there is data after the end
+        return False
+    return decompressor.eof
+
+
 _JOIN_SECONDS = 120
-_LOST = ("another process of this run has ended or cannot be reached; its own output says why. The same command, for "
-         "all processes, resumes from the last checkpoint")
+_CONNECTION_LOST = ("another process of this run has ended or cannot be reached; its own output says why. Start all "
+                    "processes again with the same command: the run resumes from the last checkpoint")
 _peers: list[socket.socket] = []
 _ending = threading.Lock()
 
 
 def join_processes() -> bool:
-    """Joins the other processes of a run, if the environment names them; before anything else that
-    asks for a device.
+    """Joins the other processes of a run, if environment variables name them.
+
+    Call it before anything else that uses a device.
 
     Returns:
-      Whether it did.
+      Whether there are other processes.
 
     Raises:
-      ValueError: for an environment that names some of it only, or a run that cannot be joined.
+      ValueError: An environment variable is missing or wrong, or the processes cannot be joined.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if not address:
@@ -70,7 +179,7 @@ def join_processes() -> bool:
 
     try:
         if address == "auto":
-            del os.environ["JAX_COORDINATOR_ADDRESS"]  # else jax takes it for a host
+            del os.environ["JAX_COORDINATOR_ADDRESS"]  # otherwise JAX reads it as a host
             jax.distributed.initialize()
             return True
         host, _, port = address.rpartition(":")
@@ -78,7 +187,7 @@ def join_processes() -> bool:
             port, count, index = int(port), int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
         except (KeyError, ValueError) as error:
             raise ValueError(f"it must be HOST:PORT, or auto on a cluster, and the numbers JAX_NUM_PROCESSES and "
-                             f"JAX_PROCESS_ID must be set beside it ({error})") from None
+                             f"JAX_PROCESS_ID must be set as well ({error})") from None
         jax.distributed.initialize(address, count, index)
         _watch(host, port + 1, count, index)
     except (RuntimeError, ValueError, OSError) as error:
@@ -88,23 +197,26 @@ def join_processes() -> bool:
 
 
 def leave_processes() -> None:
-    """Says goodbye: a process that ends without it ends the others."""
+    """Tells the other processes that this one ends in order. Otherwise they would end too."""
     for peer in _peers:
-        with contextlib.suppress(OSError):  # gone already
+        with contextlib.suppress(OSError):  # it has ended already
             peer.sendall(b".")
 
 
 def end_without_others(reason: str = "") -> NoReturn:
-    """Ends the process at once, with one line: leaving in order would wait for the one that is
-    lost."""
-    _ending.acquire()  # the first to come here speaks
-    print(f"\nerror: {_LOST} {reason}".rstrip(), file=sys.stderr, flush=True)  # below a progress bar
+    """Ends the process at once with one line of error. An ordinary exit would wait for the process
+    that is lost.
+
+    Args:
+      reason: What to add to the error message.
+    """
+    _ending.acquire()  # only the first thread prints the message
+    print(f"\nerror: {_CONNECTION_LOST} {reason}".rstrip(), file=sys.stderr, flush=True)  # starts below a progress bar
     os._exit(2)
 
 
 def _watch(host: str, port: int, count: int, index: int) -> None:
-    """Ends this process as soon as the connection to another breaks: JAX itself would notice only
-    by its silence."""
+    """Ends this process when the connection to another breaks. JAX would notice much later."""
     if index == 0:
         with socket.create_server(("", port), backlog=count) as server:
             server.settimeout(_JOIN_SECONDS)
@@ -114,12 +226,12 @@ def _watch(host: str, port: int, count: int, index: int) -> None:
         while not _peers:
             try:
                 _peers.append(socket.create_connection((host, port), timeout=_JOIN_SECONDS))
-            except ConnectionRefusedError:  # the first has not come so far
+            except ConnectionRefusedError:  # the first process does not listen yet
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
 
-    def until_goodbye(peer: socket.socket) -> None:
+    def watch_peer(peer: socket.socket) -> None:
         try:
             if peer.recv(1):
                 return
@@ -129,20 +241,19 @@ def _watch(host: str, port: int, count: int, index: int) -> None:
 
     for peer in _peers:
         peer.settimeout(None)
-        threading.Thread(target=until_goodbye, args=(peer,), daemon=True).start()
+        threading.Thread(target=watch_peer, args=(peer,), daemon=True).start()
 
 
-# Flags of XLA that help on accelerators; each program that wants them asks for them, by
-# use_xla_flags.
+# XLA's flags that make programs faster on accelerators. Programs set them with use_xla_flags.
 XLA_FLAGS: dict[str, dict[str, str]] = {
     "gpu": {
-        # Sends while it multiplies: of several GPUs, what they exchange.
+        # Communication between GPUs overlaps with computation.
         "--xla_gpu_enable_latency_hiding_scheduler": "true",
-        # Tries Triton's matrix products beside cuBLAS's, and takes the faster.
+        # XLA compares Triton's and cuBLAS's matrix products and uses the faster one.
         "--xla_gpu_triton_gemm_any": "true",
     },
     "tpu": {
-        # The gathering of weights and the sum of gradients run beside products.
+        # Gathering weights and summing gradients overlap with matrix products.
         "--xla_tpu_enable_async_collective_fusion": "true",
         "--xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
         "--xla_tpu_overlap_compute_collective_tc": "true",
@@ -152,21 +263,20 @@ _VARIABLES = {"gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
 
 
 def use_xla_flags(platform: str) -> dict[str, str]:
-    """Adds the flags of :data:`XLA_FLAGS` to the environment; before anything else that asks for a
-    device.
+    """Adds the flags of ``XLA_FLAGS`` to the environment.
 
-    No program of the house does so unasked. A flag that the variable (``XLA_FLAGS``, on TPUs
-    ``LIBTPU_INIT_ARGS``) already names stays as it is there, and ``TRANSFORMER_JAX_XLA_FLAGS=0``
-    leaves all of them out.
+    Call it before anything else that uses a device. The library never calls it by itself. A flag
+    that is already in the environment variable (``XLA_FLAGS``, or ``LIBTPU_INIT_ARGS`` on TPUs) is
+    not changed. ``TRANSFORMER_JAX_XLA_FLAGS=0`` switches all flags off.
 
     Args:
       platform: ``"gpu"`` or ``"tpu"``.
 
     Returns:
-      What was added, to be shown or logged.
+      The flags that were added, with their values.
 
     Raises:
-      ValueError: for another platform.
+      ValueError: The platform is another one.
     """
     if platform not in XLA_FLAGS:
         raise ValueError(f"there are flags for {', '.join(XLA_FLAGS)}, not for {platform!r}")

@@ -1,1 +1,1 @@
-"""What is measured on a CPU."""
+"""Benchmarks on a CPU."""

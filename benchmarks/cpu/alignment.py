@@ -29,17 +29,17 @@ _SHAPES = {"2 layers x 64": _GPT2.replace(num_layers=2, model_dim=64, unroll=2),
 
 
 def share_of_sevens(texts: list[str]) -> list[float]:
-    """The reward: the share of the words that end in 7."""
+    """Returns the reward of each text: the fraction of its words that end in 7."""
     return [float(np.mean([word.endswith("7") for word in text.split()] or [0.0])) for text in texts]
 
 
 def rl(rounds: int) -> list[dict]:
-    """Updates an hour of GRPO and of PPO, the drawing and measuring of responses included, beside
-    TRL's GRPO.
+    """Measures the updates per hour of GRPO and of PPO, compared with TRL's GRPO. The time includes
+    the generation of responses and the computation of their rewards.
 
-    All sides: a policy with random weights, rollouts of 64 responses of at most 48 tokens to
-    prompts of 8 words, each used for 4 epochs of minibatches of 32. A turn is a rollout and its 8
-    updates.
+    All sides use a policy with random weights, and rollouts of 64 responses of at most 48 tokens to
+    prompts of 8 words. Each rollout is used for 4 epochs of minibatches of 32. A round is a rollout
+    and its 8 updates.
     """
     tokenizer = tj.Tokenizer.train([" ".join(_WORDS)], kind="word")
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def rl(rounds: int) -> list[dict]:
 
 
 def _with_critic(config: tj.ExperimentConfig) -> tj.ExperimentConfig:
-    """PPO: one response to each of as many prompts."""
+    """Returns the config for PPO, with one response to each of the same number of prompts."""
     settings = dataclasses.replace(config.rl, algorithm="ppo", num_prompts=_RL.num_prompts * _RL.num_samples,
                                    num_samples=1)
     return config.replace(rl=settings)
@@ -74,7 +74,7 @@ def _with_critic(config: tj.ExperimentConfig) -> tj.ExperimentConfig:
 
 def _side(config: tj.ExperimentConfig, tokenizer: tj.Tokenizer, prompts: list[str], lengths: dict[str, float],
           name: str):
-    """A function that draws a rollout and makes its updates."""
+    """Returns a function that generates a rollout and makes its updates."""
     ppo = config.rl.algorithm == "ppo"
     reference = tj.Decoder(config.model, key=jax.random.key(config.seed))
     policy = with_value_head(reference, key=jax.random.key(1)) if ppo else reference

@@ -35,7 +35,7 @@ _DECODING = {
 
 
 def torch_training(pipe, config: ModelConfig, batches: list) -> None:
-    """Worker: one pass over the batches whenever told to."""
+    """Worker that trains on all batches once for each message."""
     import torch
 
     from benchmarks.peers.torch_gpt import TorchGPT, train_step
@@ -50,7 +50,7 @@ def torch_training(pipe, config: ModelConfig, batches: list) -> None:
 
 
 def torch_decoding(pipe, config: ModelConfig, prompt: list[int], new_tokens: int) -> None:
-    """Worker: one greedy generation by Hugging Face, with its cache, whenever told to."""
+    """Worker that generates greedily with Hugging Face and its cache, once for each message."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -66,7 +66,7 @@ def torch_decoding(pipe, config: ModelConfig, prompt: list[int], new_tokens: int
 
 
 def train(rounds: int) -> list[dict]:
-    """Tokens per second of one training step: forward, backward, clipping, AdamW."""
+    """Measures the tokens per second of a training step: forward, backward, clipping and AdamW."""
     rows = []
     for name, (config, batch_size) in _TRAINING.items():
         rng = np.random.default_rng(0)
@@ -93,8 +93,8 @@ def train(rounds: int) -> list[dict]:
 
 
 def quality(data: str) -> list[dict]:
-    """Wall time from process start to the validation loss that ends the run, compilation
-    included."""
+    """Measures the wall time from the start of the process to the validation loss at the end of the
+    run, including compilation."""
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         ours = [sys.executable, "-m", "experiments.train", f"--config.data.path={data}"]
@@ -116,10 +116,10 @@ def quality(data: str) -> list[dict]:
 
 
 def compilation() -> list[dict]:
-    """Compile time of a scanned training step by depth, and a second start's first step with the
-    cache warm."""
+    """Measures the compile time of a scanned training step for several depths, and the time to the
+    first step with a cold and with a warm cache."""
     rows = []
-    for layers in (1, 2, 12):  # XLA takes apart a loop of one turn: only from two layers on is there a scan
+    for layers in (1, 2, 12):  # XLA unrolls a loop of one iteration, so that a scan needs at least two layers
         config = tj.presets.get("nanogpt-char-cpu").replace(num_layers=layers)
         optimizer = make_optimizer(_ADAMW, 2000)
         state = init_state(lambda key, config=config: tj.Decoder(config, key=key), optimizer, jax.random.key(0))
@@ -150,7 +150,7 @@ def compilation() -> list[dict]:
 
 
 def _until_first_step(command: list[str], workdir: pathlib.Path, environment: dict[str, str]) -> None:
-    """Runs a training program until its metrics tell of a step."""
+    """Runs a training program until it writes the metrics of its first step."""
     metrics = workdir / "metrics.jsonl"
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         while not (metrics.exists() and metrics.stat().st_size):
@@ -161,8 +161,8 @@ def _until_first_step(command: list[str], workdir: pathlib.Path, environment: di
 
 
 def memory_bandwidth() -> float:
-    """Bytes per second that both cores read together: the best of several passes of PyTorch's sum
-    over 1 GiB."""
+    """Measures the bytes per second that all cores read together, as the best of several runs of
+    PyTorch's sum over 1 GiB."""
     import torch
 
     ones = torch.ones(2**28)
@@ -171,7 +171,8 @@ def memory_bandwidth() -> float:
 
 
 def decode(rounds: int) -> list[dict]:
-    """Tokens per second of greedy generation, batch 1, float32, the prompt's pass included."""
+    """Measures the tokens per second of greedy generation in float32 with batch size 1, including
+    the prefill of the prompt."""
     bandwidth = memory_bandwidth()
     rows = []
     for name, (config, prompt_length, new_tokens) in _DECODING.items():

@@ -38,8 +38,8 @@ _BATCH_SIZE, _NUM_BATCHES = 16, 32
 
 
 def mlm(book: str, steps: int) -> list[dict]:
-    """RoBERTa at the size of ``book_mlm``, ours and theirs, from the same weights, ten steps in
-    turn."""
+    """Trains RoBERTa with this library and with Hugging Face, from the same weights and at the size
+    of ``book_mlm``. The sides take turns of ten steps."""
     config = recipes.get("book_mlm")
     model = tj.presets.get("roberta-base").replace(
         vocab_size=None, position_offset=1, init_std=config.model.init_std,
@@ -63,18 +63,18 @@ def mlm(book: str, steps: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as directory:
         to_huggingface(tj.Bundle(state.params, None, config.model), directory)
         theirs = OtherProcess(roberta_training, config, [float(schedule(step)) for step in range(steps)], directory)
-        theirs(("evaluate", validation_batches[:1]))  # has read its weights then
+        theirs(("evaluate", validation_batches[:1]))  # the answer comes after the weights are read
     seconds: dict[str, list[float]] = {"transformer_jax": [], "Hugging Face": []}
     for start in tqdm(range(0, steps, _TURN), unit="turn"):
         turn = batches[start:start + _TURN]
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         for batch in turn:
             state, metrics = train_step(state, batch)
         jax.block_until_ready(metrics)
-        seconds["transformer_jax"].append(time.perf_counter() - begun)
-        begun = time.perf_counter()
+        seconds["transformer_jax"].append(time.perf_counter() - start_time)
+        start_time = time.perf_counter()
         theirs(("train", turn))
-        seconds["Hugging Face"].append(time.perf_counter() - begun)
+        seconds["Hugging Face"].append(time.perf_counter() - start_time)
     ours = mean_loss(masked_token_loss(), lambda: validation_batches)(state.params)
     losses = {"transformer_jax": ours["validation_loss"],
               "Hugging Face": theirs(("evaluate", validation_batches))}
@@ -87,11 +87,11 @@ def mlm(book: str, steps: int) -> list[dict]:
 
 
 def translate(workdir: str, rounds: int) -> list[dict]:
-    """Beam search over the same weights in batches of 16 sentences that the model's run held out.
+    """Measures beam search with the same weights, on the held-out sentences in batches of 16.
 
-    Ours as ``experiments.translate`` does it, sorted by length and several batches at once, and one
-    of the sorted batches at a time; theirs on the sorted batches, and on batches in the order of
-    the file.
+    This library runs in two ways: as ``experiments.translate`` does, with several sorted batches at
+    the same time, and with one sorted batch at a time. Hugging Face runs on the sorted batches, and
+    on batches in the order of the file.
     """
     bundle = tj.load(workdir)
     tokenizer = bundle.tokenizer
@@ -102,7 +102,7 @@ def translate(workdir: str, rounds: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as directory:
         write_marian(bundle.model, directory)
         theirs = OtherProcess(marian_beam_search, bundle.config, directory, ids, *_BEAM.values())
-        theirs([[ids["eos"]]])  # has read its weights then
+        theirs([[ids["eos"]]])  # the answer comes after the weights are read
     found: dict[str, list] = {}
 
     def batches(texts: list[str]) -> list[list[list[int]]]:

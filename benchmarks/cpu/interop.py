@@ -1,14 +1,15 @@
-"""Models of Hugging Face here and in transformers; run by ``python -m benchmarks interop``.
+"""Models of Hugging Face in this library and in transformers; run by
+``python -m benchmarks interop``.
 
-Both read the same files of random float32 weights, each side in a process of its own, and what they
-answer is compared:
+Both sides read the same files of random float32 weights, each in its own process, and their results
+are compared:
 
-load, decode: GPT-2 124M; greedy, 128 tokens after prompts of 32, one row and eight
-encode: RoBERTa-base's shape; hidden states of 64 texts of 128 tokens
-beam: BART-base's shape; 32 tokens of 16 sources, beam of 4
+load, decode: GPT-2 124M; greedy, 128 tokens after prompts of 32 tokens, with one row and with eight
+encode: the shape of RoBERTa-base; hidden states of 64 texts of 128 tokens
+beam: the shape of BART-base; 32 tokens for each of 16 sources, with a beam of 4
 
-transformers comes as it is, with its growing cache, and under ``torch.compile``, with its static
-cache.
+transformers runs in two ways: without compilation and with its growing cache, and with
+``torch.compile`` and its static cache.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _THEIRS = {"transformers": False, "torch.compile": True}
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """Rows of ``length`` tokens each, after which ``new_tokens`` are to come."""
+    """The work of a part: rows of ``length`` tokens each, after which ``new_tokens`` are
+    generated."""
 
     config: ModelConfig
     rows: tuple[int, ...]
@@ -44,6 +46,7 @@ class _Work:
     new_tokens: int = 0
 
     def tiny(self) -> _Work:
+        """Returns the same work with very small sizes."""
         config = self.config.replace(vocab_size=512, num_layers=2, num_heads=4, model_dim=64)
         return _Work(config, tuple(min(rows, 2) for rows in self.rows), 8, min(self.new_tokens, 8))
 
@@ -59,17 +62,20 @@ _WORK = {
 
 
 def interop(rounds: int, parts: list[str] | None = None, *, tiny: bool = False) -> list[dict[str, Any]]:
-    """A row for each part and number of texts, with the medians of seconds.
+    """Runs the benchmark.
 
     Args:
-      rounds: turns of each side.
-      parts: of :data:`PARTS`; by default all.
-      tiny: at toy size.
+      rounds: The number of rounds.
+      parts: The parts to run, among ``PARTS``; by default all.
+      tiny: True to use very small sizes.
+
+    Returns:
+      A row for each part and number of texts, with the median seconds of each side.
     """
     parts = PARTS if parts is None else parts
     unknown = sorted({*parts} - {*PARTS})
     if unknown:
-        sys.exit(f"error: interop has no part {unknown[0]!r}; it has {', '.join(PARTS)}")
+        sys.exit(f"error: interop has no part {unknown[0]!r}; its parts are {', '.join(PARTS)}")
     rows = []
     for name, work in _WORK.items():
         asked = [part for part in parts if part == name or (part, name) == ("load", "decode")]
@@ -79,6 +85,7 @@ def interop(rounds: int, parts: list[str] | None = None, *, tiny: bool = False) 
 
 
 def _measure(name: str, work: _Work, asked: list[str], rounds: int) -> list[dict[str, Any]]:
+    """Measures the parts that use the same model."""
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         model = jax.jit(lambda key: make_model(work.config, key=key))(jax.random.key(0))
@@ -102,11 +109,12 @@ def _measure(name: str, work: _Work, asked: list[str], rounds: int) -> list[dict
 
 
 def _taking_turns(what: str, sides: dict[str, OtherProcess], tokens: np.ndarray, rounds: int) -> dict[str, Any]:
+    """Measures all sides on the same tokens, and compares their results."""
     answers = {}
     for side, run in list(sides.items()):
         try:
             answers[side] = np.asarray(run(tokens))
-        except EOFError:  # its process has ended; what it said is on the terminal
+        except EOFError:  # the process has ended, and its error is on the terminal
             if side != "torch.compile":
                 raise
             del sides[side]
@@ -120,13 +128,15 @@ def _taking_turns(what: str, sides: dict[str, OtherProcess], tokens: np.ndarray,
 
 
 def _row(what: str, seconds: dict[str, float]) -> dict[str, Any]:
+    """Returns a row with the seconds of each side, and the ratio to the fastest other side."""
     best = min(value for side, value in seconds.items() if side != "transformer_jax")
     return {"what": what, **{f"{side} s": value for side, value in seconds.items()},
             "ratio to the best": best / seconds["transformer_jax"]}
 
 
 def _serve(pipe, load: Callable[[], Any], run: Callable[[Any, np.ndarray], Any]) -> None:
-    """Answers ``"load"`` with seconds, and tokens with what the model makes of them."""
+    """Answers the message ``"load"`` with the seconds of loading, and tokens with the model's
+    output."""
     model = load()
     while True:
         message = pipe.recv()
@@ -140,6 +150,7 @@ def _serve(pipe, load: Callable[[], Any], run: Callable[[Any, np.ndarray], Any])
 
 
 def _ours(pipe, name: str, directory: str, new_tokens: int) -> None:
+    """Worker for this library."""
     encode = jax.jit(lambda model, tokens: model(tokens).hidden)
 
     def run(model, tokens):
@@ -155,7 +166,7 @@ def _ours(pipe, name: str, directory: str, new_tokens: int) -> None:
 
 
 def _theirs(pipe, name: str, directory: str, new_tokens: int, compiled: bool) -> None:
-    """As :func:`_ours`, by transformers."""
+    """Worker for transformers, with or without ``torch.compile``."""
     import torch
     import transformers
 

@@ -1,11 +1,11 @@
-"""The speed of one checkout alone, to compare it with another in turns, each in a process of its own.
+"""Measures the speed of one checkout, so that two checkouts can be compared in alternating runs.
 
 for round in 1 2 3 4 5; do for checkout in OLD NEW; do
     PYTHONPATH=$checkout python benchmarks/cpu/own_speed.py; done; done
 
-It imports only what has kept its name since commit 0d36f73, and prints milliseconds as JSON: a
-training step (4 layers x 128, 12 x 64 tokens), greedy decoding of 200 tokens, and the import after
-that of jax; medians.
+It imports only names that have not changed since commit 0d36f73. It prints milliseconds as JSON:
+the medians of a training step (4 layers x 128, 12 x 64 tokens) and of greedy decoding of 200
+tokens, and the time of the import, after jax is imported.
 """
 
 import json
@@ -19,6 +19,7 @@ _WARM_UP = 5
 
 
 def main() -> None:
+    """Measures the import, decoding and training, and prints the results."""
     start = time.perf_counter()
     import transformer_jax as tj
 
@@ -35,6 +36,7 @@ def main() -> None:
 
 
 def _training_step() -> float:
+    """Returns the median milliseconds of a training step."""
     import transformer_jax as tj
     from transformer_jax.config import OptimConfig
     from transformer_jax.training.objectives import next_token_loss
@@ -58,7 +60,7 @@ def _training_step() -> float:
 
 
 def _median(run, rounds: int) -> float:
-    """Milliseconds of a call, without the first ones, which compile."""
+    """Returns the median milliseconds of a call, without the first calls, which compile."""
     seconds = []
     for _ in range(rounds + _WARM_UP):
         start = time.perf_counter()

@@ -1,1 +1,1 @@
-"""What is measured on one GPU."""
+"""Benchmarks on one GPU."""

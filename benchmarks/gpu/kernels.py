@@ -1,5 +1,5 @@
-"""The parts of the GPU benchmark below models: ceilings, attention, cross entropy; run by
-``benchmarks.gpu.suite``."""
+"""The parts of the GPU benchmark that run single operations: peak rates, attention and cross
+entropy. ``benchmarks.gpu.suite`` runs them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOLERANCE = 0.02
 
 
 def has_torch() -> bool:
-    """Whether PyTorch is installed, with a GPU for it to use."""
+    """True if PyTorch is installed and has a GPU."""
     if importlib.util.find_spec("torch") is None:
         return False
     import torch
@@ -31,7 +31,8 @@ def has_torch() -> bool:
 
 
 def seconds_of(function, *arguments, repeats: int, calls: int = 1) -> float:
-    """Median seconds of a call, of several that follow each other without waiting; warm."""
+    """Measures the median seconds of a call after a warm-up. ``calls`` calls follow each other
+    without waiting for the result."""
     jax.block_until_ready(function(*arguments))
 
     def run():
@@ -43,7 +44,8 @@ def seconds_of(function, *arguments, repeats: int, calls: int = 1) -> float:
 
 
 def ceilings(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """What the device can do: a large bfloat16 product, and a copy within its memory."""
+    """Measures the peak rates of the device: of a large bfloat16 matrix product, and of a copy
+    within its memory."""
     del found, data
     n = sizes.matrix
     a, b = (jax.random.normal(jax.random.key(i), (n, n), jnp.bfloat16) for i in range(2))
@@ -56,7 +58,8 @@ def ceilings(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
 
 
 def _problem(shape: tuple[int, int, int, int, int]) -> tuple[list[jax.Array], jax.Array]:
-    """Queries, keys and values, and a probe of the output that is zero after some rows."""
+    """Returns queries, keys and values, and a cotangent of the output that is zero after some
+    rows."""
     B, T, N, K, H = shape
     keys = jax.random.split(jax.random.key(0), 4)
     arrays = [jax.random.normal(key, (B, T, heads, H), jnp.bfloat16)
@@ -65,6 +68,7 @@ def _problem(shape: tuple[int, int, int, int, int]) -> tuple[list[jax.Array], ja
 
 
 def _both(implementation: str):
+    """Returns a function that computes the output and the gradients of attention."""
     def loss(q, k, v, probe):
         out = attend(q, k, v, AttentionMask.causal(), implementation=implementation)
         return (out.astype(jnp.float32) * probe).sum(), out
@@ -73,8 +77,8 @@ def _both(implementation: str):
 
 
 def _float64(q, k, v, probe) -> list[np.ndarray]:
-    """Gradients and output of the first row of the batch and its first head, for the rows that the
-    probe sees."""
+    """Computes gradients and output in float64 for the first head of the first example, for the
+    rows in which the cotangent is not zero."""
     rows = min(_CHECKED_ROWS, q.shape[1])
     q, k, v, probe = (np.asarray(x[0, :rows, 0].astype(jnp.float32), np.float64) for x in (q, k, v, probe))
     scores = np.where(np.tri(rows, dtype=bool), q @ k.T / np.sqrt(q.shape[1]), -np.inf)
@@ -86,10 +90,11 @@ def _float64(q, k, v, probe) -> list[np.ndarray]:
 
 
 def _error(implementation: str, shape: tuple[int, int, int, int, int]) -> float:
-    """The largest error of the output and the gradients, each over the largest true number.
+    """Returns the largest error of the output and the gradients, each divided by the largest true
+    value.
 
-    Keys and values of grouped queries have the gradients of several heads; there only queries and
-    output are checked.
+    With grouped queries, the gradients of keys and values sum over several heads, so that only the
+    output and the gradient of the queries are checked.
     """
     arrays, probe = _problem(shape)
     (d_q, d_k, d_v), out = _both(implementation)(*arrays, probe)
@@ -101,6 +106,7 @@ def _error(implementation: str, shape: tuple[int, int, int, int, int]) -> float:
 
 
 def _implementations(shape: tuple[int, int, int, int, int]) -> list[str]:
+    """Returns the kernels that can run this shape on this device."""
     (q, k, _), _ = _problem((1, *shape[1:]))
     scores = shape[0] * shape[2] * shape[1] ** 2
     return [name for name in ("cudnn", "xla", "chunked")
@@ -108,8 +114,8 @@ def _implementations(shape: tuple[int, int, int, int, int]) -> list[str]:
 
 
 def errors(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """Output and gradients of every kernel against NumPy's float64, at the shapes that are
-    timed."""
+    """Compares the output and the gradients of every kernel with NumPy in float64, for the shapes
+    that are timed."""
     del found, data
     return [{"B, T, N, K, H": shape, "kernel": name, "largest relative error": (error := _error(name, shape)),
              "within 2 %": bool(error < _TOLERANCE)}
@@ -117,8 +123,8 @@ def errors(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
 
 
 def attention(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """TFLOP/s of causal attention by shape, beside PyTorch's cuDNN kernel; a kernel that is off is
-    not timed."""
+    """Measures the TFLOP/s of causal attention by shape, compared with PyTorch's cuDNN kernel. A
+    kernel with wrong results is not timed."""
     del data
     wrong = {(row["B, T, N, K, H"], row["kernel"]) for row in found.get("kernels against float64", [])
              if not row.get("within 2 %", True)}
@@ -126,11 +132,11 @@ def attention(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
     peer = OtherProcess(torch_attention) if has_torch() else None
     for shape in sizes.attention:
         B, T, N, _, H = shape
-        flops = 2.0 * B * N * T * T * H  # half of the square, two products
+        flops = 2.0 * B * N * T * T * H  # two products, each over half of the square
         (q, k, v), probe = _problem(shape)
         for name in _implementations(shape):
             if (shape, name) in wrong:
-                rows.append({"B, T, N, K, H": shape, "kernel": name, "note": "wrong, so not timed"})
+                rows.append({"B, T, N, K, H": shape, "kernel": name, "note": "wrong results, not timed"})
                 continue
             forward = jax.jit(functools.partial(attend, implementation=name))
             one = seconds_of(forward, q, k, v, AttentionMask.causal(), repeats=sizes.repeats, calls=10)
@@ -150,7 +156,8 @@ def attention(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
 
 
 def torch_attention(pipe) -> None:
-    """Worker: seconds of forward, and of forward and backward, of each shape sent."""
+    """Worker that answers each shape with the seconds of the forward pass, and of the forward and
+    backward pass."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
@@ -177,7 +184,8 @@ def torch_attention(pipe) -> None:
 
 
 def cross_entropy(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """The loss of GPT-2's vocabulary with its gradients, never holding the logits."""
+    """Measures the loss over GPT-2's vocabulary with its gradients, without materializing the
+    logits."""
     del found, data
     M, D, V = sizes.cross_entropy
     hidden = jax.random.normal(jax.random.key(0), (M, D), jnp.bfloat16)

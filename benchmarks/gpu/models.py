@@ -1,4 +1,4 @@
-"""The parts of the GPU benchmark that run models; run by ``benchmarks.gpu.suite``."""
+"""The parts of the GPU benchmark that run models. ``benchmarks.gpu.suite`` runs them."""
 
 from __future__ import annotations
 
@@ -23,28 +23,30 @@ from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_eval_step, make_train_step
 
-# Set, the benchmark of training takes the first model only, and no peer: for the process of the
-# deterministic kernels.
+# If this variable is set, the training benchmark runs only the first model, and not PyTorch. The
+# process that uses deterministic kernels sets it.
 FIRST_ONLY = "TRANSFORMER_JAX_BENCHMARK_FIRST_ONLY"
 _ADAMW = OptimConfig(peak_lr=6e-4, beta2=0.95, weight_decay=0.1, warmup_steps=100)
-# nanoGPT's config/train_shakespeare_char.py
+# The settings of nanoGPT's config/train_shakespeare_char.py.
 _CHARACTERS = OptimConfig(peak_lr=1e-3, end_lr=0.1, warmup_steps=100, beta2=0.99, weight_decay=0.1, clip_norm=1.0)
 _CHARACTER_BATCH, _CHARACTER_LOSS, _EVALUATE_EVERY = 64, 1.4697, 250
 
 
 def _batch(config: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
+    """Returns a batch of random tokens."""
     rng = np.random.default_rng(0)
     return {name: rng.integers(0, config.vocab_size, (batch_size, config.max_len), dtype=np.int32)
             for name in ("tokens", "targets")}
 
 
 def _state(config: ModelConfig, optimizer):
+    """Returns the training state before the first step."""
     return init_state(lambda key: tj.Decoder(config, key=key), optimizer, jax.random.key(0))
 
 
 def training(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """Tokens per second of a whole step, as a share of what the device can do, beside PyTorch
-    compiled."""
+    """Measures the tokens per second of a training step, as a fraction of the peak rates of the
+    device, and compared with compiled PyTorch."""
     del data
     rows = []
     first_only = bool(os.environ.get(FIRST_ONLY))
@@ -55,7 +57,7 @@ def training(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
         step = make_train_step(next_token_loss(), optimizer)
         compiled = step.lower(state, batch).compile()
         compiling = time.perf_counter() - start
-        step = functools.partial(compiled, **step.keywords)  # calling the jitted one would compile again
+        step = functools.partial(compiled, **step.keywords)  # a call of the jitted function would compile again
 
         def some_steps(step=step, batch=batch):
             nonlocal state
@@ -76,6 +78,7 @@ def training(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
 
 
 def _shares(rate: float, found: dict) -> dict[str, float]:
+    """Returns a rate as a fraction of the published and of the measured peak rate."""
     device = jax.devices()[0].device_kind.lower()
     published = [chip.peak_flops for name, chip in CHIPS.items() if name in device]
     measured = [row["TFLOP/s"] for row in found.get("ceilings", []) if "TFLOP/s" in row]
@@ -84,6 +87,7 @@ def _shares(rate: float, found: dict) -> dict[str, float]:
 
 
 def _peer(config: ModelConfig, batch_size: int, sizes: Sizes, ours: float) -> dict:
+    """Measures the same training in PyTorch."""
     if not has_torch():
         return {"PyTorch tokens/s": "not installed, or no GPU"}
     from benchmarks.peers.torch_gpu import training as torch_training
@@ -96,8 +100,8 @@ def _peer(config: ModelConfig, batch_size: int, sizes: Sizes, ours: float) -> di
 
 
 def decoding(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """Greedy tokens per second without the prompt's pass; a token reads all weights, so bandwidth
-    bounds it."""
+    """Measures the tokens per second of greedy generation, without the prefill of the prompt. Each
+    token reads all weights, so that the memory bandwidth limits the rate."""
     del data
     rows = []
     bandwidth = next((1e9 * row["memory GB/s"] for row in found.get("ceilings", []) if "memory GB/s" in row), None)
@@ -125,6 +129,7 @@ def decoding(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
 
 
 def _generation_peer(config: ModelConfig, sizes: Sizes) -> dict:
+    """Measures the same generation in Hugging Face transformers."""
     if not has_torch():
         return {"Hugging Face tokens/s": "not installed, or no GPU"}
     from benchmarks.peers.torch_gpu import generation
@@ -137,12 +142,12 @@ def _generation_peer(config: ModelConfig, sizes: Sizes) -> dict:
 
 
 def compiling(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """Seconds until the first model's training step is compiled: without a cache, and from what the
-    cache kept."""
+    """Measures the seconds to compile the first model's training step, with a cold and with a warm
+    cache."""
     del found, data
     name, (config, batch_size) = next(iter(sizes.train.items()))
     row = {"model": name}
-    # Both are read when a program is compiled; the flags are those that programs set in
+    # JAX reads both settings when it compiles a program. The programs set them in
     # transformer_jax.cli.flags.
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     with tempfile.TemporaryDirectory() as directory:
@@ -152,18 +157,19 @@ def compiling(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
                 jax.clear_caches()
                 optimizer = make_optimizer(_ADAMW, 1000)
                 state, batch = _state(config, optimizer), _batch(config, batch_size)
-                begun = time.perf_counter()
+                start_time = time.perf_counter()
                 lowered = make_train_step(next_token_loss(), optimizer).lower(state, batch)
-                row[f"trace, {start} s"] = time.perf_counter() - begun
-                begun = time.perf_counter()
+                row[f"trace, {start} s"] = time.perf_counter() - start_time
+                start_time = time.perf_counter()
                 lowered.compile()
-                row[f"compile, {start} s"] = time.perf_counter() - begun
+                row[f"compile, {start} s"] = time.perf_counter() - start_time
         finally:
             _cache_in(*before)
     return [row]
 
 
 def _cache_in(directory: str | None, least_seconds: float) -> None:
+    """Sets the directory of the compilation cache, and the shortest compile time that it stores."""
     from jax.experimental.compilation_cache import compilation_cache
 
     jax.config.update("jax_compilation_cache_dir", directory)
@@ -172,11 +178,11 @@ def _cache_in(directory: str | None, least_seconds: float) -> None:
 
 
 def characters(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
-    """nanoGPT's character model of Shakespeare: wall time, compilation included, to its validation
-    loss."""
+    """Measures the wall time, including compilation, in which the character model of Shakespeare
+    reaches nanoGPT's validation loss."""
     del found
     if data is None:
-        return [{"left out": "no text: --data=input.txt"}]
+        return [{"left out": "no text is given: pass --data=input.txt"}]
     with open(data, encoding="utf-8") as file:
         text = file.read()
     numbers = {character: number for number, character in enumerate(sorted(set(text)))}
@@ -184,7 +190,7 @@ def characters(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
     cut = int(0.9 * len(tokens))
     config, rng = sizes.char.replace(vocab_size=max(len(numbers), 65)), np.random.default_rng(1337)
     T = config.max_len
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     optimizer = make_optimizer(_CHARACTERS, sizes.char_steps)
     state, step = _state(config, optimizer), make_train_step(next_token_loss(), optimizer)
     evaluate = make_eval_step(next_token_loss())
@@ -208,7 +214,7 @@ def characters(sizes: Sizes, found: dict, data: str | None) -> list[dict]:
         if number % every == 0:
             best = min(best, (validation_loss(), number))
             if reached is None and best[0] <= _CHARACTER_LOSS:
-                reached = time.perf_counter() - begun
+                reached = time.perf_counter() - start_time
     return [{"steps": sizes.char_steps, "best validation loss": best[0], "at step": best[1],
              f"seconds to {_CHARACTER_LOSS}": "not reached" if reached is None else reached,
-             "seconds in all": time.perf_counter() - begun}]
+             "seconds in all": time.perf_counter() - start_time}]

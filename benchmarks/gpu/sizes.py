@@ -1,4 +1,4 @@
-"""How large each part of the GPU benchmark is."""
+"""The sizes of each part of the GPU benchmark."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from transformer_jax.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of all parts.
+    """The sizes of all parts.
 
     Attributes:
-      matrix: rows and columns of the product that measures the ceiling.
-      copied: floats of the copy that measures the bandwidth.
-      repeats: of what is timed; the median is reported.
-      train: models and rows of a step.
-      steps: training steps timed together.
-      attention: shapes (B, T, N, K, H).
-      cross_entropy: tokens, width, vocabulary.
-      decode: models.
-      new_tokens: of each generation.
-      rows: of the generation in a batch.
-      char: the character model.
-      char_steps: of its training.
+      matrix: The number of rows and columns of the matrix product that measures the peak rate.
+      copied: The number of floats of the copy that measures the memory bandwidth.
+      repeats: The number of repeated measurements, whose median is reported.
+      train: The models to train, each with its rows per step.
+      steps: The number of training steps that are timed together.
+      attention: The shapes (B, T, N, K, H) of attention.
+      cross_entropy: The number of tokens, the width and the size of the vocabulary.
+      decode: The models that generate.
+      new_tokens: The number of tokens of each generation.
+      rows: The number of rows of the generation in a batch.
+      char: The character model.
+      char_steps: The number of training steps of the character model.
     """
 
     matrix: int

@@ -1,9 +1,9 @@
-"""Everything that this library measures on one GPU; run by ``python -m benchmarks gpu``.
+"""All benchmarks on one GPU; run by ``python -m benchmarks gpu``.
 
-Prints a Markdown table a part, and writes the same figures with ``--json``. A part that fails, that
-lacks something or for which the minutes no longer suffice says so in its table, and the others go
-on. Peers run in PyTorch where that is installed, each in a process of its own. ``--tiny`` runs
-every part at toy size on any machine.
+The program prints a Markdown table for each part, and ``--json`` writes the same figures to a file.
+If a part fails, or misses a package or has not enough time left, its table says so, and the other
+parts run. If PyTorch is installed, the other sides run in it, each in its own process. ``--tiny``
+runs every part with very small sizes on any machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformer_jax.runtime import use_xla_flags
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
-# Each part, with the seconds that it may take: it is begun only while so many are left.
+# Each part with the seconds that it may take. A part starts only if this time is left.
 _PARTS: dict[str, tuple[Callable[..., list[dict]], int]] = {
     "ceilings": (kernels.ceilings, 15),
     "kernels against float64": (kernels.errors, 40),
@@ -39,23 +39,28 @@ _PARTS: dict[str, tuple[Callable[..., list[dict]], int]] = {
 
 
 def gpu(data: str | None, *, tiny: bool = False, parts: list[str] | None = None, minutes: float = 10.0) -> dict:
-    """The figures of every part, by its name.
+    """Runs the benchmark.
 
     Args:
-      data: a text to train the character model on.
-      tiny: at toy size, on any machine.
-      parts: only these.
-      minutes: parts for which these no longer suffice are left out.
+      data: The text file that the character model is trained on.
+      tiny: True to use very small sizes, on any machine.
+      parts: The parts to run; by default all.
+      minutes: The time limit. A part is left out if it may take longer than the time that is left.
+
+    Returns:
+      The rows of each part, by its name.
     """
     start = time.monotonic()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peers need some of the memory
+    # The processes of the other sides need GPU memory too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     added = {} if tiny else use_xla_flags("gpu")
     device = jax.devices()[0]
     if device.platform != "gpu" and not tiny:
-        sys.exit(f"error: this is a {device.platform.upper()}, and what is measured is a GPU; --tiny runs at toy size")
+        sys.exit(f"error: this benchmark needs a GPU, but the device is a {device.platform.upper()}; pass --tiny for "
+                 "a test run")
     unknown = sorted(set(parts or ()) - {*_PARTS, "determinism"})
     if unknown:
-        sys.exit(f"error: there is no part {unknown[0]!r}; known: {', '.join(_PARTS)}, determinism")
+        sys.exit(f"error: there is no part {unknown[0]!r}; the parts are: {', '.join(_PARTS)}, determinism")
     sizes = TINY if tiny else FULL
     found: dict[str, list[dict]] = {"machine": [{
         "device": device.device_kind, "jax": jax.__version__, "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
@@ -77,15 +82,16 @@ def gpu(data: str | None, *, tiny: bool = False, parts: list[str] | None = None,
 
 
 def _tried(part: Callable[[], list[dict]]) -> list[dict]:
+    """Runs a part, and returns its error as a row if it fails."""
     try:
         return part()
-    except Exception as error:  # whatever it is: a lease of minutes must not end with the first part that fails
+    except Exception as error:  # one failing part must not stop the others
         return [{"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}]
 
 
 def _determinism(sizes: Sizes, found: dict[str, list[dict]], tiny: bool) -> list[dict]:
-    """The first model's training again, in a process whose XLA may only use deterministic
-    kernels."""
+    """Repeats the training of the first model in a process in which XLA uses deterministic kernels
+    only."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", "benchmarks", "gpu", "--parts=training", f"--json={file.name}"]
         flags = " ".join([os.environ.get("XLA_FLAGS", ""), _DETERMINISTIC])

@@ -1,1 +1,1 @@
-"""The other sides: the same work in PyTorch, transformers and TRL."""
+"""The other sides of the benchmarks: the same work in PyTorch, transformers and TRL."""

@@ -1,7 +1,7 @@
-"""Peers of the benchmarks among Hugging Face's models: RoBERTa in training, Marian in beam search
-(extra ``bench``).
+"""The Hugging Face sides of the benchmarks: training of RoBERTa, and beam search with Marian (extra
+``bench``).
 
-Workers of :class:`benchmarks.timing.OtherProcess`.
+The functions are workers of ``benchmarks.timing.OtherProcess``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from transformer_jax.training.bundle import Bundle
 
 def roberta_training(pipe, config: ExperimentConfig, learning_rates: list[float],
                      directory: str) -> None:
-    """Answers ``("train", batches)`` with the last loss and ``("evaluate", batches)`` with the mean
-    loss.
+    """Worker that trains RoBERTa. It answers ``("train", batches)`` with the last loss, and
+    ``("evaluate", batches)`` with the mean loss.
 
-    A plain PyTorch loop around the ``RobertaForMaskedLM`` in a directory that ``to_huggingface``
-    wrote, with AdamW, clipping, the same batches and masks.
+    It is a plain PyTorch loop with AdamW and clipping, on the same batches and masks. The
+    ``RobertaForMaskedLM`` comes from a directory that ``to_huggingface`` wrote.
     """
     import torch
     from torch.nn import functional
@@ -48,7 +48,8 @@ def roberta_training(pipe, config: ExperimentConfig, learning_rates: list[float]
         labels[rows, batch["masked_positions"][rows, places]] = torch.from_numpy(
             batch["masked_targets"][rows, places]).long()
         mask = (segments[:, None, :, None] == segments[:, None, None, :]) & (segments != 0)[:, None, None, :]
-        mask = mask | torch.eye(tokens.shape[1], dtype=torch.bool)  # padding looks at itself, or it would be NaN
+        # Padding attends to itself, because its softmax would otherwise be NaN.
+        mask = mask | torch.eye(tokens.shape[1], dtype=torch.bool)
         starts = torch.ones_like(segments, dtype=torch.bool)
         starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
         places = torch.arange(tokens.shape[1]).expand(tokens.shape)
@@ -82,7 +83,7 @@ def roberta_training(pipe, config: ExperimentConfig, learning_rates: list[float]
 
 def marian_beam_search(pipe, config: ModelConfig, directory: str, ids: dict[str, int], beam_size: int,
                        length_penalty: float, max_new_tokens: int) -> None:
-    """Answers lists of source token ids with the best target token ids that
+    """Worker that answers lists of source token ids with the best target token ids that
     ``MarianMTModel.generate`` finds."""
     import torch
 
@@ -95,12 +96,13 @@ def marian_beam_search(pipe, config: ModelConfig, directory: str, ids: dict[str,
         with torch.no_grad():
             found = model.generate(tokens, attention_mask=mask, num_beams=beam_size, do_sample=False, use_cache=True,
                                    length_penalty=length_penalty, max_new_tokens=max_new_tokens)
-        # Rows that end before the longest are filled up, with </s> itself.
+        # Rows that are shorter than the longest are padded with </s>, so the answer ends at the
+        # first one.
         pipe.send([row[1:row.index(ids["eos"], 1) + 1] if ids["eos"] in row[1:] else row[1:] for row in found.tolist()])
 
 
 def marian(config: ModelConfig, directory: str, ids: dict[str, int]) -> Any:
-    """A ``MarianMTModel`` from the directory that :func:`write_marian` wrote."""
+    """Loads a ``MarianMTModel`` from a directory that ``write_marian`` wrote."""
     import torch
     from transformers import MarianMTModel
 
@@ -109,7 +111,7 @@ def marian(config: ModelConfig, directory: str, ids: dict[str, int]) -> Any:
     generation.bad_words_ids = generation.forced_eos_token_id = None
     generation.decoder_start_token_id, generation.eos_token_id, generation.pad_token_id = (
         ids["bos"], ids["eos"], ids["pad"])
-    # Ours has sines and cosines in turn, which no config.json can say.
+    # This library alternates sines and cosines, which config.json cannot express.
     positions = torch.from_numpy(np.array(sinusoidal(np.arange(config.max_len), config.model_dim)))
     for side in (model.model.encoder, model.model.decoder):
         side.embed_positions.weight.data.copy_(positions)
@@ -117,11 +119,15 @@ def marian(config: ModelConfig, directory: str, ids: dict[str, int]) -> Any:
 
 
 def write_marian(model: EncoderDecoder, directory: str) -> None:
-    """Writes the weights of an encoder-decoder in the form of the paper as those of Marian, whose
-    sinusoids differ."""
+    """Writes the weights of an encoder-decoder as a Marian model, whose sinusoids have another
+    order.
+
+    Raises:
+      ValueError: If the model does not have the architecture of Vaswani et al. (2017).
+    """
     config = model.config
     if (config.norm_position, config.positions, config.use_qk_norm) != ("post", "sinusoidal", False):
-        raise ValueError("Marian has the form of the paper: compare with a model trained with --config.model."
+        raise ValueError("Marian has the architecture of the paper; use a model that was trained with --config.model."
                          "norm_position=post --config.model.positions=sinusoidal --config.model.use_qk_norm=false")
     config = config.replace(positions="sinusoidal_halves", use_output_bias=True)
     shapes = jax.eval_shape(lambda key: EncoderDecoder(config, key=key), jax.random.key(0))

@@ -1,7 +1,7 @@
-"""The peer of the benchmarks: a GPT in ordinary eager PyTorch, in the style of nanoGPT (extra
+"""The PyTorch side of the benchmarks: a GPT in eager PyTorch, in the style of nanoGPT (extra
 ``bench``).
 
-python -m benchmarks.peers.torch_gpt input.txt    nanoGPT's CPU recipe: 2,000 steps, then the validation loss
+python -m benchmarks.peers.torch_gpt input.txt    runs nanoGPT's CPU recipe: 2,000 steps, then the validation loss
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformer_jax.config import ModelConfig, OptimConfig
 
 
 class SelfAttention(nn.Module):
-    """Causal attention by PyTorch's fused kernel, one matrix for queries, keys and values."""
+    """Causal attention with PyTorch's fused kernel, and one matrix for queries, keys and values."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -36,6 +36,8 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
+    """A pre-norm Transformer block."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.model_dim, bias=config.use_bias)
@@ -51,7 +53,7 @@ class Block(nn.Module):
 
 
 class TorchGPT(nn.Module):
-    """Pre-norm, learned positions, GELU, tied embeddings: the shape of ``nanogpt-char-*`` and
+    """A GPT with pre-norm, learned positions, GELU and tied embeddings, like ``nanogpt-char-*`` and
     ``gpt2-*``."""
 
     def __init__(self, config: ModelConfig):

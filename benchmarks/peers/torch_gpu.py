@@ -1,4 +1,4 @@
-"""PyTorch's side of the GPU benchmark: workers that answer with seconds (extra ``bench``)."""
+"""The PyTorch side of the GPU benchmark: workers that answer with seconds (extra ``bench``)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from transformer_jax.config import ModelConfig
 
 
 def training(pipe, config: ModelConfig, batch_size: int, steps: int) -> None:
-    """Seconds of a training step whenever told to: the model compiled, fused attention and AdamW,
-    bfloat16."""
+    """Worker that answers each message with the seconds of a training step in bfloat16, with a
+    compiled model, fused attention and fused AdamW."""
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     model = TorchGPT(config).cuda()
@@ -37,8 +37,8 @@ def training(pipe, config: ModelConfig, batch_size: int, steps: int) -> None:
 
 
 def generation(pipe, config: ModelConfig) -> None:
-    """Seconds of a greedy generation by Hugging Face of as many new tokens as are sent, batch 1,
-    bfloat16."""
+    """Worker that receives a number of new tokens and answers with the seconds of their greedy
+    generation by Hugging Face, in bfloat16 with batch size 1."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(

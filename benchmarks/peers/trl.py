@@ -1,7 +1,7 @@
-"""TRL's on-policy trainer as the other side of ``benchmarks rl`` (extra ``bench``).
+"""TRL's GRPO trainer as the other side of ``benchmarks rl`` (extra ``bench``).
 
-TRL has no PPO trainer any more (1.16); its GRPO has the same rollouts, epochs of minibatches,
-clipped ratios and reference, and no critic.
+TRL 1.16 has no PPO trainer any more. Its GRPO has the same rollouts, epochs of minibatches, clipped
+ratios and reference, but no critic.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from transformer_jax.config import ExperimentConfig
 
 def grpo_training(pipe, config: ExperimentConfig, words: list[str], prompts: list[str],
                   reward: Callable[[list[str]], list[float]]) -> None:
-    """Worker: one rollout and the updates that it serves whenever told to; answers with the mean
-    response length.
+    """Worker that makes a rollout and its updates for each message, and answers with the mean
+    length of the responses.
 
     Args:
-      pipe: to the benchmark.
-      config: ``model`` (of GPT-2's kind), ``rl``, ``batch_size`` and ``optim.peak_lr`` are read.
-      words: the vocabulary.
-      prompts: words with spaces between them.
-      reward: of the texts of responses.
+      pipe: The pipe to the benchmark.
+      config: The config, of which ``model`` (with the architecture of GPT-2), ``rl``,
+        ``batch_size`` and ``optim.peak_lr`` are used.
+      words: The vocabulary.
+      prompts: The prompts, which are words separated by spaces.
+      reward: A function from the texts of responses to their rewards.
     """
     warnings.filterwarnings("ignore")
     os.environ["TQDM_DISABLE"] = "1"
@@ -54,7 +55,7 @@ def grpo_training(pipe, config: ExperimentConfig, words: list[str], prompts: lis
         return reward(completions)
 
     class Turns(TrainerCallback):
-        """Waits for its turn before each rollout."""
+        """Waits for a message before each rollout, and answers after its updates."""
 
         def on_step_begin(self, args, state, control, **others):
             if state.global_step % per_rollout == 0:
@@ -65,7 +66,7 @@ def grpo_training(pipe, config: ExperimentConfig, words: list[str], prompts: lis
                 pipe.send(lengths[-1])
 
     with tempfile.TemporaryDirectory() as directory:
-        for part in (policy, tokenizer):  # where the trainer finds the reference model
+        for part in (policy, tokenizer):  # the trainer loads the reference model from this directory
             part.save_pretrained(directory)
         GRPOTrainer(
             model=GPT2LMHeadModel.from_pretrained(directory), reward_funcs=rewards, processing_class=tokenizer,

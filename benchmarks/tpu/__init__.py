@@ -1,1 +1,1 @@
-"""What the compiler of TPUs says, with no TPU here."""
+"""Results of the compiler for TPUs, on a machine without TPUs."""

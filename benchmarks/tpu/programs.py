@@ -1,9 +1,9 @@
-"""Programs compiled for TPUs of which none is here (extra ``tpu-aot``); run by
+"""Programs that are compiled for TPUs on a machine without TPUs (extra ``tpu-aot``); run by
 ``python -m benchmarks tpu``.
 
-libtpu compiles for a named topology on any Linux machine. What comes out is the real program, its
-memory and what XLA counts in it; how long a step takes is only bounded from below, by a chip's
-published rates.
+libtpu compiles for a named topology on any Linux machine. The result is the real program, with its
+memory and XLA's counts of FLOPs and bytes. For the time of a step there is only a lower bound,
+which follows from the published rates of a chip.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Program:
     """A step to compile.
 
     Attributes:
-      config: of the model.
+      config: The config of the model.
       kind: ``train``, ``prefill`` or ``decode``.
-      batch_size: rows, over all devices.
-      mesh: of all devices of the topology; prefill and decode take one device.
-      prompt: tokens that prefill reads.
+      batch_size: The number of rows on all devices together.
+      mesh: The mesh of all devices of the topology. Prefill and decode use one device.
+      prompt: The number of tokens that prefill reads.
     """
 
     config: ModelConfig
@@ -57,13 +57,14 @@ class Program:
 
     @property
     def flops(self) -> float:
-        """Model FLOPs of one step on all devices together; of decoding, of one token a row."""
+        """The model FLOPs of a step on all devices together. A step of decoding is one token in
+        each row."""
         tokens = self.batch_size * {"train": self.config.max_len, "prefill": self.prompt, "decode": 1}[self.kind]
         training = tokens * flops_per_token(self.config, tj.count_parameters(self.config))
         return training if self.kind == "train" else training / 3
 
 
-# Without dropout of attention weights, which the fused kernel does not have.
+# The models have no dropout of attention weights, because the fused kernel does not support it.
 PROGRAMS = {
     "gpt2-small train": Program(_bfloat16("gpt2-small", attention_implementation="splash"), "train", 64,
                                  MeshConfig(fsdp=4, tensor=2)),
@@ -79,7 +80,7 @@ PROGRAMS = {
 
 
 def lower(program: Program, topology: str) -> jax.stages.Lowered:
-    """The program lowered for the topology, from shapes alone."""
+    """Lowers a program for a topology, from shapes alone."""
     devices = devices_of(topology)
     if program.kind == "train":
         return _training(program, make_mesh(program.mesh, devices))
@@ -95,7 +96,7 @@ def _training(program: Program, mesh: Mesh) -> jax.stages.Lowered:
 def _inference(program: Program, mesh: Mesh) -> jax.stages.Lowered:
     config, B, P = program.config, program.batch_size, program.prompt
 
-    def here(tree):
+    def replicated(tree):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype,
                                                            sharding=NamedSharding(mesh, PartitionSpec())), tree)
 
@@ -105,30 +106,32 @@ def _inference(program: Program, mesh: Mesh) -> jax.stages.Lowered:
         return model
 
     with jax.set_mesh(mesh):
-        model = here(jax.eval_shape(separate))
-        settings = here(jax.eval_shape(lambda: Settings.of(tj.Sampling(temperature=0.0), config.vocab_size, [])))
+        model = replicated(jax.eval_shape(separate))
+        settings = replicated(jax.eval_shape(lambda: Settings.of(tj.Sampling(temperature=0.0), config.vocab_size, [])))
         ids = jax.ShapeDtypeStruct((B, P), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-        keys = here(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B)))
-        number = here(jax.eval_shape(lambda: jnp.int32(0)))
+        keys = replicated(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B)))
+        number = replicated(jax.eval_shape(lambda: jnp.int32(0)))
         arguments = (model, ids, ids, keys, number, settings)
         if program.kind == "prefill":
             return prefill.lower(*arguments, capacity=config.max_len)
-        state = here(jax.eval_shape(functools.partial(prefill, capacity=config.max_len), *arguments))
+        state = replicated(jax.eval_shape(functools.partial(prefill, capacity=config.max_len), *arguments))
         return decode.lower(model, state, settings, number)
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a program, for each device.
+    """A compiled program. All counts are for one device.
 
     Attributes:
-      text: the optimised HLO.
-      seconds: that compiling took.
-      peak: bytes of memory: arguments, results not written over them, temporaries and the program.
-      aliased: bytes of donated arguments that results are written over.
-      moved: bytes of arguments and results, each of which goes through memory at least once.
-      flops: as XLA counts them, without those of kernels; of a loop, one turn.
-      bytes_accessed: likewise, those in the chip's fast memory too.
+      text: The optimised HLO.
+      seconds: The compile time.
+      peak: The bytes of the arguments, of the results that do not reuse an argument's memory, of
+        the temporaries and of the program.
+      aliased: The bytes of donated arguments whose memory the results reuse.
+      moved: The bytes of arguments and results, which are read or written at least once.
+      flops: The FLOPs that XLA counts. They do not include kernels, and only one iteration of each
+        loop.
+      bytes_accessed: The bytes that XLA counts in the same way, including the chip's fast memory.
     """
 
     text: str
@@ -156,15 +159,24 @@ def compile_for(program: Program, topology: str) -> Compiled:
 
 def tpu(names: list[str] | None = None, topologies: tuple[str, ...] = TOPOLOGIES, *,
         compile_program: Callable[[Program, str], Compiled] = compile_for) -> list[dict]:
-    """One row a program and topology; a step takes at least its model FLOPs, or what it moves, at
-    the chip's rates."""
+    """Compiles the programs for the topologies.
+
+    Args:
+      names: The names of the programs; by default all.
+      topologies: The topologies.
+      compile_program: The function that compiles a program for a topology.
+
+    Returns:
+      A row for each program and topology. The lower bound for the time of a step is the larger of
+      two times: that of its model FLOPs, and that of its memory traffic.
+    """
     try:
         devices_of(topologies[0])
     except ImportError:
         sys.exit('error: compiling for TPUs needs libtpu: pip install -e ".[tpu-aot]"')
     unknown = sorted({*(names or ())} - {*PROGRAMS})
     if unknown:
-        sys.exit(f"error: there is no program {unknown[0]!r}; known: {', '.join(PROGRAMS)}")
+        sys.exit(f"error: there is no program {unknown[0]!r}; the programs are: {', '.join(PROGRAMS)}")
     rows = []
     for name in PROGRAMS if names is None else names:
         program = PROGRAMS[name]

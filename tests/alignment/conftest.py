@@ -24,7 +24,7 @@ def config(tokenizer):
 
 @pytest.fixture(scope="session")
 def make_decoder(config):
-    """``make_decoder(seed)``: the same seed, the same weights."""
+    """Returns ``make_decoder(seed)``, which makes the same weights for the same seed."""
     make = jax.jit(lambda key: Decoder(config, key=key))
     return lambda seed: make(jax.random.key(seed))
 

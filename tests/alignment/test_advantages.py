@@ -15,12 +15,12 @@ from transformer_jax.alignment.advantages import (
     whiten,
 )
 
-LENGTHS = (5, 3, 1, 5)  # of four responses in five places: two that end by length, one short, one of a single token
+LENGTHS = (5, 3, 1, 5)  # four responses of at most 5 tokens: two are full, one is short, one has 1 token
 B, R = len(LENGTHS), 5
 MASK = np.arange(R) < np.array(LENGTHS)[:, None]
 RNG = np.random.default_rng(0)
 SCORES = RNG.normal(size=B)
-# What stands outside the mask must not matter: it is large, and NaN in the log-probabilities.
+# Values outside the mask must not matter: they are large, and the log-probabilities there are NaN.
 LOGPROBS = np.where(MASK, -RNG.exponential(size=(B, R)), np.nan)
 REFERENCE = np.where(MASK, -RNG.exponential(size=(B, R)), np.nan)
 VALUES = np.where(MASK, RNG.normal(size=(B, R)), 1e6)
@@ -98,5 +98,6 @@ def test_explained_variance():
 
 @pytest.mark.parametrize(("kl", "factor"), [(6.0, 1.0), (6.6, 1.01), (12.0, 1.02), (5.4, 0.99), (0.0, 0.98)])
 def test_the_coefficient_follows_its_target(kl, factor):
-    """Ziegler et al. (2019): the error is clipped to a fifth, and a tenth of it is followed."""
+    """Ziegler et al. (2019): the error is clipped to 0.2, and the coefficient changes by a tenth of
+    it."""
     assert adapted_kl_coefficient(0.2, kl, target=6.0) == pytest.approx(0.2 * factor)

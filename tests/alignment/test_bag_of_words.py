@@ -1,4 +1,4 @@
-"""The judge that sees words alone, by its formula."""
+"""The bag-of-words judge, compared with its formula."""
 
 import math
 
@@ -25,5 +25,5 @@ def test_a_text_is_the_sum_of_its_different_words():
 
 
 def test_both_kinds_are_needed():
-    with pytest.raises(ValueError, match="2 good and 1 bad texts; expected texts with words of both kinds"):
+    with pytest.raises(ValueError, match="2 good and 1 bad texts; expected texts with at least one word of each kind"):
         BagOfWords(GOOD, [" "])

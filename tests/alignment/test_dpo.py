@@ -1,5 +1,5 @@
-"""DPO: log-probabilities without padding, the published loss in float64, reference measured once,
-learning."""
+"""DPO: log-probabilities ignore padding, the loss equals the published one, the reference runs
+once, and training learns."""
 
 import math
 
@@ -24,7 +24,7 @@ RANKED = [*COMPARISONS, Comparison("sat", ("on a mat", "on", "or"))]
 
 
 def expected_logprobs(model, batch):
-    """Each response on its own, without padding, in float64."""
+    """Computes each response separately, without padding, in float64."""
     found = np.zeros(batch["ranks"].shape)
     for n, k in np.ndindex(*found.shape):
         real = batch["segment_ids"][n, k] == 1
@@ -91,6 +91,7 @@ def test_it_learns_to_prefer(batch, make_decoder):
     assert losses[-1] < 0.5 * losses[0] and float(metrics["accuracy"]) == 1.0 and float(metrics["margin"]) > 0.5
 
 
+@pytest.mark.long
 def test_eight_devices_have_the_losses_of_one(batch, make_decoder):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     np.testing.assert_allclose(train(make_decoder, batch, mesh, steps=5)[2], train(make_decoder, batch, steps=5)[2],
@@ -99,5 +100,5 @@ def test_eight_devices_have_the_losses_of_one(batch, make_decoder):
 
 def test_a_reference_of_another_vocabulary(tokenizer, config):
     other = jax.eval_shape(lambda key: Decoder(config.replace(vocab_size=9), key=key), jax.random.key(0))
-    with pytest.raises(ValueError, match="but the reference has a vocabulary of 9; both must have the same tokenizer"):
+    with pytest.raises(ValueError, match="the reference model has a vocabulary of 9 tokens; build the rankings"):
         with_reference(Rankings.build(COMPARISONS, tokenizer, 48), other)

@@ -1,5 +1,5 @@
-"""PPO and GRPO in the training loop: rollouts and updates compile once, stops go on to the bit,
-devices agree."""
+"""PPO and GRPO in the training loop: rollouts and updates compile once, a stopped run resumes
+exactly, and several devices compute the same as one."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.alignment import experience as experiences
-from transformer_jax.alignment import rollout as rollouts
+from transformer_jax.alignment import rollouts
 from transformer_jax.alignment.experience import Experience
 from transformer_jax.alignment.ppo import grpo_loss, ppo_loss, with_value_head
 from transformer_jax.config import (
@@ -43,12 +43,12 @@ WORDS = ("the cat", "a mat", "it was", "good", "bad", "or bad", "cat", "sat on a
 
 
 def vowels(texts):
-    """The reward: half a point a vowel."""
+    """Rewards each vowel with half a point."""
     return [sum(map(text.count, "aiou")) / 2 for text in texts]
 
 
 class Interrupting(Experience):
-    """Meets a signal when it has given so many batches."""
+    """An iterator that sends a signal to the process after a given number of batches."""
 
     at, given = None, 0
 
@@ -97,7 +97,7 @@ def whole(run, tmp_path_factory):
     return workdir, run(workdir)
 
 
-def test_what_a_run_says(whole):
+def test_a_run_logs_its_rollouts_and_updates(whole):
     workdir, state = whole
     lines = deterministic(workdir)
     drawn = [line for line in lines if "response_length" in line]
@@ -116,7 +116,7 @@ def test_what_a_run_says(whole):
 
 @pytest.mark.parametrize("stop", [1, 3, 6, 8])
 def test_stopped_in_a_rollout_it_ends_as_the_whole_run(run, whole, tmp_path, stop):
-    """In the middle of one (after 1, 3 and 8 updates) and between two."""
+    """Stops in the middle of a rollout (after 1, 3 and 8 updates) and between two rollouts."""
     with pytest.raises(Interrupted, match=f"saved step {stop}$"):
         run(tmp_path, at=stop)
     state = run(tmp_path)
@@ -124,22 +124,22 @@ def test_stopped_in_a_rollout_it_ends_as_the_whole_run(run, whole, tmp_path, sto
 
 
 def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(run, whole, tmp_path):
-    """A reward function that fails in the second rollout, after the checkpoint of step 4; then it
-    is mended."""
+    """The reward function fails in the second rollout, after the checkpoint of step 4. It is then
+    corrected, and the run continues."""
     calls = []
 
     def sometimes(texts):
         calls.append(texts)
         return vowels(texts) if len(calls) < 2 else [float("nan")] * len(texts)
 
-    with pytest.raises(ValueError, match="the reward of response 0, .* is nan; it must be finite. The run goes on"):
+    with pytest.raises(ValueError, match="the reward of response 0, .* is nan; it must be finite. Correct the reward"):
         run(tmp_path, reward=sometimes)
     state = run(tmp_path)
     assert tree_digest(state) == tree_digest(whole[1]) and deterministic(tmp_path) == deterministic(whole[0])
 
 
-def test_too_far_from_the_rollout_a_new_one_is_drawn(run, tmp_path):
-    """Also when the run is stopped right there."""
+def test_a_new_rollout_is_drawn_when_the_policy_moves_too_far(run, tmp_path):
+    """Also holds when the run is stopped at this step."""
     config = CONFIG.replace(rl=ReinforcementConfig(num_prompts=8, max_new_tokens=8, epochs=3, max_step_kl=1e-5))
     state = run(tmp_path / "whole", config)
     drawn = [line["step"] for line in deterministic(tmp_path / "whole") if "response_length" in line]
@@ -150,7 +150,8 @@ def test_too_far_from_the_rollout_a_new_one_is_drawn(run, tmp_path):
     assert deterministic(tmp_path / "run") == deterministic(tmp_path / "whole")
 
 
-def test_grpo_stops_and_goes_on_too(run, tmp_path):
+@pytest.mark.long
+def test_grpo_resumes_exactly(run, tmp_path):
     config = CONFIG.replace(rl=GRPO, steps=9)
     state = run(tmp_path / "whole", config)
     with pytest.raises(Interrupted):
@@ -162,7 +163,7 @@ def test_grpo_stops_and_goes_on_too(run, tmp_path):
 
 @pytest.mark.parametrize("rl", [PPO, GRPO], ids=["ppo", "grpo"])
 def test_more_reward(run, tmp_path, rl):
-    """Forty updates towards vowels."""
+    """Forty updates with a reward for vowels raise the reward."""
     config = CONFIG.replace(rl=rl, steps=40, optim=OptimConfig(peak_lr=1e-2, warmup_steps=1, weight_decay=0.0),
                             checkpoint=CheckpointConfig(every=100), eval=EvalConfig(every=39))
     run(tmp_path, config)
@@ -192,6 +193,7 @@ def test_rollouts_and_updates_compile_once(make_decoder, make_experience):
     assert drawn == 2 and len(traces) == rollouts._measure._cache_size() == 1
 
 
+@pytest.mark.long
 def test_eight_devices_have_the_losses_of_one(run, whole, tmp_path):
     config = CONFIG.replace(mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     run(tmp_path, config, mesh=make_mesh(config.mesh))
@@ -214,17 +216,17 @@ def test_short_responses_lose_the_share_that_they_lack(make_decoder, make_experi
     assert plain["reward"] - least["reward"] == pytest.approx(np.mean(np.maximum(0, 1 - lengths_B / 25)), abs=1e-5)
 
 
-def test_what_does_not_fit(make_experience, make_decoder, reward_model, config):
+def test_prompts_and_batches_that_do_not_fit_are_refused(make_experience, make_decoder, reward_model, config):
     long = "a" * 45
-    with pytest.raises(ValueError, match=r"a prompt of 48 tokens and a response of rl.max_new_tokens=8 do not fit the "
-                                         r"reference model's context of 48"):
+    with pytest.raises(ValueError, match=r"a prompt of 48 tokens and a response of up to rl.max_new_tokens=8 tokens do "
+                                         r"not fit into the reference model's context of 48 tokens"):
         make_experience(CONFIG, [*WORDS, long])
-    with pytest.raises(ValueError, match="7 prompts do not fill a rollout of rl.num_prompts=8"):
+    with pytest.raises(ValueError, match="there are 7 prompts, but a rollout needs rl.num_prompts=8"):
         make_experience(CONFIG, WORDS[:7])
-    with pytest.raises(ValueError, match="8 x 1 responses does not divide into minibatches of batch_size=3"):
+    with pytest.raises(ValueError, match="8 x 1 responses cannot be divided into minibatches of batch_size=3"):
         make_experience(CONFIG.replace(batch_size=3))
     other = jax.eval_shape(lambda key: type(make_decoder(2))(config.replace(vocab_size=7), key=key), jax.random.key(0))
-    with pytest.raises(ValueError, match="the reference model has a vocabulary of 7, the tokenizer one of"):
+    with pytest.raises(ValueError, match="the reference model has a vocabulary of 7 tokens, but the tokenizer has"):
         make_experience(CONFIG, reference=other)
     other = jax.eval_shape(lambda key: type(reward_model)(reward_model.config.replace(vocab_size=7), key=key),
                            jax.random.key(0))

@@ -32,11 +32,11 @@ def test_a_sure_winner_stays_within_bounds():
 
 def test_bad_scores():
     for a, b in (([], []), ([1.0], [1.0, 2.0]), ([[1.0]], [[1.0]])):
-        with pytest.raises(ValueError, match="expected one a prompt of each model"):
+        with pytest.raises(ValueError, match="expected one score per prompt for each model"):
             win_rate(a, b)
-    with pytest.raises(ValueError, match="a judge's score is NaN"):
+    with pytest.raises(ValueError, match="a score of the judge is NaN"):
         win_rate([1.0], [float("nan")])
-    with pytest.raises(ValueError, match=r"expected two or more, got \['base'\]"):
+    with pytest.raises(ValueError, match=r"got scores of \['base'\]; expected at least two models"):
         elo_ratings({"base": [1.0]})
 
 

@@ -33,7 +33,7 @@ def test_nothing_is_gained_beyond_the_clip(log_ratio, advantage, expected):
 @pytest.mark.parametrize(("value", "expected"), [(1.1, 0.5 * 0.9**2), (1.9, 0.5 * 0.8**2), (0.1, 0.5 * 1.9**2)])
 def test_the_value_must_not_run_ahead(value, expected):
     """The old value was 1, the return 2, the clip 0.2."""
-    assert float(clipped_value_loss(jnp.float32(value), 1.0, 2.0, 0.2)) == pytest.approx(expected)
+    assert float(clipped_value_loss(*map(jnp.float32, (value, 1.0, 2.0)), 0.2)) == pytest.approx(expected)
 
 
 def test_the_kl_estimate_is_that_of_the_distributions():
@@ -53,7 +53,8 @@ def policy(make_decoder):
 
 @functools.cache
 def batch():
-    """Prompts padded on the left and responses on the right; garbage wherever the mask is False."""
+    """Prompts are padded on the left and responses on the right. Arrays have random values wherever
+    the mask is False."""
     rng = np.random.default_rng(2)
     lengths, prompt_lengths = np.array([5, 3, 1, 4]), np.array([6, 2, 3, 1])
     mask_BR = np.arange(R) < lengths[:, None]

@@ -1,5 +1,5 @@
-"""Rankings: their likelihood against every order counted out, accuracy, calibration, normalisation,
-batches."""
+"""Rankings: their likelihood compared with a sum over all orders, accuracy, calibration,
+normalisation and batches."""
 
 import itertools
 import math
@@ -26,8 +26,8 @@ SCORES = np.array([0.7, -1.2, 2.0, 0.1])
 
 
 def probability(order, scores):
-    """Of drawing the responses in this order, each in proportion to exp(score) among those that are
-    left."""
+    """The log-probability of drawing the responses in this order, each in proportion to exp(score)
+    among those that are left."""
     left, product = list(order), 1.0
     while left:
         product *= math.exp(scores[left[0]]) / sum(math.exp(scores[k]) for k in left)
@@ -142,15 +142,15 @@ def test_the_digest_tells_rankings_apart(rankings, tokenizer, config):
 
 
 def test_bad_comparisons(tokenizer):
-    with pytest.raises(ValueError, match="there is no comparison"):
+    with pytest.raises(ValueError, match="got no comparisons"):
         Rankings.build([], tokenizer, 40)
-    with pytest.raises(ValueError, match=r"comparison 2 has a response that makes 48 tokens with its prompt, more than "
-                                         r"the model's context of 40"):
+    with pytest.raises(ValueError, match=r"comparison 2: a response and its prompt have 48 tokens together, which is "
+                                         r"more than the model's context of 40 tokens"):
         Rankings.build([COMPARISONS[0], Comparison("cat " * 10, ("good", "bad"))], tokenizer, 40)
 
 
 def test_the_loss_of_a_reward_model(rankings, reward_model):
-    """As the model scores each text on its own."""
+    """The scores of a batch equal those of each text alone."""
     batch = rankings[np.arange(3)]
     loss, weight, sums = jax.jit(reward_loss)(reward_model, batch)
     scores = np.zeros((3, 3))
@@ -173,7 +173,7 @@ def test_normalisation_over_a_reference_set(rankings, reward_model):
     np.testing.assert_allclose(scores, alone, rtol=1e-4, atol=1e-6)
     rewards = normalized(reward_model, scores).rewards(tokens, segment_ids_BT=segment_ids)
     assert float(rewards.mean()) == pytest.approx(0, abs=1e-5) and float(rewards.std()) == pytest.approx(1, rel=1e-4)
-    assert float(reward_model.std[...]) == 1.0  # the model given is as it was
+    assert float(reward_model.std[...]) == 1.0  # the given model has not changed
     for bad in (np.array([1.0, 1.0]), np.array([1.0, np.nan])):
-        with pytest.raises(ValueError, match="cannot be normalised; they must be finite and differ"):
+        with pytest.raises(ValueError, match="cannot be normalised; give scores that are finite and not all equal"):
             normalized(reward_model, bad)

@@ -1,5 +1,5 @@
-"""Rollouts: log-probabilities by one pass agree with those of decoding and with the loss; shapes;
-what is refused."""
+"""Rollouts: log-probabilities of one pass agree with those of decoding and of the loss; shapes;
+refused arguments."""
 
 import dataclasses
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
-from transformer_jax.alignment import rollout as rollouts
+from transformer_jax.alignment import rollouts
 from transformer_jax.alignment.ppo import ppo_loss, with_value_head
-from transformer_jax.alignment.rollout import collect
+from transformer_jax.alignment.rollouts import collect
 from transformer_jax.config import ReinforcementConfig
 from transformer_jax.data.conversations import encode_prompt
 from transformer_jax.models.heads import RewardModel
@@ -26,7 +26,7 @@ def lengths(texts):
 
 @pytest.fixture(scope="module")
 def policy(make_decoder, tokenizer):
-    """Ends a good part of its texts early."""
+    """Makes a policy that ends many of its texts early."""
     policy = with_value_head(make_decoder(1), key=jax.random.key(5))
     policy.value_head.kernel[...] = 10 * policy.value_head.kernel[...]
     row = policy.embeddings.token[...][tokenizer.eos_id]
@@ -116,7 +116,7 @@ def test_a_new_value_head_changes_no_token(policy, make_decoder):
     np.testing.assert_array_equal(headed(jnp.array([[3, 4]])).logits, plain(jnp.array([[3, 4]])).logits)
     assert with_value_head(headed, key=jax.random.key(1)) is headed
     fresh = jax.eval_shape(lambda key: tj.Decoder(headed.config, key=key), jax.random.key(0))
-    assert jax.tree.structure(fresh) == jax.tree.structure(headed)  # as a checkpoint wants it
+    assert jax.tree.structure(fresh) == jax.tree.structure(headed)  # in the form that a checkpoint stores
 
 
 def test_measuring_compiles_once(policy, prompts, arguments, reward_model):
@@ -139,8 +139,8 @@ def test_the_rollout_is_a_pytree(collected):
 @pytest.mark.parametrize(("reward", "message"), [
     (lambda texts: [0.0, float("nan"), *[0.0] * 4], r"the reward of response 1, '.*', is nan; it must be finite"),
     (lambda texts: [0.0, 0.0, float("inf"), *[0.0] * 3], r"the reward of response 2, '.*', is inf"),
-    (lambda texts: [0.0] * 5, r"the reward of 6 texts has shape \(5,\); expected one number a text"),
-    (lambda texts: [[0.0]] * 6, r"has shape \(6, 1\)")])
+    (lambda texts: [0.0] * 5, r"returned the shape \(5,\) for 6 texts; expected one number per text"),
+    (lambda texts: [[0.0]] * 6, r"returned the shape \(6, 1\)")])
 def test_a_reward_function_that_is_wrong(policy, prompts, arguments, reward, message):
     with pytest.raises(ValueError, match=message):
         collect(policy, prompts, **arguments | {"reward": reward})

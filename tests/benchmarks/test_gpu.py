@@ -1,5 +1,5 @@
-"""The GPU benchmark at toy size on this machine, with what the machines with GPUs lack taken
-away."""
+"""The GPU benchmark at very small size on this machine, without the packages that GPU machines may
+not have."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_without_a_gpu_it_ends_with_one_line():
     done = run()
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
-        "error: this is a CPU, and what is measured is a GPU; --tiny runs at toy size")
+        "error: this benchmark needs a GPU, but the device is a CPU; pass --tiny for a test run")
 
 
 def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
@@ -77,4 +77,4 @@ def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
     rows = kernels.errors(TINY, {}, None)
     assert not any(row["within 2 %"] for row in rows)
     timed = kernels.attention(TINY, {"kernels against float64": rows}, None)
-    assert [row.get("note") for row in timed][:2] == ["wrong, so not timed"] * 2
+    assert [row.get("note") for row in timed][:2] == ["wrong results, not timed"] * 2

@@ -94,7 +94,7 @@ WEEKDAYS = {name.lower(): number for number, name in enumerate(calendar.day_name
 WEEKDAYS |= {name: number for number, name in enumerate(words_of(
     "segunda-feira terça-feira quarta-feira quinta-feira sexta-feira sábado domingo"
 ))}
-# Words are worth what they add up to, but for "hundred" and "thousand" ("mil"), which multiply.
+# The values of words are added, except for "hundred" and "thousand" ("mil"), which multiply.
 VALUES = {"oh": 0, "and": 0, "e": 0, "oitocentos": 800, "novecentos": 900, "primeiro": 1}
 VALUES |= {word: value for value, word in enumerate(words_of(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -158,7 +158,7 @@ def read(text: str) -> datetime.date:
     return date
 
 
-def test_what_is_written_is_read_back():
+def test_written_files_are_read_back():
     for text, iso in generate_dates(20_000, 3):
         assert read(text).isoformat() == iso, text
 

@@ -117,7 +117,7 @@ def test_the_digest_tells_content_apart(tok):
     assert LineRows.build(tuple(LINES), Tokenizer.from_bytes(tok.to_bytes()), 16).digest == digest
     others = [(LINES, 17), (LINES[:-1], 16), (LINES[::-1], 16), ([*LINES[:-1], "o fim e aqui"], 16)]
     assert len({digest, *(LineRows.build(lines, tok, length).digest for lines, length in others)}) == 5
-    # The same tokens in a row, parted otherwise.
+    # The same tokens in a row, but with other line boundaries.
     rows = LineRows.build(LINES, tok, 64)
     assert LineRows(rows.tokens, np.ones_like(rows.segment_ids), len(LINES)).digest != rows.digest
 

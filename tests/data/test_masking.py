@@ -147,13 +147,13 @@ def test_whole_words_are_chosen_together_and_share_their_fate(tok, rows):
             for word in words:
                 assert len(positions.intersection(word)) in (0, len(word))
                 if word[0] not in positions:
-                    assert len(word) > left  # it would have fitted
+                    assert len(word) > left  # the word would have fitted
                     continue
                 new, old = masked["tokens"][row, word], tokens[word]
                 if (new == tok.mask_id).any():
                     assert (new == tok.mask_id).all()
                     fates["mask"] += 1
-                elif len(word) > 1:  # one token drawn at random may be the old one; all of them hardly
+                elif len(word) > 1:  # one random token may equal the old one, but probably not all of them
                     fates["same" if (new == old).all() else "other"] += 1
                 else:
                     fates["same" if new[0] == old[0] else "other"] += 1
@@ -213,19 +213,20 @@ def test_masks_are_fresh_each_epoch_and_resume_in_the_middle_of_one(tok, rows, w
         return make_batches(source, batch_size=batch_size, seed=seed, transform=masking)
 
     batches = start()
-    seen = [next(batches) for _ in range(epoch + 3)]
+    first_batches = [next(batches) for _ in range(epoch + 3)]
     state = json.loads(json.dumps(batches.get_state()))
-    seen += [next(batches) for _ in range(2 * epoch - 3)]
+    first_batches += [next(batches) for _ in range(2 * epoch - 3)]
     again, resumed, other = start(), start(), start(seed=8)
     resumed.set_state(state)
-    again, ahead = [next(again) for _ in seen], [next(resumed) for _ in seen[epoch + 3 :]]
-    for expected, batch in [*zip(seen, again, strict=True), *zip(seen[epoch + 3 :], ahead, strict=True)]:
+    again, ahead = [next(again) for _ in first_batches], [next(resumed) for _ in first_batches[epoch + 3 :]]
+    pairs = [*zip(first_batches, again, strict=True), *zip(first_batches[epoch + 3 :], ahead, strict=True)]
+    for expected, batch in pairs:
         assert all(np.array_equal(expected[name], batch[name]) for name in expected)
-    assert not np.array_equal(seen[0]["tokens"], next(other)["tokens"])
+    assert not np.array_equal(first_batches[0]["tokens"], next(other)["tokens"])
 
-    # The same row, found by its uncorrupted tokens, has another mask in each of the three epochs.
+    # A row, found by its tokens before masking, has another mask in each of the three epochs.
     masks = {}
-    for batch in seen:
+    for batch in first_batches:
         original = batch["tokens"].copy()
         for row, targets in enumerate(batch["masked_targets"]):
             original[row, chosen(row, batch)] = targets[batch["masked_weights"][row] == 1]
@@ -287,7 +288,7 @@ def test_a_book(corpora, whole_words):
     new = np.array([masked["tokens"][place] for place in positions])
     old = np.array([batch["tokens"][place] for place in positions])
     words = count
-    if whole_words:  # the fates of a word's tokens are one draw: bound by the number of words
+    if whole_words:  # one draw decides for all tokens of a word, so the bound uses the number of words
         words = sum(bool(set(word) & set(chosen(row, masked))) for row, tokens in enumerate(batch["tokens"][:100])
                     for word in words_of(tok, tokens)) * len(rows) // 100
     spread = 4.5 * math.sqrt(0.8 * 0.2 / words) * (2 if whole_words else 1)

@@ -14,8 +14,8 @@ def fill(lengths_NK, rows_N):
 
 
 def first_fit(lengths, capacities, max_open):
-    """The same by plain lists: each example goes to the first open row; of too many open rows the
-    fullest closes."""
+    """The same packing with plain lists: each example goes to the first open row that has room;
+    when too many rows are open, the fullest one is closed."""
     used, open_rows, rows = [], [], []
     for sides in lengths:
         fits = [r for r in open_rows if all(u + s <= c for u, s, c in zip(used[r], sides, capacities, strict=True))]
@@ -39,7 +39,8 @@ def test_no_row_overflows_and_at_most_one_is_half_empty(lengths):
     assert np.unique(rows_N).tolist() == list(range(rows_N.max() + 1))
     used = fill(lengths_NK, rows_N)
     assert used.max() <= 10
-    # What opened the later of two half empty rows would have fitted into the earlier.
+    # If two rows are at most half full, the example that opened the later one would have fitted
+    # into the earlier one.
     assert np.sum(used <= 5) <= 1
 
 

@@ -59,7 +59,7 @@ def test_two_files(write, suffix):
     pairs = read_pairs(path)
     assert list(pairs) == list(pairs) == [("A dog.", "Ein Hund."), ("Two \u00a0men.", "Zwei")]
     assert (len(pairs), pairs.num_read, pairs.num_empty) == (2, 2, 0)
-    assert pairs.report() == "2 pairs read, 0 of them left out for an empty side"
+    assert pairs.report() == "2 pairs read, 0 of them left out because a side is empty"
 
 
 def test_only_line_feeds_end_lines(write):
@@ -85,11 +85,11 @@ def test_tsv(write, name):
 
 
 def test_byte_order_marks_are_left_out_and_reported_once(write, monkeypatch):
-    seen = []
-    monkeypatch.setattr(logging, "warning", lambda message, *args: seen.append(message % args))
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
     pairs = read_pairs(two(write("s", "\ufeffa\n\ufeffb\n"), write("t", "1\n2\n")))
     assert list(pairs) == [("a", "1"), ("\ufeffb", "2")]
-    assert len(seen) == 1 and "byte order mark" in seen[0]
+    assert len(warnings) == 1 and "byte order mark" in warnings[0]
 
 
 @pytest.mark.parametrize(("source", "target", "counts"), [("a\nb\nc\n", "1\n", (3, 1)), ("a\n", "1\n2\n\n", (1, 3))])
@@ -132,7 +132,7 @@ def test_broken_gzip(write, tmp_path):
 
 def test_wrong_columns(write):
     path = write("a.tsv", "a\tb\n")
-    with pytest.raises(ValueError, match="target='de' is no column of a TSV file; expected a number"):
+    with pytest.raises(ValueError, match="target='de' is not a column of a TSV file; expected a number"):
         read_pairs(str(path), target="de")
     with pytest.raises(ValueError, match=r"line 1 has 2 tab-separated columns; expected at least 4, .* column 3"):
         read_pairs(str(path), source="3")
@@ -143,7 +143,7 @@ def test_wrong_columns(write):
 def test_pairs_of_a_list():
     pairs = Pairs([(" a", "b "), ("", "c")])
     assert list(pairs) == [("a", "b")] and pairs.num_read == 2 and pairs.num_empty == 1
-    with pytest.raises(ValueError, match="re-iterable, not an iterator"):
+    with pytest.raises(ValueError, match="another iterable, not an iterator"):
         Pairs(iter([("a", "b")]))
     with pytest.raises(ValueError, match="no pair of sentences: 0 were read"):
         len(Pairs([]))
@@ -151,7 +151,8 @@ def test_pairs_of_a_list():
 
 @pytest.fixture(scope="module")
 def translations(tmp_path_factory):
-    """A TFDS translation set, built here and read as one prepared on disk, without its builder's code."""
+    """A TFDS translation set, built here and read as one prepared on disk, without its builder's
+    code."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS data sets need: pip install tensorflow-datasets")
     directory = tmp_path_factory.mktemp("tfds")
 
@@ -342,7 +343,7 @@ def test_the_same_pairs_are_tokenised_once(tok, tmp_path, encoded, write):
     assert isinstance(again.source_tokens, np.memmap) and again.source_tokens.dtype == np.uint16
 
 
-def test_what_decides_the_rows_decides_the_digest(tok, tmp_path):
+def test_the_digest_depends_on_everything_that_decides_the_rows(tok, tmp_path):
     other = Tokenizer.train([text for pair in PAIRS for text in pair], kind="char")
     swapped = [pair[::-1] for pair in PAIRS]
     moved = [("A dog runs.E", "in Hund rennt."), *PAIRS[1:]]

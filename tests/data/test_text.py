@@ -26,9 +26,9 @@ def write(tmp_path):
 
 @pytest.fixture
 def warnings(monkeypatch):
-    seen = []
-    monkeypatch.setattr(logging, "warning", lambda message, *args: seen.append(message % args))
-    return seen
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
+    return warnings
 
 
 @pytest.mark.parametrize(
@@ -134,15 +134,21 @@ def test_jsonl(write):
     assert list(read_documents(path, key="other")) == ["x", "\U0001f98a"]
 
 
+def test_blank_lines_of_jsonl_are_skipped(write):
+    """So do ``pandas.read_json(lines=True)`` and ``jq``."""
+    path = write('\n{"text": "a"}\n\n  \r\n{"text": "b"}\n\n', "corpus.jsonl")
+    assert list(read_documents(path)) == ["a", "b"]
+    with pytest.raises(ValueError, match="corpus.jsonl has nothing but blank lines"):
+        list(read_documents(write("\n \n", "corpus.jsonl")))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("\n", "line 2 is blank"),
-        ("  \r\n", "line 2 is blank"),
         ('{"text": }\n', "line 2 is not JSON: .* column 10"),
         ('{"txt": "x", "id": 3}\n', r"line 2 has no text under the key 'text'; found the keys \['id', 'txt'\]"),
         ('{"text": 3}\n', "line 2 has no text under the key 'text'"),
-        ('["text"]\n', "line 2 has no text under the key 'text'; found list"),
+        ('["text"]\n', "line 2 is a list; expected a JSON object"),
         ('{"text": "ab\\u0000"}\n', "line 2 has a NUL character at character 2"),
         ('{"text": "ab\\ud83d"}\n', "line 2 has half a surrogate pair at character 2"),
     ],

@@ -48,7 +48,7 @@ def test_the_same_content_is_tokenised_once(tok, tmp_path, encoded):
 
 def test_other_content_or_tokenizer_is_another_file(tok, tmp_path, encoded):
     other = Tokenizer.train(DOCUMENTS, kind="char", byte_fallback=True)
-    joined = ["".join(DOCUMENTS[:2]), *DOCUMENTS[2:]]  # the same bytes, parted otherwise
+    joined = ["".join(DOCUMENTS[:2]), *DOCUMENTS[2:]]  # the same bytes with other document boundaries
     moved = [DOCUMENTS[0] + DOCUMENTS[2][0], "", DOCUMENTS[2][1:], DOCUMENTS[3]]
     names = {
         TokenFile.build(documents, tokenizer, tmp_path).tokens.filename
@@ -120,7 +120,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
 
 
 def test_wrong_documents(tok, tmp_path):
-    with pytest.raises(ValueError, match="re-iterable, not an iterator"):
+    with pytest.raises(ValueError, match="another iterable, not an iterator"):
         TokenFile.build(iter(DOCUMENTS), tok, tmp_path)
     with pytest.raises(ValueError, match="no document"):
         TokenFile.build([], tok, tmp_path)

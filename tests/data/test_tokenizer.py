@@ -13,7 +13,7 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.data import StreamDecoder, Tokenizer, tokenizer
+from transformer_jax.data import StreamDecoder, Tokenizer, sentencepiece_runs
 from transformer_jax.data.sentencepiece_training import KINDS, SPECIAL_TOKENS
 
 SHARED = Path(os.environ.get("TRANSFORMER_JAX_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -214,17 +214,18 @@ def test_lines_without_a_good_place_to_cut_round_trip(tokenizers, line):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_corpus_stream_is_the_documents_in_bounded_blocks(tokenizers, kind, monkeypatch):
-    monkeypatch.setattr(tokenizer, "_BLOCK_CHARS", 1000)
+    monkeypatch.setattr(sentencepiece_runs, "_BLOCK_CHARS", 1000)
     tok = tokenizers[kind]
     documents = [TEXT, "", "<|endoftext|>\nno separator here", *NASTY, "y" * 9000]
     blocks = list(tok.encode_corpus(iter(documents)))
     assert np.concatenate(blocks).tolist() == [i for text in documents for i in [tok.end_of_text_id, *tok.encode(text)]]
-    # A block is closed by the run that fills it, and a run has at most 4,096 characters of at most 4 bytes.
+    # A block is closed by the run that fills it, and a run has at most 4,096 characters of at most
+    # 4 bytes.
     assert max(map(len, blocks)) <= 4 * (1000 + 4096)
     assert len(blocks) > 5
 
 
-def test_batch_is_each_alone(tokenizers):
+def test_a_batch_equals_single_rows(tokenizers):
     tok = tokenizers["bpe"]
     assert tok.encode_batch(NASTY) == [tok.encode(text) for text in NASTY]
 
@@ -255,13 +256,14 @@ def test_stream_decoder_agrees_with_decode_on_any_tokens(tokenizers):
 
 
 def learned(tok):
-    """The pieces of several characters that are neither bytes nor special, as text."""
+    """The text of all pieces of several characters that are neither byte pieces nor special
+    tokens."""
     pieces = [tok.id_to_piece(i) for i in range(tok.vocab_size)]
     return [p.replace("\u2581", " ") for p in pieces if len(p) > 1 and not re.fullmatch("<.*>", p)]
 
 
 def occurrences(piece, text):
-    """In how many places of the text it stands, overlapping ones included."""
+    """The number of places of the text at which the piece occurs, including overlapping ones."""
     return len(re.findall(f"(?={re.escape(piece)})", text))
 
 

@@ -15,8 +15,7 @@ def take(batches, count):
 
 
 def rows(batches):
-    """The first token of every row; with tokens counting 0, 1, 2, ... it tells which window the row
-    is."""
+    """The first token of every row. The tokens count 0, 1, 2, ..., so it identifies the window."""
     return np.concatenate([batch["tokens"][:, 0] for batch in batches])
 
 
@@ -60,16 +59,16 @@ def test_too_short():
 
 def test_parts_of_a_split_share_no_token():
     tokens = np.arange(1000, dtype=np.uint16)
-    seen = []
+    token_sets = []
     for part in (tokens[:903], tokens[903:]):
         windows = Windows(part, 8)
         example = windows[np.arange(len(windows))]
-        seen.append(set(example["tokens"].ravel()) | set(example["targets"].ravel()))
+        token_sets.append(set(example["tokens"].ravel()) | set(example["targets"].ravel()))
         for batch in evaluation_batches(windows, 4):
             scored = batch["weights"] > 0
-            seen[-1] |= set(batch["tokens"][scored]) | set(batch["targets"][scored])
-    assert not seen[0] & seen[1]
-    assert seen[0] | seen[1] == set(range(1000))
+            token_sets[-1] |= set(batch["tokens"][scored]) | set(batch["targets"][scored])
+    assert not token_sets[0] & token_sets[1]
+    assert token_sets[0] | token_sets[1] == set(range(1000))
 
 
 def test_segments_grow_at_each_document():
@@ -124,7 +123,7 @@ def test_resuming_anywhere_continues_exactly(windows, stop):
     resumed = make_batches(windows, **settings)
     resumed.set_state(state)
     assert rows(take(resumed, 9)).tolist() == ahead.tolist()
-    batches.set_state(state)  # back again, with batches already prefetched
+    batches.set_state(state)  # restores an earlier position when batches are already prefetched
     assert rows(take(batches, 9)).tolist() == ahead.tolist()
 
 

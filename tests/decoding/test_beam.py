@@ -1,4 +1,5 @@
-"""Beam search against a plain-Python one without a cache, teacher forcing, greedy decoding and exhaustive search."""
+"""Beam search against a plain-Python one without a cache, teacher forcing, greedy decoding and
+exhaustive search."""
 
 import functools
 import itertools
@@ -10,6 +11,7 @@ import pytest
 from test_generate import count_compiles, log_softmax
 
 import transformer_jax as tj
+from transformer_jax.config import LayerKind
 from transformer_jax.decoding import beam_loop
 from transformer_jax.models.functional import make_model
 
@@ -27,7 +29,8 @@ CONFIGS = {
     "relative": PAIRS.replace(positions="relative", relative_buckets=8, relative_max_distance=12, norm_position="pre"),
     "decoder-alibi": TEXT.replace(positions="alibi", num_kv_heads=2),
     "decoder-learned": TEXT,
-    "decoder-rope": TEXT.replace(positions="rope", num_kv_heads=2, num_layers=2),
+    "decoder-rope": TEXT.replace(positions="rope", num_kv_heads=2, num_layers=2, layer_pattern=(
+        LayerKind(sliding_window=3), LayerKind(rope_base=100.0))),
 }
 LONG = {"pairs-long": PAIRS.replace(positions="learned", max_len=64),
         "relative-long": CONFIGS["relative"].replace(max_len=64), "decoder-long": TEXT.replace(max_len=64)}
@@ -38,7 +41,8 @@ SETTINGS = [("gnmt", 0.6), ("gnmt", 0.0), ("gnmt", 2.5), ("length", 1.0), ("leng
 
 @functools.cache
 def make(name, seed=0):
-    """With weights so large that distributions are peaked and no two hypotheses tie, and that the past matters."""
+    """A model whose weights are large, so that distributions are peaked, no two hypotheses tie, and
+    the earlier tokens matter."""
     model = make_model((CONFIGS | LONG)[name], key=jax.random.key(seed))
     if isinstance(model, tj.Decoder):
         model.stack.blocks.attention.output.kernel[...] *= 2
@@ -55,7 +59,8 @@ def full_forward(model, *tokens, **options):
 
 
 def next_logprobs(model, source, texts):
-    """log P of the next token of each text, float64 ``[texts, V]``: one full pass, which has room for 4 texts."""
+    """log P of the next token of each text, float64 ``[texts, V]``: one full pass, which has room
+    for 4 texts."""
     width = model.config.max_len
     tokens_BT = np.zeros((K, width), np.int32)
     lasts = []
@@ -80,7 +85,8 @@ def divisor(penalty, alpha, length):
 
 @functools.cache
 def searched(name, seed, source, beam_size=K, limit=LIMIT):
-    """Every hypothesis that ended or was cut off, ``(tokens, log P)``, of a search that never stops early."""
+    """Searches without stopping early, and returns every hypothesis that ended or was cut off, as
+    ``(tokens, log P)``."""
     model, alive, ended = make(name, seed), [((), 0.0)], []
     for step in range(1, limit + 1):
         following = next_logprobs(model, source, [tokens for tokens, _ in alive])
@@ -95,7 +101,7 @@ def searched(name, seed, source, beam_size=K, limit=LIMIT):
 
 
 def ranked(hypotheses, penalty, alpha):
-    """``(score, tokens, log P)``, the best first."""
+    """Returns ``(score, tokens, log P)`` of each hypothesis, the best first."""
     return sorted(((logprob / divisor(penalty, alpha, len(tokens)), list(tokens), logprob)
                    for tokens, logprob in hypotheses), reverse=True)
 
@@ -114,7 +120,8 @@ def check_hypotheses(found, wanted):
 
 @pytest.mark.parametrize(("name", "n_best"), [("paper", 1), *((name, K) for name in CONFIGS)])
 def test_equals_a_plain_search_that_never_stops_early(name, n_best):
-    """Over several models and length penalties; so stopping early changes no result."""
+    """Compares several models and length penalties, which shows that stopping early changes no
+    result."""
     settings = SETTINGS if name == "paper" else [setting for setting in SETTINGS if setting[0] == "gnmt"]
     lengths, reasons = set(), set()
     for seed in SEEDS:
@@ -128,9 +135,10 @@ def test_equals_a_plain_search_that_never_stops_early(name, n_best):
     assert len(lengths) > 4 and reasons == {"eos", "length"}  # there was something to search for
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LONG)
 def test_long_searches_equal_the_plain_one(name):
-    """Past the places where the cache grows, and after sources that are done have been left behind."""
+    """The search is long enough that the cache grows and that finished sources are dropped."""
     sources, lengths = [[5, 1, 9, 2, 11, 4, 8, 8], [10, 10, 1], [2, 4], [8, 9, 1, 1]], []
     for seed, alpha in itertools.product((0, 1, 2, 3), (0.6, 1.2)):
         result = search(make(name, seed), sources, n_best=2, length_penalty=alpha, max_new_tokens=40)
@@ -155,7 +163,8 @@ def test_the_largest_of_many_are_those_of_top_k(size, k):
 
 
 def test_a_long_hypothesis_may_overtake_one_that_ended_before():
-    """So that stopping at the first end, or at the first full list, would be seen in the test above."""
+    """Shows that the test above would fail if the search stopped at the first end, or at the first
+    full list."""
     overtaken = 0
     for seed, source in itertools.product(SEEDS, SOURCES):
         ended = searched("paper", seed, tuple(source))
@@ -192,7 +201,7 @@ def test_a_beam_of_one_is_greedy(name):
 
 
 def test_a_wider_beam_finds_more():
-    """On average: what greedy decoding passes by."""
+    """On average, beam search finds more probable texts than greedy decoding."""
     narrow, wide = (np.array([search(make("paper", seed), beam_size=k, n_best=1, length_penalty=0.0).scores
                               for seed in SEEDS]) for k in (1, K))
     assert (wide > narrow + 1e-3).sum() >= 2 and wide.mean() > narrow.mean()
@@ -223,8 +232,8 @@ def test_a_source_alone_is_as_in_a_batch():
 
 
 def test_two_tokens_are_searched_exhaustively():
-    """With one end token and one other, at most one hypothesis goes on, whose two extensions fit a beam of two: every
-    text there is gets a score."""
+    """With one end token and one other token, at most one hypothesis continues, and its two
+    extensions fit into a beam of two: every possible text gets a score."""
     config = PAIRS.replace(vocab_size=2)
     for seed in range(3):
         model = tj.EncoderDecoder(config, key=jax.random.key(seed))
@@ -240,10 +249,12 @@ def test_two_tokens_are_searched_exhaustively():
 
 @pytest.mark.parametrize(("num_tokens", "limit"), [(4, 3), (3, 4)])
 def test_a_beam_that_holds_every_prefix_is_exhaustive(num_tokens, limit):
-    """Of 64 tokens all but the first few are too improbable to be kept beside any text of those few.
+    """Of 64 tokens all but the first few are too improbable to be kept beside any text of those
+    few.
 
-    With n of them, one of which ends a text, at most (n - 1)^(limit - 1) * n texts are extended at once, at most
-    36, and at most 40 are ever complete: a beam of 40 drops none, and so ranks all of them.
+    With n of them, one of which ends a text, at most (n - 1)^(limit - 1) * n texts are extended at
+    once, at most 36, and at most 40 are ever complete: a beam of 40 drops none, and so ranks all of
+    them.
     """
     config = TEXT.replace(vocab_size=64, norm_position="post")
     for seed in range(2):
@@ -274,7 +285,8 @@ MAX_LEN = 24
 def position_model(probabilities_TV):
     """A decoder whose next token depends on the position alone, with the given probabilities.
 
-    Blocks add nothing to the stream, which holds a one-hot position; RMSNorm makes its one sqrt(width).
+    Blocks add nothing to the stream, which holds a one-hot position; RMSNorm makes its one
+    sqrt(width).
     """
     config = TEXT.replace(vocab_size=5, max_len=MAX_LEN, model_dim=MAX_LEN, num_heads=1, norm="rmsnorm",
                           norm_epsilon=1e-30)
@@ -290,7 +302,8 @@ def position_model(probabilities_TV):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """A list that grows by one with every call of the model while a search runs (one for the prompt)."""
+    """A list that grows by one with every call of the model while a search runs (one for the
+    prompt)."""
     calls = []
     original = beam_loop.read
 
@@ -313,23 +326,26 @@ def test_a_search_stops_as_soon_as_nothing_better_can_come(steps):
         jax.effects_barrier()
         return result, len(steps) - 1
 
-    # At once: what goes on has log 0.2, and no length penalty could make up for it.
+    # The search stops at once: the hypothesis that continues has log 0.2, and no length penalty can
+    # make up for it.
     result, count = turns(length_penalty=0.0)
     assert (result.tokens, count) == ([[4]], 0)
     np.testing.assert_allclose(result.scores, log(0.6), rtol=1e-5)
-    # The largest penalty is that of 16 tokens, ((5 + 16) / 6)^alpha: log 0.2 / 3.5^alpha < log 0.6 up to here.
+    # The largest penalty is that of 16 tokens, ((5 + 16) / 6)^alpha: log 0.2 / 3.5^alpha < log 0.6
+    # up to here.
     alpha = log(log(0.2) / log(0.6)) / log(3.5)
     assert turns(length_penalty=alpha - 0.01)[1] == 0
     assert turns(length_penalty=alpha + 0.01)[1] == 1
     # At the limit of 3 tokens the largest penalty is smaller.
     assert turns(length_penalty=alpha + 0.01, max_new_tokens=3)[1] == 0
-    # Three results: 4, then 0 4 and 1 4 end; of what goes on after two tokens the best has 0.04 < 0.1 * 0.6.
+    # Three results: 4 ends first, then 0 4 and 1 4. The best hypothesis that continues after two
+    # tokens has 0.04 < 0.1 * 0.6.
     result, count = turns(length_penalty=0.0, n_best=3)
     assert ([h.tokens for h in result.n_best[0]], count) == ([[4], [0, 4], [1, 4]], 1)
-    # A strong penalty and a limit: nothing can be excluded before the end.
+    # With a strong penalty and a limit, no hypothesis can be excluded before the end.
     result, count = turns(length_penalty=3.0, penalty="length", max_new_tokens=5)
     assert (result.tokens, count) == ([[0, 0, 0, 0, 4]], 4)
-    # A batch goes on until its last row is done: the second row reaches its end later.
+    # A batch continues until its last row is finished; here the second row ends later.
     model = position_model([[0.2, 0.1, 0.06, 0.04, 0.6]] * 4 + [[0.9, 0.02, 0.02, 0.05, 0.01]] * 2)
     result, count = turns([(1,), (1,) * 5], length_penalty=0.0)
     assert result.tokens[0] == [4] and result.tokens[1] == [0, 0, 4] and count == 2
@@ -374,7 +390,7 @@ def test_settings_and_lengths_within_a_bucket_compile_nothing():
         for alpha, limit, ends in ((0.0, 9, [3]), (1.5, 3, ()), (0.6, 15, ENDS), (2, 1, [1, 2])):
             search(model, [[1, 2], [3] * 12, [4]], length_penalty=alpha, max_new_tokens=limit, end_ids=ends)
         search(make("paper", 1))
-    # A model is put into the form for decoding once: that is one program for the shape, from before.
+    # The program that prepares a model for decoding was compiled before, once for this shape.
     assert compiles == []
 
 
@@ -387,15 +403,15 @@ ERRORS = [
     (dict(length_penalty=np.inf), "length_penalty=inf"),
     (dict(length_penalty=np.nan), "length_penalty=nan"),
     (dict(penalty="gmnt"), "penalty='gmnt' is not one of gnmt, length"),
-    (dict(max_new_tokens=0), "max_new_tokens=0 must be from 1 to the 15 that the model's context of 16 leaves after 1"),
-    (dict(max_new_tokens=16), "max_new_tokens=16 must be from 1 to the 15"),
+    (dict(max_new_tokens=0), "max_new_tokens=0 must be from 1 to 15; the model's context of 16 already holds 1"),
+    (dict(max_new_tokens=16), "max_new_tokens=16 must be from 1 to 15"),
     (dict(start_id=None), "an encoder-decoder without a tokenizer needs start_id=..., the token that starts a target"),
     (dict(start_id=12), "token id 12 is outside the vocabulary of 12"),
     (dict(end_ids=[12]), "token id 12 is outside the vocabulary of 12"),
     (dict(end_ids=[-1]), "token id -1 is outside"),
     (dict(sources=[[1] * 17]), "a text of 17 tokens is longer than the model's context of 16; shorten it"),
     (dict(sources=[[1, 12]]), "token id 12 is outside"),
-    (dict(sources=[]), "there is no prompt"),
+    (dict(sources=[]), "the list of prompts or sources is empty"),
     (dict(sources=[[1], []]), "is empty"),
     (dict(sources=[1, 2]), "list of lists of token ids"),
     (dict(sources="text"), "strings need tokenizer"),
@@ -410,13 +426,10 @@ def test_errors(arguments, words):
 
 
 def test_errors_of_decoders():
-    model = tj.Decoder(TEXT.replace(sliding_window=4), key=jax.random.key(0))
-    with pytest.raises(ValueError, match="cannot serve sliding_window; use generate"):
-        search(model)
     model = make("decoder-learned")
     for prompts, arguments, words in (
             ([[1] * 20], {}, "a prompt of 20 tokens leaves no room in the model's context of 20; shorten it"),
-            ([[1] * 15, [2]], dict(max_new_tokens=6), "from 1 to the 5 that the model's context of 20 leaves after 15"),
-            ([[1]], dict(start_id=0), "start_id starts the targets of an encoder-decoder; a decoder has its prompts")):
+            ([[1] * 15, [2]], dict(max_new_tokens=6), "from 1 to 5; the model's context of 20 already holds 15"),
+            ([[1]], dict(start_id=0), "start_id starts the targets of an encoder-decoder; leave it out for a decoder")):
         with pytest.raises(ValueError, match=words):
             search(model, prompts, **arguments)

@@ -26,7 +26,8 @@ def encode(text):
 
 
 def probabilities(model, ids):
-    """By one forward pass of the row alone, and a softmax in float64, ``[T, V]``."""
+    """Computes the probabilities ``[T, V]`` with one forward pass of the row alone and a softmax in
+    float64."""
     tokens_BT = np.zeros((1, CONFIG.max_len), np.int32)
     tokens_BT[0, :len(ids)] = ids
     logits = np.asarray(tj.forward(model, tokens_BT, mask_BT=np.arange(CONFIG.max_len)[None] < len(ids))[0], np.float64)
@@ -80,7 +81,7 @@ def test_all_candidates_together_have_probability_one():
 
 
 def test_texts_are_the_given_ones_with_one_mask_replaced():
-    """A token brings the space before it, or has none."""
+    """A token includes the space before it if it has one."""
     by_token = {}
     for text in ("digo que o <mask> e", "o<mask>", "<mask> <mask>!"):
         masks, = tj.fill_mask(make(), text, tokenizer=TOKENIZER, top_k=VOCAB)
@@ -95,8 +96,8 @@ def test_texts_are_the_given_ones_with_one_mask_replaced():
 
 
 def test_rows_of_the_model_beyond_the_tokenizer_are_never_proposed():
-    """A vocabulary rounded up for a mesh: its last rows take part in the softmax, but are no
-    tokens."""
+    """The vocabulary is rounded up for a mesh: its last rows take part in the softmax, but they are
+    not tokens."""
     model = make(VOCAB + 30)
     model.head.bias[...] = model.head.bias[...].at[VOCAB:].set(3.0)
     (candidates,), = tj.fill_mask(model, "digo que o <mask>", tokenizer=TOKENIZER, top_k=VOCAB)
@@ -108,14 +109,14 @@ def test_rows_of_the_model_beyond_the_tokenizer_are_never_proposed():
 
 FILL = functools.partial(tj.fill_mask, make(), tokenizer=TOKENIZER)
 ERRORS = [
-    (lambda: FILL("no mask here"), r"the text 'no mask here' has no <mask>; write <mask> where a token is wanted"),
+    (lambda: FILL("no mask here"), r"the text 'no mask here' has no <mask>; write <mask> in place of a token"),
     (lambda: FILL(["o <mask>", "o <maks>"]),
-     "the text 'o <maks>' has no <mask>: <maks> is no token; did you mean <mask>?"),
-    (lambda: FILL("o <|mask|>"), "has no <mask>: <|mask|> is no token; did you mean <mask>?"),
+     "the text 'o <maks>' has no <mask>: <maks> is not a token; did you mean <mask>?"),
+    (lambda: FILL("o <|mask|>"), "has no <mask>: <|mask|> is not a token; did you mean <mask>?"),
     (lambda: FILL("o <MASK>"), "has no <mask>"),
     (lambda: FILL("<s> o <b>"), "has no <mask>; write <mask>"),
     (lambda: FILL(""), "has no <mask>"),
-    (lambda: FILL([]), "there is no text to fill in"),
+    (lambda: FILL([]), "the list of texts is empty"),
     (lambda: FILL("x" * 18 + "<mask>"), "a text of 21 tokens is longer than the model's context of 20; shorten it"),
     (lambda: FILL("<mask>", top_k=0), f"top_k=0 must be from 1 to the {VOCAB} tokens of the vocabulary"),
     (lambda: FILL("<mask>", top_k=VOCAB + 1), f"top_k={VOCAB + 1} must be"),

@@ -1,4 +1,5 @@
-"""The decode contract, against a plain loop of full forward passes, row by row and without a cache."""
+"""The decode contract, against a plain loop of full forward passes, row by row and without a
+cache."""
 
 import collections
 import concurrent.futures
@@ -44,7 +45,8 @@ def full_forward(model: tj.Decoder, tokens_1T: jax.Array) -> jax.Array:
 
 
 def next_logits(model: tj.Decoder, context: list[int]) -> np.ndarray:
-    """By one uncached pass over the row alone; tokens after the last are there to keep the shape and change nothing."""
+    """Computes log-probabilities with one uncached pass over the row alone. Tokens after the last
+    one keep the shape and change no result."""
     tokens_1T = np.zeros((1, model.config.max_len), np.int32)
     tokens_1T[0, :len(context)] = context
     return np.asarray(full_forward(model, tokens_1T))[len(context) - 1].astype(np.float64)
@@ -56,7 +58,8 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def plain_loop(model, prompt, num_new, choose=lambda logits, step: int(logits.argmax())):
-    """The tokens and their log-probabilities; a full context goes on from its last half."""
+    """Returns the tokens and their log-probabilities. When the context is full, generation
+    continues from its last half."""
     context, tokens, logprobs = list(prompt), [], []
     for step in range(num_new):
         if len(context) == model.config.max_len:
@@ -70,7 +73,7 @@ def plain_loop(model, prompt, num_new, choose=lambda logits, step: int(logits.ar
 
 @contextlib.contextmanager
 def count_compiles():
-    """The list that fills with one entry per program compiled, of any kind."""
+    """A list that gets one entry for each program that is compiled."""
     compiles = []
 
     def listen(event: str, duration: float, **_) -> None:
@@ -92,7 +95,7 @@ def test_greedy_batch_equals_uncached_rows_alone(name):
         tokens, logprobs = plain_loop(model, prompt, NUM_NEW)
         assert result.tokens[row] == tokens
         np.testing.assert_allclose(result.logprobs[row], logprobs, rtol=1e-5, atol=1e-5)
-    assert len({token for tokens in result.tokens for token in tokens}) > 3  # it does not only repeat itself
+    assert len({token for tokens in result.tokens for token in tokens}) > 3  # the text does not only repeat one token
     assert result.lengths == [NUM_NEW] * 3
     assert result.finish_reasons == ["length"] * 3
     assert result.texts is None
@@ -106,7 +109,8 @@ def read(model: tj.Decoder, tokens_BT: jax.Array, segment_ids_BT: jax.Array, cac
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_padded_on_either_side_equals_alone(name):
-    """Prompts of 3 and 6 tokens in rows of 8 through a cache driven by hand, then four more tokens one by one."""
+    """Prompts of 3 and 6 tokens in rows of 8 through a cache driven by hand, then four more tokens
+    one by one."""
     model = make_model(CONFIGS[name])
     texts, lengths = [PROMPTS[0][:7], PROMPTS[0][::-1]], [3, 6]
     expected = [np.asarray(full_forward(model, np.array([text + [0] * (64 - len(text))]))) for text in texts]
@@ -183,7 +187,7 @@ def test_changing_any_setting_compiles_nothing():
     assert len({str(tokens) for tokens in [plain, *changed]}) > len(CHANGES) / 2
     with count_compiles() as compiles:
         jax.jit(lambda x: x + 1)(np.float32(1))
-    assert len(compiles) == 1  # the counter counts
+    assert len(compiles) == 1  # the counter works
 
 
 def test_twenty_lengths_compile_one_program_a_bucket():
@@ -229,7 +233,7 @@ def test_eos_min_new_tokens_and_banned_tokens():
         tokens, logprobs = plain_loop(model, prompt, NUM_NEW, lambda logits, _: int(np.argsort(
             np.where(np.arange(VOCAB) == end, -np.inf, logits))[-1]))
         assert banned.tokens[row] == tokens
-        np.testing.assert_allclose(banned.logprobs[row], logprobs, rtol=1e-5, atol=1e-5)  # the model's own
+        np.testing.assert_allclose(banned.logprobs[row], logprobs, rtol=1e-5, atol=1e-5)  # the end token of the model
 
     assert generate(key=jax.random.key(0), sampling=tj.Sampling(bias={6: 1e4})).tokens == [[6] * NUM_NEW] * 3
     assert generate(sampling=GREEDY, end_ids=range(VOCAB)).lengths == [1] * 3
@@ -239,11 +243,11 @@ def test_no_repeated_ngram_and_repetition_penalty_see_prompt_and_new_tokens():
     model = make_model(SMALL)
 
     def choose(logits, _, history):
-        seen = {tuple(history[i:i + 2]) for i in range(len(history) - 1)}
+        bigrams = {tuple(history[i:i + 2]) for i in range(len(history) - 1)}
         for token in set(history):
             logits[token] = logits[token] / 1.2 if logits[token] > 0 else logits[token] * 1.2
         for token in range(VOCAB):
-            if (history[-1], token) in seen:
+            if (history[-1], token) in bigrams:
                 logits[token] = -np.inf
         history.append(int(logits.argmax()))
         return history[-1]
@@ -263,7 +267,8 @@ def test_one_new_token():
 
 
 def test_a_full_context_and_beyond_by_sliding():
-    """Rows fill the context at different times: each goes on from its last half when it is full itself."""
+    """Rows fill the context at different times: each row continues from its last half when its own
+    context is full."""
     model = make_model(SMALL.replace(max_len=16))
     generate = functools.partial(tj.generate, model, PROMPTS, sampling=GREEDY)
     end_ids = [plain_loop(model, PROMPTS[0], 8)[0][-1]]
@@ -281,7 +286,8 @@ def test_a_full_context_and_beyond_by_sliding():
 
 
 def test_the_cache_is_updated_in_place():
-    """Donated buffers go straight through the loop: the optimized program never copies a layer's keys."""
+    """Donated buffers go straight through the loop: the optimized program never copies a layer's
+    keys."""
     config = SMALL.replace(num_kv_heads=2)
     model = prepare_module._separate_layers(make_model(config))
     settings = Settings.of(tj.Sampling(), VOCAB)
@@ -331,7 +337,7 @@ MODEL_ERRORS = [
     (dict(prompts=[[1] * 64]), "64 tokens leaves no room in the model's context of 64; shorten it"),
     (dict(prompts=[[1] * 64], slide=True), "leaves no room"),
     (dict(prompts=[[1] * 60], max_new_tokens=5), "60 tokens and 5 new ones.* ask for at most 4, or pass slide=True"),
-    (dict(prompts=[]), "no prompt"),
+    (dict(prompts=[]), "the list of prompts or sources is empty"),
     (dict(prompts=[[1], []]), "a prompt of token ids is empty"),
     (dict(prompts=[1, 2]), "list of lists of token ids"),
     (dict(prompts=[[1.0, 2.0]]), "list of lists of token ids"),
@@ -340,8 +346,8 @@ MODEL_ERRORS = [
     (dict(prompts="text"), "strings need tokenizer"),
     (dict(stop="x"), "stop strings need a tokenizer; without one, pass end_ids"),
     (dict(key=None), "sampling needs key=jax.random.key"),
-    (dict(key=0), r"key=0 is no PRNG key; pass jax.random.key\(seed\)"),
-    (dict(key=jax.random.PRNGKey(0)), "is no PRNG key"),
+    (dict(key=0), r"key=0 is not a PRNG key; pass jax.random.key\(seed\)"),
+    (dict(key=jax.random.PRNGKey(0)), "is not a PRNG key"),
     (dict(key=jax.random.split(jax.random.key(0), 2)), r"key has shape \(2,\); pass one key, or one for each of the 1"),
     (dict(max_new_tokens=0), "max_new_tokens=0"),
     (dict(num_samples=0), "num_samples=0"),
@@ -351,7 +357,7 @@ MODEL_ERRORS = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), MODEL_ERRORS, ids=[words[:30] for _, words in MODEL_ERRORS])
-def test_what_the_user_got_wrong_is_said_before_any_compile(arguments, words):
+def test_invalid_arguments_raise_before_any_compile(arguments, words):
     model, key = make_model(SMALL), jax.random.key(0)
     defaults = dict(prompts=[[1, 2]], key=key, max_new_tokens=4)
     with count_compiles() as compiles, pytest.raises(ValueError, match=words):

@@ -26,7 +26,7 @@ CONFIGS = {
                               norm="rmsnorm", use_bias=False, attention_scale=1.0),
 }
 SOURCES = [[5, 1, 9, 2, 11, 4, 8, 8], [6], [10, 10, 1, 7]]
-# Of models that do not only repeat a token.
+# Seeds of models that do not only repeat one token.
 SEEDS = {"paper": 3, "rope-grouped-queries": 1, "alibi-sliding-window": 3, "relative": 3}
 START, NUM_NEW = 2, 10
 GREEDY = tj.Sampling(temperature=0)
@@ -34,7 +34,8 @@ GREEDY = tj.Sampling(temperature=0)
 
 @functools.cache
 def make(name="paper"):
-    """With weights so large that distributions are peaked, and that the past matters."""
+    """A model whose weights are large, so that distributions are peaked and the earlier tokens
+    matter."""
     model = tj.EncoderDecoder(CONFIGS[name], key=jax.random.key(SEEDS[name]))
     for attention in (model.decoder.blocks.attention, model.decoder.blocks.cross_attention):
         attention.output.kernel[...] *= 2
@@ -48,7 +49,7 @@ def full_forward(model, source_BS, target_BT, source_mask_BS):
 
 
 def plain_loop(model, source, choose=lambda logits, step: int(logits.argmax()), num_new=NUM_NEW, start=START):
-    """The tokens and their log-probabilities, of one source alone."""
+    """Generates for a single source. Returns the tokens and their log-probabilities."""
     source_BS, target_BT = np.zeros((2, 1, MAX_LEN), np.int32)
     source_BS[0, :len(source)], target_BT[0, 0] = source, start
     mask_BS = np.arange(MAX_LEN)[None] < len(source)
@@ -164,13 +165,13 @@ def test_lengths_within_a_bucket_compile_nothing():
 
 
 ERRORS = [
-    (dict(slide=True), "slide=True goes on past the context of a decoder; a translation has one context"),
+    (dict(slide=True), "slide=True is for decoders; an encoder-decoder cannot continue beyond its context"),
     (dict(start_id=None), "an encoder-decoder without a tokenizer needs start_id=..., the token that starts a target"),
     (dict(start_id=VOCAB), f"token id {VOCAB} is outside the vocabulary of {VOCAB}"),
     (dict(prompts=[[1] * 25]), "a text of 25 tokens is longer than the model's context of 24; shorten it"),
     (dict(max_new_tokens=24), "1 tokens and 24 new ones exceed the model's context of 24; ask for at most 23$"),
     (dict(prompts=[[VOCAB]]), f"token id {VOCAB} is outside the vocabulary of {VOCAB}"),
-    (dict(prompts=[]), "there is no prompt"),
+    (dict(prompts=[]), "the list of prompts or sources is empty"),
     (dict(prompts=[[]]), "is empty"),
     (dict(prompts="text"), "strings need tokenizer"),
     (dict(end_ids=[-1]), "end_ids: token id -1"),
@@ -205,7 +206,7 @@ def test_models_of_another_family_are_refused(family):
 
 def test_a_decoder_has_no_start():
     model = tj.Decoder(PAPER.replace(family="decoder"), key=jax.random.key(0))
-    with pytest.raises(ValueError, match="start_id starts the targets of an encoder-decoder; a decoder has its p"):
+    with pytest.raises(ValueError, match="start_id starts the targets of an encoder-decoder; leave it out"):
         tj.generate(model, [[1]], start_id=0, sampling=GREEDY)
 
 

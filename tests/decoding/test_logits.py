@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from transformer_jax.decoding import logits as processors
+from transformer_jax.decoding import formulas, logits, processors
 from transformer_jax.decoding.logits import Sampling, Settings
+from transformer_jax.decoding.rules import History
 
 BATCH, VOCAB = 4, 23
+NO_TEXT = History(np.zeros((1, 1), np.int32), np.zeros((1, 1), bool), 0)
 INF = np.inf
 
 
@@ -33,8 +35,8 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def keep_best(row: np.ndarray, rank: np.ndarray, weights: np.ndarray, target: float) -> np.ndarray:
-    """One at a time, from the best: until the weights reach the target; then what ties with the
-    last one."""
+    """Takes tokens one at a time, the best first, until the weights reach the target; then also
+    takes the tokens that tie with the last one."""
     reached, last = 0.0, None
     for token in np.argsort(-rank, kind="stable"):
         reached, last = reached + weights[token], rank[token]
@@ -78,22 +80,22 @@ TRUNCATIONS = [
 @pytest.mark.parametrize(("name", "value"), TRUNCATIONS)
 def test_truncation_keeps_the_tokens_of_the_plain_formula(name, value):
     logits_BV = make_logits()
-    given = np.asarray(jax.jit(getattr(processors, name))(logits_BV, jnp.float32(value)))
+    given = np.asarray(jax.jit(getattr(formulas, name))(logits_BV, jnp.float32(value)))
     expected = np.stack([globals()[f"expected_{name}"](row, value) for row in logits_BV])
     np.testing.assert_array_equal(given, expected)
-    assert np.isfinite(given).any(-1).all()  # never an empty row, however tiny p is
+    assert np.isfinite(given).any(-1).all()  # at least one token is left, however small p is
 
 
 def test_ties_with_the_last_token_are_kept():
     logits_BV = np.array([[1.0, 0.0, 1.0, -1.0], [0.0, -INF, 0.0, 0.0]], np.float32)
-    assert np.isfinite(processors.top_k(logits_BV, jnp.int32(1))).tolist() == [[1, 0, 1, 0], [1, 0, 1, 1]]
-    assert np.isfinite(processors.top_p(logits_BV, jnp.float32(0.4))).tolist() == [[1, 0, 1, 0], [1, 0, 1, 1]]
+    assert np.isfinite(formulas.top_k(logits_BV, jnp.int32(1))).tolist() == [[1, 0, 1, 0], [1, 0, 1, 1]]
+    assert np.isfinite(formulas.top_p(logits_BV, jnp.float32(0.4))).tolist() == [[1, 0, 1, 0], [1, 0, 1, 1]]
 
 
 def test_settings_of_one_change_nothing():
     logits_BV = make_logits()
     settings = Settings.of(Sampling(top_p=1.0, typical_p=1.0, min_p=0.0, top_k=0), VOCAB)
-    kept = jax.jit(processors.truncate)(logits_BV, settings)
+    kept = jax.jit(logits.truncate)(logits_BV, NO_TEXT, settings)
     np.testing.assert_array_equal(kept, logits_BV)
 
 
@@ -101,9 +103,9 @@ def test_truncations_follow_one_another_and_renormalise():
     row = np.log([0.4, 0.3, 0.2, 0.1]).astype(np.float32)
     # Of the three that top_k leaves (4/9, 3/9, 2/9), the first two reach 0.75; of all four they
     # would not.
-    kept = jax.jit(processors.truncate)(row[None], Settings.of(Sampling(top_k=3, top_p=0.75), 4))
+    kept = jax.jit(logits.truncate)(row[None], NO_TEXT, Settings.of(Sampling(top_k=3, top_p=0.75), 4))
     assert np.isfinite(kept).tolist() == [[True, True, False, False]]
-    kept = jax.jit(processors.truncate)(row[None], Settings.of(Sampling(top_p=0.75), 4))
+    kept = jax.jit(logits.truncate)(row[None], NO_TEXT, Settings.of(Sampling(top_p=0.75), 4))
     assert np.isfinite(kept).tolist() == [[True, True, True, False]]
 
 
@@ -120,6 +122,37 @@ def make_history() -> tuple[np.ndarray, np.ndarray]:
     return history_BS, valid_BS
 
 
+def test_presence_and_frequency_penalties_count_new_tokens_only():
+    """The formula of the OpenAI API: logit - count * frequency - (count > 0) * presence."""
+    logits_BV = np.arange(8, dtype=np.float32).reshape(2, 4)
+    history = History(np.array([[0, 3, 2, 1, 1, 0], [2, 2, 2, 3, 3, 3]], np.int32),
+                      np.array([[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]], bool), np.array([[2], [4]], np.int32))
+    count_BV = np.array([[0, 2, 0, 0], [0, 0, 1, 3]])
+    penalty_B1 = np.array([[0.5], [0.25]], np.float32)
+    np.testing.assert_array_equal(processors.FrequencyPenalty(0.5)(logits_BV, history), logits_BV - 0.5 * count_BV)
+    np.testing.assert_array_equal(processors.PresencePenalty(2.0)(logits_BV, history), logits_BV - 2.0 * (count_BV > 0))
+    of_rows = jax.tree.map(lambda _: penalty_B1, processors.PresencePenalty(0.0))
+    np.testing.assert_array_equal(of_rows(logits_BV, history), logits_BV - penalty_B1 * (count_BV > 0))
+
+
+def test_settings_may_differ_from_row_to_row():
+    """Rows with settings of their own draw what they draw alone, with the settings as numbers."""
+    settings = [Sampling(temperature=0), Sampling(temperature=0.7, top_k=3), Sampling(top_p=0.6, no_repeat_ngram=1),
+                Sampling(typical_p=0.5, repetition_penalty=1.5, min_p=0.1, frequency_penalty=1.0)]
+    logits_BV, keys_B = make_logits(), jax.random.split(jax.random.key(5), BATCH)
+    tokens_BS = np.tile(np.array([[3, 7, 3, 3]], np.int32), (BATCH, 1))
+    new_B1 = np.array([[0], [3], [1], [2]], np.int32)
+    alone = [Settings.of(each, VOCAB, [2]) for each in settings]
+    together = jax.tree.map(lambda *leaves: np.stack([np.atleast_1d(leaf) for leaf in leaves]), *alone)
+    drawn_B, can_draw_B = jax.jit(logits.sample)(
+        logits_BV, History(tokens_BS, tokens_BS > 0, new_B1, together.ends_V), keys_B, together)
+    for row, each in enumerate(alone):
+        one = slice(row, row + 1)
+        history = History(tokens_BS[one], tokens_BS[one] > 0, int(new_B1[row, 0]), each.ends_V)
+        assert logits.sample(logits_BV[one], history, keys_B[one], each)[0][0] == drawn_B[row]
+    assert can_draw_B.all()
+
+
 def test_repetition_penalty():
     logits_BV, (history_BS, valid_BS) = make_logits(), make_history()
     expected = logits_BV.astype(np.float64)
@@ -127,7 +160,7 @@ def test_repetition_penalty():
         if token in history_BS[row][valid_BS[row]]:
             value = expected[row, token]
             expected[row, token] = value / 1.7 if value > 0 else value * 1.7
-    given = jax.jit(processors.penalize_repetition)(logits_BV, history_BS, valid_BS, jnp.float32(1.7))
+    given = jax.jit(formulas.penalize_repetition)(logits_BV, history_BS, valid_BS, jnp.float32(1.7))
     np.testing.assert_allclose(given, expected, rtol=1e-6)
     assert (np.asarray(given) != logits_BV).any()
 
@@ -138,11 +171,11 @@ def test_no_repeated_ngram(n):
     expected = logits_BV.copy()
     for row in range(BATCH):
         text = history_BS[row][valid_BS[row]].tolist()
-        seen = {tuple(text[i:i + n]) for i in range(len(text) - n + 1)}
+        ngrams = {tuple(text[i:i + n]) for i in range(len(text) - n + 1)}
         for token in range(VOCAB):
-            if len(text) >= n - 1 and tuple([*text[len(text) - n + 1:], token]) in seen:
+            if len(text) >= n - 1 and tuple([*text[len(text) - n + 1:], token]) in ngrams:
                 expected[row, token] = -INF
-    given = jax.jit(processors.forbid_repeated_ngrams)(logits_BV, history_BS, valid_BS, jnp.int32(n))
+    given = jax.jit(formulas.forbid_repeated_ngrams)(logits_BV, history_BS, valid_BS, jnp.int32(n))
     np.testing.assert_array_equal(given, expected)
     assert (expected != logits_BV).any() == (n <= 3)
 
@@ -150,7 +183,7 @@ def test_no_repeated_ngram(n):
 def test_a_row_without_a_new_ngram_keeps_its_logits():
     logits_BV = np.zeros((2, 2), np.float32)
     history_BS, valid_BS = np.array([[0, 1, 1], [1, 1, 1]]), np.ones((2, 3), bool)
-    given = processors.forbid_repeated_ngrams(logits_BV, history_BS, valid_BS, jnp.int32(1))
+    given = formulas.forbid_repeated_ngrams(logits_BV, history_BS, valid_BS, jnp.int32(1))
     np.testing.assert_array_equal(given, [[0.0, 0.0], [0.0, -INF]])
 
 
@@ -163,15 +196,15 @@ def test_processors_equal_those_of_hugging_face():
     history_BS = rng.integers(0, 4, size=(BATCH, 12))
     valid_BS = np.ones(history_BS.shape, bool)
     pairs = [
-        (transformers.TopKLogitsWarper(4), processors.top_k, (jnp.int32(4),)),
-        (transformers.TopKLogitsWarper(99), processors.top_k, (jnp.int32(99),)),
-        (transformers.TopPLogitsWarper(0.8), processors.top_p, (jnp.float32(0.8),)),
-        (transformers.TopPLogitsWarper(0.01), processors.top_p, (jnp.float32(0.01),)),
-        (transformers.MinPLogitsWarper(0.1), processors.min_p, (jnp.float32(0.1),)),
-        (transformers.TypicalLogitsWarper(0.6), processors.typical_p, (jnp.float32(0.6),)),
-        (transformers.RepetitionPenaltyLogitsProcessor(1.3), processors.penalize_repetition,
+        (transformers.TopKLogitsWarper(4), formulas.top_k, (jnp.int32(4),)),
+        (transformers.TopKLogitsWarper(99), formulas.top_k, (jnp.int32(99),)),
+        (transformers.TopPLogitsWarper(0.8), formulas.top_p, (jnp.float32(0.8),)),
+        (transformers.TopPLogitsWarper(0.01), formulas.top_p, (jnp.float32(0.01),)),
+        (transformers.MinPLogitsWarper(0.1), formulas.min_p, (jnp.float32(0.1),)),
+        (transformers.TypicalLogitsWarper(0.6), formulas.typical_p, (jnp.float32(0.6),)),
+        (transformers.RepetitionPenaltyLogitsProcessor(1.3), formulas.penalize_repetition,
          (history_BS, valid_BS, jnp.float32(1.3))),
-        *[(transformers.NoRepeatNGramLogitsProcessor(n), processors.forbid_repeated_ngrams,
+        *[(transformers.NoRepeatNGramLogitsProcessor(n), formulas.forbid_repeated_ngrams,
            (history_BS, valid_BS, jnp.int32(n))) for n in (1, 2, 3)],
     ]
     for theirs, ours, arguments in pairs:
@@ -180,9 +213,9 @@ def test_processors_equal_those_of_hugging_face():
 
 
 def restrict(logits_BV, sampling, num_new=0, end_ids=()):
-    history_BS, valid_BS = make_history()
-    return np.asarray(jax.jit(processors.restrict)(logits_BV, history_BS, valid_BS, jnp.int32(num_new),
-                                                   Settings.of(sampling, VOCAB, end_ids)))
+    settings = Settings.of(sampling, VOCAB, end_ids)
+    history = History(*make_history(), jnp.int32(num_new), settings.ends_V)
+    return np.asarray(jax.jit(logits.restrict)(logits_BV, history, settings))
 
 
 def test_bias_banned_and_minimum_length():
@@ -202,7 +235,7 @@ def test_inverse_cdf_golden():
     """Probabilities 0.4, 0.3, 0.2, 0.1: a draw of 0.65 takes the second token."""
     probabilities_BV = jnp.tile(jnp.array([0.4, 0.3, 0.2, 0.1]), (7, 1))
     draws = jnp.array([0.0, 0.39, 0.41, 0.65, 0.71, 0.91, 1 - 2**-23])
-    assert processors.inverse_cdf(probabilities_BV, draws).tolist() == [0, 0, 1, 1, 2, 3, 3]
+    assert formulas.inverse_cdf(probabilities_BV, draws).tolist() == [0, 0, 1, 1, 2, 3, 3]
 
 
 def test_inverse_cdf_never_takes_a_token_of_probability_zero():
@@ -216,11 +249,11 @@ def test_inverse_cdf_never_takes_a_token_of_probability_zero():
     cumulative_V = np.asarray(jnp.cumsum(probabilities_V))
     draws_R = np.unique(cumulative_V / cumulative_V[-1])
     draws_R = draws_R[draws_R < 1]
-    draw = jax.jit(jax.vmap(lambda uniform: processors.inverse_cdf(probabilities_V[None], uniform[None])[0]))
+    draw = jax.jit(jax.vmap(lambda uniform: formulas.inverse_cdf(probabilities_V[None], uniform[None])[0]))
     tokens_R = np.asarray(draw(draws_R))
     assert (np.asarray(probabilities_V)[tokens_R] > 0).all()
     assert np.isin(np.flatnonzero(row > -INF), [*tokens_R, tokens_R.max()]).mean() > 0.9
-    assert processors.inverse_cdf(jnp.array([[0.0, 0.5, 0.0, 0.5, 0.0]] * 3), jnp.array([0.0, 0.5, 0.99])).tolist() == [
+    assert formulas.inverse_cdf(jnp.array([[0.0, 0.5, 0.0, 0.5, 0.0]] * 3), jnp.array([0.0, 0.5, 0.99])).tolist() == [
         1, 3, 3]
 
 
@@ -231,8 +264,10 @@ KEYS = jax.random.split(jax.random.key(7), NUM_DRAWS)
 def draw_many(row: np.ndarray, sampling: Sampling, num_new: int = 3) -> np.ndarray:
     logits_BV = jnp.tile(jnp.asarray(row), (NUM_DRAWS, 1))
     empty_BS = jnp.zeros((NUM_DRAWS, 1), jnp.int32)
-    return np.asarray(jax.jit(processors.sample)(logits_BV, empty_BS, empty_BS != 0, jnp.int32(num_new), KEYS,
-                                                 Settings.of(sampling, len(row))))
+    history = History(empty_BS, empty_BS != 0, jnp.int32(num_new))
+    token_B, can_draw_B = jax.jit(logits.sample)(logits_BV, history, KEYS, Settings.of(sampling, len(row)))
+    assert can_draw_B.all()
+    return np.asarray(token_B)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.6), Sampling(temperature=2.5, top_k=4),

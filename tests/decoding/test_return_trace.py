@@ -42,7 +42,7 @@ def test_of_an_encoder_decoder():
     np.testing.assert_allclose(maps, alone.cross.attention()[:, 0], atol=2e-6)
 
 
-def test_what_has_no_trace(model):
+def test_return_trace_refuses_sliding_and_prepared_models(model):
     for other, options in ((model, {"slide": True}), (tj.prepare_for_decoding(model), {})):
         with pytest.raises(ValueError, match="return_trace=True needs slide=False, and a model that is not"):
             tj.generate(other, [[1]], max_new_tokens=2, sampling=GREEDY, return_trace=True, **options)

@@ -15,10 +15,10 @@ TEXTS = ["the cat", "t", "the cat sat on the mat" * 2 + " on the cat on a mat", 
 
 
 def plain_logprobs(text: str) -> list[float]:
-    """By one forward pass a text, alone, and a log-softmax in float64."""
+    """Computes log P with one forward pass for each text alone and a log-softmax in float64."""
     ids = TOKENIZER.encode(text)
     inputs = np.full((1, CONFIG.max_len), 0, np.int32)
-    inputs[0, :len(ids)] = [TOKENIZER.end_of_text_id, *ids[:-1]]  # what follows the text has no influence on it
+    inputs[0, :len(ids)] = [TOKENIZER.end_of_text_id, *ids[:-1]]  # tokens after the text do not influence it
     logits = np.asarray(tj.forward(MODEL, inputs), np.float64)[0, :len(ids)]
     logits -= logits.max(-1, keepdims=True)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -46,7 +46,10 @@ def test_probabilities_of_all_continuations_sum_to_one():
     class Ids:  # reads a text as its number: texts that no characters spell, such as "t</s>", have a number too
         start_id = TOKENIZER.start_id
 
-        def encode(self, text: str) -> list[int]:
+        def frame(self, form: str) -> tuple[list[int], list[int]]:
+            return [], []
+
+        def encode_prompt(self, text: str) -> list[int]:
             return [first, int(text)]
 
     totals = tj.score(MODEL, [str(token) for token in range(CONFIG.vocab_size)], tokenizer=Ids()).totals

@@ -1,4 +1,5 @@
-"""Text as it comes: whole characters, stop strings, and pieces that join to what generate gives."""
+"""Streamed text: only whole characters are returned, stop strings are found, and the joined pieces
+equal the result of generate."""
 
 import functools
 
@@ -12,25 +13,31 @@ from transformer_jax.decoding import sample as sample_module
 GREEDY = tj.Sampling(temperature=0)
 CHARACTERS = tj.Tokenizer.train(["abcdefghx"], kind="char")
 WORDS = tj.Tokenizer.train(["abcdefgh " * 3], kind="word")
-BYTES = tj.Tokenizer.train(["a plain text"], kind="bpe", vocab_size=278)  # knows no accent and no emoji: bytes
+BYTES = tj.Tokenizer.train(["a plain text"], kind="bpe", vocab_size=278)  # encodes accents and emoji as bytes
 MAX_LEN = 32
 CONFIG = tj.ModelConfig(vocab_size=BYTES.vocab_size, max_len=MAX_LEN, num_layers=1, num_heads=1, model_dim=MAX_LEN,
                         mlp_dim=8, tie_embeddings=False)
 
 
 def scripted_model(tokens: list[int]) -> tj.Decoder:
-    """A decoder that greedily writes ``tokens`` after an empty prompt, whatever was written before.
+    """A decoder that greedily writes ``tokens`` after an empty prompt, whatever was written
+    before."""
+    return scripted(tokens, CONFIG.vocab_size)
+
+
+def scripted(tokens: list[int], vocab_size: int, scale: float = 30.0) -> tj.Decoder:
+    """A decoder whose most probable token at a position is that of ``tokens``.
 
     Blocks add nothing to the residual stream, which holds a one-hot position; the unembedding of a
     token sums the positions after which it is due.
     """
-    model = tj.Decoder(CONFIG, key=jax.random.key(0))
+    model = tj.Decoder(CONFIG.replace(vocab_size=vocab_size), key=jax.random.key(0))
     for parameter in (model.embeddings.token, model.stack.blocks.attention.output.kernel,
                       model.stack.blocks.mlp.down.kernel):
         parameter[...] = jnp.zeros_like(parameter[...])
     model.embeddings.position[...] = jnp.eye(MAX_LEN)
     model.embeddings.output[...] = jnp.zeros_like(model.embeddings.output[...]).at[
-        jnp.array(tokens), jnp.arange(len(tokens))].set(1.0)
+        jnp.array(tokens), jnp.arange(len(tokens))].set(scale)
     return model
 
 
@@ -49,7 +56,7 @@ def write(text: str, tokenizer: tj.Tokenizer = BYTES, tokens: list[int] | None =
 
 def test_pieces_are_whole_characters():
     text = "né🎉 text à"
-    assert len(BYTES.encode(text)) > len(text)  # several tokens a character
+    assert len(BYTES.encode(text)) > len(text)  # several tokens for each character
     result, pieces = write(text)
     assert result.texts == [text]
     assert result.finish_reasons == ["length"]
@@ -70,6 +77,13 @@ def test_end_of_text_ends(end):
     assert pieces == ["n", "é"]
     cut = [*BYTES.encode("né")[:2], getattr(BYTES, end)]
     assert write("", tokens=cut)[0].texts == ["n�"]
+
+
+def test_other_tokens_may_end_a_text():
+    """As at the end of an answer in a chat, which may be another token than that of a text."""
+    tokens = BYTES.encode("né z")
+    result, pieces = write("", tokens=tokens, end_ids=[tokens[-1]])
+    assert result.finish_reasons == ["eos"] and "".join(pieces) == BYTES.decode(tokens[:-1])
 
 
 def test_stop_string_across_tokens_is_not_shown_and_held_back():

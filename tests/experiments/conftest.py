@@ -70,7 +70,7 @@ def program(monkeypatch, capfd):
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """``stop_at(step)``: the run that logs this step meets SIGTERM there."""
+    """``stop_at(step)`` sends SIGTERM to the run when it logs this step."""
     write = JsonlLogger.write
 
     def arm(step: int) -> None:
@@ -117,8 +117,8 @@ def final_digest():
 
 @pytest.fixture(scope="session")
 def wmt14(tmp_path_factory):
-    """A stand-in of the TFDS set "wmt14_translate/de-en", found by its name: pairs (English,
-    German) of its splits."""
+    """Replaces the TFDS data set "wmt14_translate/de-en" by a small one with the same name, and
+    returns the pairs (English, German) of its splits."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS data sets need: pip install tensorflow-datasets")
     from tensorflow_datasets.core import registered
     from tensorflow_datasets.core.utils import file_utils
@@ -126,7 +126,7 @@ def wmt14(tmp_path_factory):
     pairs = [(f"the {n} old cats want {n + 1} lamps", f"die {n} alten Katzen wollen {n + 1} Lampen")
              for n in range(120)]
     splits = {"train": pairs[:60], "validation": pairs[100:]}
-    with registered.skip_registration():  # else the name is taken
+    with registered.skip_registration():  # otherwise the name is already registered
         class Wmt14Translate(tfds.core.GeneratorBasedBuilder):
             BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="de-en", version="1.0.0")]  # noqa: RUF012
             name = "wmt14_translate"

@@ -1,5 +1,5 @@
-"""The stages of an assistant as a user runs them: reward model, DPO, PPO and GRPO, comparing; and
-what goes wrong."""
+"""The stages of an assistant as a user runs them: reward model, DPO, PPO, GRPO and the comparison;
+and errors of the user."""
 
 import gzip
 import json
@@ -21,6 +21,8 @@ from transformer_jax.training.bundle import Bundle
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.leaves import tree_digest
 from transformer_jax.training.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 NOUNS, GOOD, BAD = ("film", "story", "cast", "plot"), ("great", "fine", "warm"), ("dull", "weak", "cold")
 STEPS = 30
@@ -62,7 +64,7 @@ def files(tmp_path_factory):
 
 
 def make_policy(folder, seed=0, chat=True):
-    """A policy with random weights: what a stage starts from."""
+    """A policy with random weights, from which a stage starts."""
     tokenizer = Tokenizer.train([" ".join((*NOUNS, *GOOD, *BAD, "the is and a it"))], kind="char", chat=chat)
     config = ModelConfig(vocab_size=tokenizer.vocab_size, max_len=64, num_layers=1, num_heads=2, model_dim=32,
                          positions="rope", init_std=0.1)
@@ -147,14 +149,14 @@ def reward(tmp_path_factory):
 
 @pytest.mark.long
 def test_reward_dpo_and_grpo(program, policy, files, reward, tmp_path):
-    """One after the other, as each needs what is before it; each resumes when it is done, to the
-    same end."""
+    """Runs the stages one after the other, because each needs the one before it. A finished stage
+    that is started again ends with the same result."""
     arguments = (*SMALL, f"--model={policy}", f"--config.data.path={files}/pairs.jsonl")
     for _ in range(2):
         ended = program("reward", *arguments, f"--workdir={reward}", "--config.steps=40", "--config.batch_size=8",
                         "--config.optim.peak_lr=3e-3", "--config.eval.every=20", "--config.sample.every=20")
         assert ended.status == 0, ended
-        accuracy = float(ended.out.split("orders ")[1].split("%")[0])
+        accuracy = float(ended.out.split("prefers the better answer in ")[1].split("%")[0])
         assert accuracy > 90 and "48 comparisons, 16 held out" in ended.out
     bundle = tj.load(reward, step="best")
     assert isinstance(bundle.model, RewardModel) and float(bundle.model.std[...]) != 1.0
@@ -189,8 +191,9 @@ def test_reward_dpo_and_grpo(program, policy, files, reward, tmp_path):
     assert joined.out == compared.out
 
 
+@pytest.mark.long
 def test_a_reward_model_with_adapters(program, policy, files, tmp_path):
-    """Adapters for the trunk, the new head trained whole."""
+    """Trains adapters for the decoder and all weights of the new head."""
     ended = program("reward", *SMALL, f"--model={policy}", f"--config.data.path={files}/pairs.jsonl",
                     f"--workdir={tmp_path}/run", "--config.steps=4", "--config.batch_size=8", "--config.lora.rank=2",
                     "--config.lora.whole=^head", "--config.eval.every=4", "--config.sample.every=0")
@@ -200,7 +203,8 @@ def test_a_reward_model_with_adapters(program, policy, files, tmp_path):
 
 @pytest.mark.parametrize(("reward", "message"), [
     ("rewards_of_the_test:nothing", r"error: the reward of response 0, "),
-    ("rewards_of_the_test:one", "error: the reward of 8 texts has shape (1,); expected one number a text"),
+    ("rewards_of_the_test:one", "error: the reward function returned the shape (1,) for 8 texts; expected one "
+                                "number per text"),
     ("rewards_of_the_test:two", "error: rl.reward='rewards_of_the_test:two': the module rewards_of_the_test has no "),
     ("no_such_module:two", "error: No module named 'no_such_module'"),
     ("no_such_folder", "error: there is no directory no_such_folder")])
@@ -209,34 +213,35 @@ def test_rewards_that_are_none(program, policy, files, importable, tmp_path, rew
     assert ended.error.startswith(message), ended.error
 
 
-def test_what_is_missing_or_does_not_fit(program, policy, files, importable, tmp_path):
+def test_missing_flags_and_mismatched_files_end_with_one_line(program, policy, files, importable, tmp_path):
     def error(name, *arguments):
         return program(name, *arguments).error
 
     paths = (f"--workdir={tmp_path}/run", f"--config.data.path={files}/prompts.txt")
     for name in ("reward", "dpo", "ppo"):
-        assert error(name, f"--workdir={tmp_path}/run") == "error: --model is missing; --help says what it is"
-        assert "say what to learn from: --config.data.path=FILE of" in error(name, f"--model={policy}", paths[0])
-    assert "say what is rewarded: --config.rl.reward=WORKDIR" in error("ppo", f"--model={policy}", *paths)
+        assert error(name, f"--workdir={tmp_path}/run") == "error: --model is missing; --help describes it"
+        assert "no training data is given; set --config.data.path=FILE" in error(name, f"--model={policy}", paths[0])
+    assert "no reward is given; set --config.rl.reward to the workdir of a reward model" in error(
+        "ppo", f"--model={policy}", *paths)
     plain = make_policy(tmp_path / "plain", chat=False)
     assert "role" in error("ppo", f"--model={plain}", *paths, "--config.rl.reward=rewards_of_the_test:vowels")
     long = tmp_path / "long.txt"
     long.write_text("film " * 12 + "\n" + "film\n" * 20)
-    assert "do not fit the reference model's context of 64" in error(
+    assert "do not fit into the reference model's context of 64" in error(
         "ppo", *PPO, f"--model={policy}", paths[0], f"--config.data.path={long}",
         "--config.rl.reward=rewards_of_the_test:vowels")
     for record, message in (({"prompt": "a", "chosen": "b", "rejected": "b"}, "responses 1 and 2 are equal"),
                             ({"prompt": "a", "chosen": "b", "rejected": " "}, "empty")):
         (tmp_path / "bad.jsonl").write_text(json.dumps(record) + "\n")
         assert message in error("dpo", f"--model={policy}", paths[0], f"--config.data.path={tmp_path}/bad.jsonl")
-    assert "--compare takes two workdirs or more" in error("evaluate", "--compare", policy, "--data=x", "--judge=y")
+    assert "--compare needs at least two workdirs" in error("evaluate", "--compare", policy, "--data=x", "--judge=y")
     assert error("evaluate", "--compare", policy, policy, f"--data={files}/prompts.txt") == (
-        "error: --judge is missing; --help says what it is")
+        "error: --judge is missing; --help describes it")
 
 
 @pytest.mark.long
 def test_the_assistant_rehearses(program, files, tmp_path, monkeypatch):
-    """Every stage on a folder of toy reviews, at the size that learns nothing."""
+    """Runs every stage on a folder of toy reviews, at a size that is too small to learn."""
     monkeypatch.setattr(assistant_data, "_HELD_OUT_PROMPTS", 16)
     data, draw = tmp_path / "data", random.Random(1)
     for folder in ("movie_reviews", "sentence_polarity", "english_novels"):

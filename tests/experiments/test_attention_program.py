@@ -1,4 +1,4 @@
-"""The program that shows attention: what it writes is what the model's trace holds."""
+"""The program that shows attention writes the maps of the model's trace."""
 
 import base64
 import functools
@@ -47,7 +47,7 @@ def maps_of(path):
     page = path.read_text()
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
     found = {}
-    for kind in data["kinds"]:
+    for kind in data["texts"][0]["kinds"]:
         codes = np.frombuffer(zlib.decompress(base64.b64decode(kind["weights"])), np.uint8)
         shape = kind["layers"], kind["heads"], len(kind["queries"]), len(kind["keys"])
         found[kind["name"]] = kind["queries"], kind["keys"], (codes.reshape(shape) / 255) ** 2
@@ -63,7 +63,7 @@ def test_the_page_holds_every_kind_of_attention(program, saved, tmp_path, family
                     "--layer=1", "--head=-1", *arguments)
     assert ended.status == 0, ended.err
     assert ended.out == f"{tmp_path / 'maps.html'}: open it in a browser\n"
-    text, marked = tokenizer.encode("da água"), list("da▁água")
+    text, marked = tokenizer.encode("da água"), list("da·água")
     if family == "encoder_decoder":
         source, target = [*text, tokenizer.eos_id], tokenizer.encode("copo")
         trace = tj.trace(bundle.model, jnp.array([source]), jnp.array([[tokenizer.bos_id, *target]]))
@@ -116,23 +116,23 @@ def test_a_translator_shows_its_own_translation(program, saved, tmp_path):
 def test_a_continuation_and_a_mask(program, saved, tmp_path):
     page, (decoder, _), (encoder, _) = tmp_path / "maps.html", saved("decoder"), saved("encoder")
     assert program("attention", f"--workdir={decoder}", "--text=da ", "--target=jarra", f"--out={page}").status == 0
-    assert maps_of(page)[0]["self"][0] == list("da▁jarra")
+    assert maps_of(page)[0]["self"][0] == list("da·jarra")
     assert program("attention", f"--workdir={decoder}", "--text=", f"--out={page}").status == 0
     assert maps_of(page)[0]["self"][0] == ["<|endoftext|>"]
     assert program("attention", f"--workdir={encoder}", "--text=da <mask> o", f"--out={page}").status == 0
-    assert maps_of(page)[0]["self"][0] == ["<s>", "d", "a", "<mask>", "▁", "o", "</s>"]
+    assert maps_of(page)[0]["self"][0] == ["<s>", "d", "a", "<mask>", "·", "o", "</s>"]
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ([], "--workdir is missing: a directory that experiments.train wrote; or --model, a directory or an id of Hugging "
-         "Face"),
-    (["--workdir={}"], "--text is missing"),
-    (["--workdir={}", "--text=da"], "say what to write: --out=maps.html is a page for the browser, --png=maps.png a "
-                                    "picture"),
-    (["--workdir={}", "--text=da", "--png=x.png", "--head=1"], "--head=1 is a head of a layer; add --layer"),
+    ([], "--workdir is missing: the directory of a run, which transformer-jax train wrote; or pass --model, a "
+         "directory or an id of Hugging Face"),
+    (["--workdir={}"], "--text is missing: the text that the model reads"),
+    (["--workdir={}", "--text=da"], "no output is named; pass --out=maps.html for an HTML page, or --png=maps.png for "
+                                    "a picture"),
+    (["--workdir={}", "--text=da", "--png=x.png", "--head=1"], "--head=1 needs the layer of the head; add --layer"),
     (["--workdir={}", "--text=da", "--png=x.png", "--layer=2"], "layers=2: index 2 is out of range for 2 layers"),
     (["--workdir={}", "--text=da", "--out=x.html", "--layer=0", "--head=-3"],
-     "head=-3 is out of range for 2 heads (0 to 1)"),
+     "heads=-3: index -3 is out of range for 2 heads"),
     (["--workdir={}", "--text=da", "--png=x.png", "--kind=cross"],
      "kind='cross' is not one of self, the attention of a Decoder"),
     (["--workdir={}", "--text=da", "--png=x.pdf"], "x.pdf: a figure is saved as .png or .svg; name the file so"),
@@ -143,7 +143,7 @@ def test_a_continuation_and_a_mask(program, saved, tmp_path):
     (["--workdir={}", f"--text={'água ' * 300}", "--out=x.html"], "1500 tokens are longer than the 1024 that "
      "config.max_len has room for"),
 ])
-def test_what_a_user_gets_wrong(program, saved, tmp_path, monkeypatch, arguments, message):
+def test_wrong_flags_end_with_one_line(program, saved, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     ended = program("attention", *(argument.format(saved("decoder")[0]) for argument in arguments))
     assert ended.error == f"error: {message}"

@@ -1,4 +1,5 @@
-"""What a user gets wrong: one clear line, exit status 2, nothing lost."""
+"""A mistake of the user ends a program with one clear line and exit status 2, and loses no
+files."""
 
 import fcntl
 import json
@@ -50,7 +51,8 @@ def trained(tmp_path_factory):
     ("--config.optm.peak_lr=1", "ExperimentConfig has no field 'optm'; did you mean 'optim'?"),
     ("--config.optim.peak_l=1", "OptimConfig has no field 'peak_l'; did you mean 'peak_lr'?"),
     ("--config.data.tokenizer.vocab=9", "TokenizerConfig has no field 'vocab'; did you mean 'vocab_size'?"),
-    ("--config.steps.many=1", "--config.steps.many: there is nothing below --config.steps"),
+    ("--config.steps.many=1", "--config.steps.many does not exist, because --config.steps is a "
+                               "value, not a group of settings; --help lists all settings"),
     ("--config.optim=adamw", "--config.optim is a group of settings; set one of its fields, as in "
                              "--config.optim.name=..."),
     ("--config.steps=many", "flag --config.steps=many: invalid literal for int() with base 10: 'many'"),
@@ -61,13 +63,14 @@ def trained(tmp_path_factory):
     ("--config.optim.name=adam", "name='adam' is not one of adamw, adafactor, lion, sgd, muon; did you mean 'adamw'?"),
     ("--config.model.num_heads=3", "model_dim=16 is not divisible by num_heads=3; change one of them or set head_dim"),
     ("--config.model.num_kv_heads=4", "num_heads=2 is not a multiple of num_kv_heads=4"),
-    ("--config.optim.accumulation=3", "batch_size=8 does not split into optim.accumulation=3 parts"),
-    ("--config.batch_size=12", "batch_size=12 does not divide among the 8 devices of mesh.data x mesh.fsdp"),
-    ("--config.mesh.tensor=3", "mesh data=None x fsdp=1 x sequence=1 x tensor=3 does not multiply out to the 8 devices "
-                               "here; change mesh.data, mesh.fsdp, mesh.sequence or mesh.tensor"),
-    ("--config.eval.max_batches=0", "max_batches=0 must be a positive integer"),
-    ("--config.sample.temperature=-1", "temperature=-1.0 must be 0 (greedy) or positive"),
-    ("--config.model.vocab_size=9", "model.vocab_size=9, but the tokenizer has 24 pieces; leave model.vocab_size out"),
+    ("--config.optim.accumulation=3", "batch_size=8 must be a multiple of optim.accumulation=3"),
+    ("--config.batch_size=12", "batch_size=12 cannot be split evenly over the 8 devices of mesh.data x mesh.fsdp x "
+                               "mesh.expert; choose a multiple of 8"),
+    ("--config.mesh.tensor=3", "mesh data=None x fsdp=1 x expert=1 x sequence=1 x tensor=3 does not multiply out "
+                               "to the 8 devices here; change one of them"),
+    ("--config.eval.max_batches=0", "eval.max_batches=0 must be a positive integer"),
+    ("--config.sample.temperature=-1", "sample.temperature=-1.0 must not be negative"),
+    ("--config.model.vocab_size=9", "model.vocab_size=9, but the tokenizer has 24 tokens; leave model.vocab_size out"),
     ("--wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
     ("stray", "unexpected argument 'stray'; flags are written --name=value"),
 ])
@@ -85,8 +88,8 @@ def test_rows_of_a_device_that_do_not_split(train):
 
 def test_a_prompt_for_samples_that_is_too_long(train):
     error = train("--config.sample.every=1", f"--config.sample.prompt={SENTENCE}").error
-    assert error == ("error: sample.prompt has 55 tokens, which leaves no room in the context of model.max_len=16; "
-                     "shorten it")
+    assert error == ("error: sample.prompt has 55 tokens, so that no token can be added within model.max_len=16; "
+                     "use a shorter prompt")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -96,9 +99,10 @@ def test_a_prompt_for_samples_that_is_too_long(train):
                                                  "experiments: "),
     (["--workdir=x"], "--config is missing; named experiments: "),
     (["--config=shakespeare_char"], "--workdir is missing: "),
-    (["--config", "shakespeare_char", "--workdir=x"], "say what to train on: --config.data.path=FILE (text, glob or "),
+    (["--config", "shakespeare_char", "--workdir=x"],
+     "set exactly one source of training data: --config.data.path=FILE (text, glob or "),
     (["--config=shakespeare_char", "--workdir=x", "--config.data.path=a", "--config.data.tfds=b"],
-     "say what to train on: "),
+     "set exactly one source of training data: "),
     (["--config.steps=3", "--config=shakespeare_char"], "--workdir is missing"),  # flags come in any order
 ])
 def test_how_a_run_is_named(program, arguments, message):
@@ -106,7 +110,7 @@ def test_how_a_run_is_named(program, arguments, message):
 
 
 def test_the_quickstart_has_its_own_text(program, text):
-    assert "has a text of its own" in program("quickstart", f"--config.data.path={text}").error
+    assert "always trains on Python's documentation" in program("quickstart", f"--config.data.path={text}").error
 
 
 # Texts
@@ -123,7 +127,7 @@ def test_texts(train, tmp_path, content, message):
     path = tmp_path / "bad.txt"
     path.write_bytes(content)
     assert train(path=path).error == f"error: {message.format(path=path)}"
-    # Nothing stands in the way of trying again with another text.
+    # After the error, a second try with another text succeeds.
     assert train().status == 0
 
 
@@ -144,12 +148,12 @@ def test_a_vocabulary_that_the_text_does_not_support(train):
     assert error.startswith("error: vocab_size=9000 is larger than this text supports: at most ")
 
 
-def test_marks_and_line_ends_are_kept_or_left_out_and_said(train, tmp_path, caplog):
+def test_byte_order_marks_are_removed_and_crlf_is_kept_with_a_warning(train, tmp_path, caplog):
     path = tmp_path / "windows.txt"
     path.write_bytes(b"\xef\xbb\xbf" + SENTENCE.replace("\n", "\r\n").encode() * 40)
     ended = train(path=path)
     assert ended.status == 0
-    assert "byte order mark; it is left out" in caplog.text and "CRLF; they are kept" in caplog.text
+    assert "byte order mark, which is removed" in caplog.text and "CRLF; they are kept" in caplog.text
     num_tokens = 1 + 40 * (len(SENTENCE) + 1)
     cut = int(num_tokens * 0.9)
     assert ended.out.startswith(f"{cut:,} tokens to train on, {num_tokens - cut} held out")
@@ -162,11 +166,12 @@ def test_a_workdir_of_another_run(train, tmp_path, text):
     assert train().status == 0
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != ".lock")
     error = train("--config.optim.peak_lr=0.5", "--config.steps=3", "--config.log_every=1").error
-    assert error == (f"error: {tmp_path}/run holds a run with another config (steps: 2 -> 3; optim.peak_lr: 0.001 -> "
-                     "0.5); use another --workdir, or the same settings to resume")
+    assert error == (f"error: {tmp_path}/run holds a run with another config (optim.peak_lr: 0.001 -> "
+                     "0.5); use another --workdir, or the same settings to resume; or add --change (in Python "
+                     "change=True) to continue with the new settings")
     text.write_text(SENTENCE * 41)
-    assert train().error == (f"error: the text is not the one that the run in {tmp_path}/run began with; use another "
-                             "--workdir, or the same text to resume")
+    assert train().error == (f"error: the training data is not the same as when the run in {tmp_path}/run started; "
+                             "use another --workdir, or the same training data to resume")
     text.write_text(SENTENCE * 40)
     after = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != ".lock")
     changed = {path.name for path, _ in set(after) ^ set(before)}
@@ -177,13 +182,16 @@ def test_a_workdir_in_use(train, tmp_path):
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert train().error == f"error: another run is using {tmp_path}/run"
+        assert train().error == (f"error: another run is using {tmp_path}/run; wait until it ends, or use "
+                                 "another workdir")
     assert train().status == 0
 
 
 def test_a_workdir_that_is_a_file(train, tmp_path):
     (tmp_path / "file").write_text("")
-    assert train(workdir=tmp_path / "file").error == f"error: {tmp_path}/file: File exists"
+    assert train(workdir=tmp_path / "file").error == (
+        f"error: the workdir {tmp_path}/file cannot be made, because it, or a part of its path, is a file; use another "
+        "--workdir")
 
 
 @pytest.fixture
@@ -217,13 +225,14 @@ def test_a_read_only_disk(train, small_disk):
     assert train(workdir=disk / "new").error == f"error: {disk}/new: Read-only file system"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore, after its loop closed
+@pytest.mark.long
 def test_a_full_disk(train, small_disk, program):
     disk = small_disk("size=1m")
     more = ("--config.checkpoint.every=1", "--config.checkpoint.keep=50", "--config.eval.every=50", "--config.steps=50")
     error = train(*more, workdir=disk / "run").error
     assert "No space left on device" in error and f"{disk}/run" in error
-    # What was saved before is whole, and with room the same command goes on.
+    # The earlier checkpoints are intact, and the same command continues when the disk has room
+    # again.
     assert program("evaluate", f"--workdir={disk}/run", f"--data={__file__}").status == 0
     subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)
     ended = train(*more, workdir=disk / "run")
@@ -239,9 +248,9 @@ def test_a_full_disk(train, small_disk, program):
     (["--temperature=-0.1"], "temperature=-0.1 must be 0 (greedy) or positive"),
     (["--top_k=-1"], "top_k=-1 must be "),
     (["--min_p=2"], "min_p=2.0 must be in [0, 1]"),
-    (["--max_new_tokens=0"], "max_new_tokens=0 and num_samples=1 must be at least 1"),
+    (["--max_new_tokens=0"], "max_new_tokens=0 must be a whole number, at least 1"),
     (["--stop="], "a stop string is empty: it would stop every text before its first token"),
-    (["--stream", "--num_samples=2"], "--stream prints one text: leave out --num_samples"),
+    (["--stream", "--num_samples=2"], "--stream can print one text only, but --num_samples="),
     (["--prompt=the king said to his men"], "a prompt of 24 tokens leaves no room in the model's context of 16; "
                                             "shorten it"),
     (["--step=newest"], "step 'newest' is neither a number nor 'best'"),
@@ -258,15 +267,15 @@ def test_generate(program, trained, arguments, message, streams):
 
 
 @pytest.mark.parametrize(("name", "arguments", "message"), [
-    ("generate", [], "--workdir is missing: a directory that experiments.train wrote"),
+    ("generate", [], "--workdir is missing: the directory of a run, which transformer-jax train wrote"),
     ("generate", ["--workdir=/no/such"], "there is no directory /no/such"),
-    ("evaluate", ["--workdir={trained}"], "data is missing"),
+    ("evaluate", ["--workdir={trained}"], "no data to measure on is given"),
     ("evaluate", ["--data=/no/such"], "--workdir is missing"),
     ("evaluate", ["--workdir=/no/such", f"--data={__file__}"], "there is no directory /no/such"),
     ("evaluate", ["--workdir={trained}", "--data=/no/such"], "no text file at '/no/such': "),
     ("evaluate", ["--workdir=x", "--data=x", "--batch_size=0"], "flag --batch_size=0: "),
 ])
-def test_what_is_missing(program, trained, name, arguments, message):
+def test_programs_end_with_one_line_about_a_wrong_argument(program, trained, name, arguments, message):
     arguments = [argument.format(trained=trained) for argument in arguments]
     assert program(name, *arguments).error.startswith(f"error: {message}")
 

@@ -1,7 +1,9 @@
 """``--help`` lists every setting, and the console command finds its programs."""
 
 import dataclasses
+import pathlib
 import re
+import subprocess
 import sys
 import typing
 
@@ -31,13 +33,13 @@ def test_every_setting_is_listed_with_a_line_of_its_own(program, name):
     assert "--config.steps  (int, default 2000)" in ended.out
     assert "--config.seed  (int, default 1337)" in ended.out, "the default is that of the named experiment"
     assert re.search(r"--config.optim.clip_norm  \(float \| None, default 1.0\)", ended.out)
-    assert ended.out.index("--config.model: The shape of a Transformer.") < ended.out.index("\n--config.data: ")
+    assert ended.out.index("--config.model: The architecture of a Transformer.") < ended.out.index("\n--config.data: ")
 
 
 def test_the_help_of_a_program_without_settings(program):
     ended = program("generate", "--help")
     assert ended.status == 0 and ended.out.startswith("Continues a prompt with a trained model.")
-    assert "--temperature  (0.8)\n      0 is greedy." in ended.out
+    assert "--temperature  (0.8)\n      The sampling temperature; 0 takes the most probable token." in ended.out
     assert "--config" not in ended.out
 
 
@@ -59,13 +61,19 @@ def test_a_config_file_of_a_user_returns_the_dataclass(program, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["genrate"], "there is no program 'genrate'; did you mean 'generate'?; programs: train, sft, "),
+    (["genrate"], "there is no program 'genrate'; did you mean 'generate'?; the programs are: train, sft, "),
 ])
 def test_an_unknown_command(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, "argv", ["transformer-jax", *arguments])
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2 and capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_every_program_of_the_package_has_a_command():
+    with_main = {path.stem for path in pathlib.Path(help.__file__).parent.glob("*.py")
+                 if re.search(r"^def main\(", path.read_text(), re.M)} - {"__main__"}
+    assert with_main <= {name.replace("-", "_") for name in command.PROGRAMS}
 
 
 def test_the_command_lists_its_programs(monkeypatch, capsys):
@@ -75,3 +83,9 @@ def test_the_command_lists_its_programs(monkeypatch, capsys):
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert all(f"\n  {name} " in out for name in command.PROGRAMS)
+
+
+def test_a_reader_that_stops_early_ends_the_help_without_a_trace():
+    command = f"{sys.executable} -m transformer_jax.cli train --help | head -1"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert ended.stdout.startswith("Trains a model.") and ended.stdout.count("\n") == 1 and not ended.stderr

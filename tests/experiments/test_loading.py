@@ -1,4 +1,4 @@
-"""Which model --workdir and --model name."""
+"""The flags --workdir and --model load the models that they name."""
 
 import jax
 import pytest
@@ -27,15 +27,16 @@ def test_either_place_and_either_flag(places):
     assert loading.name(None, directory) == directory and loading.name(workdir, None) == workdir
 
 
-def test_what_is_refused(places):
+def test_missing_or_conflicting_models_raise(places):
     workdir, directory = places
-    for flags, message in [((None, None), "--workdir is missing: a directory that experiments.train wrote; or --model"),
-                           ((workdir, directory), "are two models; give one"),
+    for flags, message in [((None, None), "--workdir is missing: the directory of a run, which transformer-jax train "
+                                           "wrote; or pass --model"),
+                           ((workdir, directory), "name two models; pass only one of them"),
                            ((None, "/no/such"), "there is no directory /no/such")]:
         with pytest.raises(ValueError, match=message):
             loading.load(*flags)
     with pytest.raises(ValueError, match="has no config.json|there is no checkpoint in"):
         loading.load(directory, None)
     for options in (dict(step="best"), dict(average=2)):
-        with pytest.raises(ValueError, match="choose among the checkpoints of a workdir; .* has one state"):
+        with pytest.raises(ValueError, match="select checkpoints of a workdir, but .* has no checkpoints"):
             loading.load(None, directory, **options)

@@ -1,5 +1,5 @@
-"""Masked language modelling from end to end: train, fill in, measure, resume; what a user gets
-wrong."""
+"""Masked language modelling from end to end: train, fill in, measure, resume; and errors of the
+user."""
 
 import collections
 import itertools
@@ -16,11 +16,12 @@ from transformer_jax.data import LineRows, Masking, masked_evaluation_batches
 from transformer_jax.tasks.masked_language_model import MaskedLanguageModel
 from transformer_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures("one_device")
 WHO, DOES, WHAT = ("the king", "a queen", "my son"), ("saw", "took", "said"), ("the water", "a ship", "my home")
 STEPS = 40
 LENGTH = 24
-# Always the same shapes and the same number of steps: what one run compiled, the others read. The
-# model has room for more tokens than the tokenizer has.
+# All runs have the same shapes and the same number of steps, so that they share compiled programs.
+# The model has room for more tokens than the tokenizer has.
 TRAIN = ("--config=book_mlm", "--config.model.num_layers=1", "--config.model.num_heads=2",
          "--config.model.model_dim=32", f"--config.model.max_len={LENGTH}", "--config.model.unroll=1",
          "--config.model.vocab_size=400", "--config.data.tokenizer.vocab_size=330",
@@ -60,8 +61,9 @@ def test_training_says_what_it_does(whole, runs):
     out = runs[1]["whole"].out
     bundle = tj.load(whole)
     rows = LineRows.build(lines(0, 160)[:128], bundle.tokenizer, LENGTH)
-    assert out.startswith(f"128 lines in {len(rows)} rows to train on, 32 lines held out, {bundle.tokenizer.vocab_size}"
-                          f" pieces, {tj.count_parameters(bundle.config):,} parameters, 8 cpu device(s)\n")
+    assert out.startswith(f"128 lines in {len(rows)} rows to train on, 32 lines held out, a vocabulary of "
+                          f"{bundle.tokenizer.vocab_size}, {tj.count_parameters(bundle.config):,} parameters, "
+                          "1 cpu device(s)\n")
     assert bundle.config.vocab_size == 400 > bundle.tokenizer.vocab_size
     assert out.endswith(f'done; next: transformer-jax fill-mask --workdir={whole} --text="... <mask> ..."\n')
     losses = [line["loss"] for line in read_metrics(whole / "metrics.jsonl") if "loss" in line]
@@ -90,7 +92,7 @@ def test_fill_mask(program, whole):
     ended = program("fill_mask", *arguments)
     assert ended.status == 0 and ended.err == ""
     tokenizer = (bundle := tj.load(whole)).tokenizer
-    encode, mask = tokenizer.encode, tokenizer.mask_id  # which stands for the space before it too
+    encode, mask = tokenizer.encode, tokenizer.mask_id  # the mask also replaces the space before the word
     tokens, segment_ids = np.zeros((2, 8, LENGTH), np.int32)
     for row, ids in enumerate([[*encode("the king"), mask, *encode(" the water.")],
                                [mask, *encode(" king saw my"), mask]]):
@@ -157,12 +159,13 @@ def test_evaluate_counts_what_plain_python_counts(program, whole, tmp_path, give
     assert accuracies == [f"{name:8} top-1 {shares[name][0]:6.2%}  top-5 {shares[name][1]:6.2%}"
                           for name in ("model", "unigram", "bigram")]
     assert shares["bigram"][0] > shares["unigram"][0] > 0 and 0 < shares["model"][0] < 1
-    if not given:  # training measured the same
+    if not given:  # training printed the same value
         logged = [line["validation_loss"] for line in read_metrics(whole / "metrics.jsonl")
                   if "validation_loss" in line]
         assert float(loss) == pytest.approx(logged[-1], abs=1e-4)
 
 
+@pytest.mark.long
 def test_stopped_and_resumed_it_ends_as_the_whole_run(program, whole, runs, book, final_digest, stop_at):
     """In the middle of an epoch, with dropout, and masks that are drawn anew every epoch."""
     folder, _ = runs
@@ -170,7 +173,7 @@ def test_stopped_and_resumed_it_ends_as_the_whole_run(program, whole, runs, book
     stop_at(27)
     stopped = program(*arguments)
     assert stopped.status == 128 + 15
-    assert stopped.err.endswith("SIGTERM: saved step 27; the same command resumes\n")
+    assert stopped.err.endswith("SIGTERM: saved step 27; run the same command again to resume\n")
     resumed = program(*arguments)
     assert resumed.status == 0 and f"resuming from step 27 of {STEPS}\n" in resumed.out, resumed
     assert final_digest(folder / "stopped") == final_digest(whole)
@@ -180,7 +183,7 @@ def test_stopped_and_resumed_it_ends_as_the_whole_run(program, whole, runs, book
                 for line in read_metrics(workdir / "metrics.jsonl")]
 
     assert scalars(folder / "stopped") == scalars(whole)
-    # It stopped in the middle of an epoch after several.
+    # The run stopped in the middle of an epoch, after several epochs.
     num_rows = int(resumed.out.split(" lines in ")[1].split()[0])
     num_seen = 27 * 8
     assert num_seen > 3 * num_rows and num_seen % num_rows
@@ -210,22 +213,22 @@ def test_a_token_that_the_tokenizer_does_not_have_is_no_candidate(program, whole
 
 @pytest.mark.parametrize(("changes", "message"), [
     (["--config.sample.prompt=the king"],
-     "sample.prompt='the king' has no <mask> to fill in; set one, or sample.every=0"),
+     "sample.prompt='the king' has no <mask> to fill in; set a prompt with <mask>, or sample.every=0"),
     ([f"--config.sample.prompt={'the king saw ' * 9}<mask>"],
-     "sample.prompt has {length} tokens, which is more than the context of model.max_len=24; shorten it"),
+     "sample.prompt has {length} tokens, but the model reads at most model.max_len=24 tokens; use a shorter prompt"),
     (["--config.data.mask_probability=0"], "data.mask_probability=0.0 must be in (0, 1)"),
     (["--config.data.mask_probability=1"], "data.mask_probability=1.0 must be in (0, 1)"),
     (["--config.data.tokenizer.kind=char"], "data.tokenizer.min_frequency=2 is for kind 'bpe', not 'char'"),
-    (["--config.data.tokenizer.min_frequency=0"], "min_frequency=0 must be a positive integer"),
+    (["--config.data.tokenizer.min_frequency=0"], "data.tokenizer.min_frequency=0 must be a positive integer"),
     (["--config.data.validation_fraction=0.999"], "validation_fraction=0.999 of 160 lines leaves a part empty"),
     (["--config.model.max_len=2", "--config.sample.every=0"], "length=2 must be at least 3: <s>, a token and </s>"),
     (["--config.model.num_encoder_layers=2"],
      "num_encoder_layers belongs to family='encoder_decoder'; family='encoder' has num_layers"),
-    (["--config.model.vocab_size=300"], "model.vocab_size=300, but the tokenizer has {pieces} pieces; leave "
+    (["--config.model.vocab_size=300"], "model.vocab_size=300, but the tokenizer has {pieces} tokens; leave "
                                         "model.vocab_size out"),
     (["--config.model.family=decoder"],
-     "model.vocab_size=400, but the tokenizer has {pieces} pieces; leave model.vocab_size out"),
-    (["--config.data.generated=dates"], "say what to train on: "),
+     "model.vocab_size=400, but the tokenizer has {pieces} tokens; leave model.vocab_size out"),
+    (["--config.data.generated=dates"], "set exactly one source of training data: "),
 ])
 def test_settings(program, book, tmp_path, changes, message):
     error = program("train", *TRAIN, *changes, f"--config.data.path={book}", f"--workdir={tmp_path}/run").error
@@ -238,7 +241,7 @@ def test_settings(program, book, tmp_path, changes, message):
 
 def test_nothing_to_train_on(program):
     assert program("train", "--config=book_mlm", "--workdir=x").error.startswith(
-        "error: say what to train on: --config.data.path=FILE (text, glob or JSONL), or ")
+        "error: set exactly one source of training data: --config.data.path=FILE (text, glob or JSONL), ")
 
 
 def test_a_run_with_other_masks_is_another_run(program, whole, runs, book):
@@ -248,33 +251,34 @@ def test_a_run_with_other_masks_is_another_run(program, whole, runs, book):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--text=the king"], "the text 'the king' has no <mask>; write <mask> where a token is wanted"),
+    (["--text=the king"], "the text 'the king' has no <mask>; write <mask> in place of a token"),
     (["--text=the <mask>", "--text=a <masc>"],
-     "the text 'a <masc>' has no <mask>: <masc> is no token; did you mean <mask>?"),
+     "the text 'a <masc>' has no <mask>: <masc> is not a token; did you mean <mask>?"),
     ([f"--text={'ship ' * 40}<mask>"], "a text of {length} tokens is longer than the model's context of 24; "),
     (["--text=the <mask>", "--top_k=0"], "top_k=0 must be from 1 to the {pieces} tokens of the vocabulary"),
     (["--text=the <mask>", "--top_k=9999"], "top_k=9999 must be from 1 to the {pieces} tokens of the vocabulary"),
     (["--text=the <mask>", "--step=7"], "{workdir}/checkpoints holds steps [25, 40], not 7"),
-    ([], "--text is missing"),
+    ([], "--text is missing: a text with at least one mask"),
 ])
-def test_what_cannot_be_filled_in(program, whole, arguments, message):
+def test_texts_that_cannot_be_filled_in_end_with_one_line(program, whole, arguments, message):
     tokenizer = tj.load(whole).tokenizer
     error = program("fill_mask", f"--workdir={whole}", *arguments).error
     assert error.startswith("error: " + message.format(
         workdir=whole, pieces=tokenizer.vocab_size, length=3 + len(tokenizer.encode(("ship " * 40).strip()))))
 
 
-def test_what_is_missing(program, whole, gpt):
+def test_missing_flags_and_wrong_models_end_with_one_line(program, whole, gpt):
     assert program("fill_mask", "--text=a <mask>").error.startswith("error: --workdir is missing: ")
     assert program("fill_mask", f"--workdir={gpt}", "--text=a <mask>").error == (
-        f"error: {gpt} holds no masked language model with its tokenizer")
+        f"error: {gpt} is not a masked language model with its tokenizer")
     assert program("generate", f"--workdir={whole}", "--prompt=the").error == (
-        f"error: {whole} holds no language model with its tokenizer")
+        f"error: {whole} is not a language model with its tokenizer")
 
 
 def test_evaluate_needs_the_text_of_the_run(program, whole, tmp_path):
     bundle = tj.load(whole)
     tj.save(tmp_path, tj.Bundle(model=bundle.model, tokenizer=bundle.tokenizer, config=bundle.config))
     assert program("evaluate", f"--workdir={tmp_path}").error == (
-        "error: this model comes without the config of its training: its text is not known")
+        "error: the model has no config of its training, so its training text is unknown; measure the workdir "
+        "of a training run")
     assert program("evaluate", f"--workdir={whole}", "--data=/no/such").error.startswith("error: no text file at ")

@@ -1,4 +1,4 @@
-"""Programs run on a directory of Hugging Face's, ``--model``, as on a workdir."""
+"""Programs accept a Hugging Face directory (``--model``) in place of a workdir."""
 
 import json
 
@@ -51,6 +51,7 @@ def test_attention(program, tmp, kind, tmp_path):
     assert ended.status == 0 and "cat" in (tmp_path / "maps.html").read_text(), ended
 
 
+@pytest.mark.long
 def test_adapters_learn_on_an_imported_model(program, tmp, tmp_path):
     directory, bundle = imported("gpt2", tmp)
     data = tmp_path / "demonstrations.jsonl"

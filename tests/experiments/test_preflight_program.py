@@ -19,5 +19,5 @@ def test_a_vocabulary_that_is_not_known_is_one_line(start):
     process = start("preflight", "--config=shakespeare_char", "--device=h100")
     out, err = process.communicate(timeout=600)
     assert process.returncode == 2 and out == ""
-    assert err.splitlines()[-1] == ("error: the size of the vocabulary is not known before the text is; set "
+    assert err.splitlines()[-1] == ("error: the size of the vocabulary is unknown before the text is read; set "
                                     "model.vocab_size")

@@ -1,7 +1,9 @@
-"""Several processes train one model: as one process does, and with one of them killed."""
+"""Several processes train one model with the same result as one process, also after one of them was
+killed."""
 
 import os
 import random
+import re
 import signal
 import socket
 import time
@@ -82,7 +84,7 @@ def test_the_survivor_ends_soon_and_says_why(killed):
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert status == 2 and len(lines) == 1, err
     assert "another process of this run has ended" in lines[0] and "resumes from the last checkpoint" in lines[0]
-    assert seconds < 60  # at once, on a machine that is not busy; by heartbeats alone it takes 100
+    assert seconds < 60  # immediately on an idle machine; with heartbeats alone it takes 100 seconds
 
 
 @pytest.mark.long
@@ -92,15 +94,17 @@ def test_two_processes_resumed_learn_what_one_does_to_the_bit(alone, killed, lau
     ended = [(*process.communicate(timeout=LIMIT), process.returncode) for process in launch(workdir, 2)]
     assert [status for _, _, status in ended] == [0, 0], ended
     assert "resuming from step" in ended[0][0] and "--- step" in ended[0][0]
-    printed = [line for line in (ended[1][0] + ended[1][1]).splitlines() if line and not line.startswith("[Gloo]")]
-    assert printed == []  # the first process speaks for both
+    # Gloo's threads print their numbers of peers, sometimes in the middle of another thread's line.
+    printed = [line for line in (ended[1][0] + ended[1][1]).splitlines()
+               if not re.fullmatch(r"[\s\d.:]*|.*(Gloo|peer ranks).*", line)]
+    assert printed == []  # only the first process prints
     assert len(losses(alone)) == STEPS // EVERY and losses(workdir) == losses(alone)
 
 
 @pytest.mark.long
-def test_what_two_wrote_one_reads(alone, killed):
-    # After the resumed run of the test before; parameters, not only losses, are those of one
-    # process.
+def test_one_process_reads_a_checkpoint_of_two(alone, killed):
+    # This test uses the resumed run of the previous test. Its parameters, not only its losses,
+    # equal those of one process.
     two, one = (tj.load(workdir) for workdir in (killed[0], alone))
     assert two.step == one.step == STEPS
     for a, b in zip(jax.tree.leaves(two.model), jax.tree.leaves(one.model), strict=True):
@@ -110,7 +114,7 @@ def test_what_two_wrote_one_reads(alone, killed):
 def test_half_an_address_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
-    with pytest.raises(ValueError, match="the numbers JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set beside it"):
+    with pytest.raises(ValueError, match="the numbers JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set as well"):
         join_processes()
 
 

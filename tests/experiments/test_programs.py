@@ -62,12 +62,12 @@ def whole(start, corpus, tmp_path_factory):
 
 
 def compiled(start):
-    """What the compilation cache holds, without the times of its reads."""
+    """The entries of the compilation cache, without the times at which they were read."""
     return {path.name for path in (start.home / "transformer_jax" / "compiled").glob("*-cache")}
 
 
 def final_digest(workdir):
-    """Of parameters, optimizer state, step and key."""
+    """The digest of parameters, optimizer state, step and key."""
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     config = from_dict(ExperimentConfig, checkpoints.restore({}).metadata["config"])
     state = abstract_state(lambda key: tj.Decoder(config.model, key=key), make_optimizer(config.optim, config.steps))
@@ -104,7 +104,8 @@ def test_the_compilation_cache_is_private(whole, start):
 
 @pytest.mark.long
 def test_stopped_three_ways_and_resumed_it_ends_as_the_whole_run(whole, start, corpus, tmp_path):
-    """Ctrl-C, SIGTERM and kill -9, each at whatever step it meets; dropout, accumulation, several epochs."""
+    """Stops the run by Ctrl-C, SIGTERM and kill -9 at arbitrary steps, with dropout, accumulation
+    and several epochs."""
     before = compiled(start)
     stops = []
     for signum, step in ((signal.SIGINT, 30), (signal.SIGTERM, 100), (signal.SIGKILL, 190)):
@@ -120,7 +121,7 @@ def test_stopped_three_ways_and_resumed_it_ends_as_the_whole_run(whole, start, c
             assert status == -9 and stops[-1] % 40 == 0
         else:
             assert status == 128 + signum and "Traceback" not in err
-            assert err.endswith(f"{signum.name}: saved step {stops[-1]}; the same command resumes\n")
+            assert err.endswith(f"{signum.name}: saved step {stops[-1]}; run the same command again to resume\n")
             assert stops[-1] == read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] >= step
         assert len(stops) == 1 or f"resuming from step {stops[-2]} of {STEPS}" in out
     assert stops[0] < stops[1] <= stops[2] < STEPS
@@ -129,7 +130,8 @@ def test_stopped_three_ways_and_resumed_it_ends_as_the_whole_run(whole, start, c
     assert final_digest(tmp_path / "run") == final_digest(whole[0])
     assert losses(tmp_path / "run") == losses(whole[0])
     assert tj.load(tmp_path / "run", step="best").step == tj.load(whole[0], step="best").step
-    # Four starts of a program that was started before: all that takes time to compile was read.
+    # Four starts of a program that ran before: all programs that take long to compile are read from
+    # the cache.
     assert compiled(start) == before
 
 
@@ -181,7 +183,7 @@ def test_evaluate_is_the_mean_over_all_windows(program, whole, tmp_path):
     loss = total / (len(tokens) - 1)
     num_bytes = len(text.encode())
     assert ended.status == 0
-    assert "1 tokens stand for characters that the model has never seen" in ended.out
+    assert "1 tokens replace characters that are not in the vocabulary" in ended.out
     assert f"step {STEPS}, {len(tokens) - 1:,} tokens, {num_bytes:,} bytes, windows of 16" in ended.out
     assert (f"loss {loss:.4f} nats per token, perplexity {math.exp(loss):.3f}, {total / math.log(2) / num_bytes:.4f} "
             "bits per byte") in ended.out
@@ -208,7 +210,7 @@ def test_quickstart(program, tmp_path, monkeypatch):
     ended = program("quickstart", *arguments)
     assert ended.status == 0, ended
     sampled = [int(line.split()[2]) for line in ended.out.splitlines() if line.startswith("--- step ")]
-    assert sampled == [1, 2, 4, 6]  # growing, and the last
+    assert sampled == [0, 1, 2, 4, 6]  # before the first step, growing, and the last
     assert "tokens/s" in ended.err
     with Image.open(workdir / "loss.png") as image:
         assert image.format == "PNG" and len(np.unique(np.asarray(image.convert("L")))) > 50
@@ -218,7 +220,7 @@ def test_quickstart(program, tmp_path, monkeypatch):
     assert bundle.step == 6 and bundle.experiment.steps == 6
     before = tree_digest(bundle.model), losses(workdir)
 
-    # What it says to do next can be done.
+    # The commands that the program prints at its end work.
     commands = [line.split()[2:] for line in ended.out.splitlines() if line.startswith("  python -m experiments.")]
     assert [command[0] for command in commands] == [f"experiments.{name}" for name in (
         "generate", "generate", "evaluate", "train")]
@@ -260,7 +262,7 @@ def test_a_validation_file_of_its_own(program, tmp_path):
 
 
 def test_a_setting_is_switched_off_by_none(program, tmp_path, corpus):
-    """Also one that is a number otherwise; one that must be a number stays one."""
+    """Also accepts a value that looks like a number; a setting that must be a number stays one."""
     ended = program("train", *SHORT, "--config.optim.clip_norm=None", f"--config.data.path={corpus}",
                     f"--workdir={tmp_path}/run")
     assert ended.status == 0, ended
@@ -269,26 +271,27 @@ def test_a_setting_is_switched_off_by_none(program, tmp_path, corpus):
 
 
 def test_several_documents_do_not_attend_to_each_other(program, tmp_path, monkeypatch):
-    """They train with segment ids, one document without."""
+    """Several documents train with segment ids, one document without them."""
     from transformer_jax.models import decoder
 
-    seen = []
+    recorded = []
     original = decoder.Decoder.__call__
 
     def watched(self, *args, **kwargs):
-        seen.append(kwargs.get("segment_ids_BT") is not None)
+        recorded.append(kwargs.get("segment_ids_BT") is not None)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(decoder.Decoder, "__call__", watched)
     (tmp_path / "one.txt").write_text(verse(0, 40))
     (tmp_path / "two.txt").write_text(verse(0, 20) + "<|endoftext|>\n" + verse(1, 20))
     for name, segmented in (("one", False), ("two", True)):
-        seen.clear()
+        recorded.clear()
         assert program("train", *SHORT, f"--config.data.path={tmp_path}/{name}.txt",
                        f"--workdir={tmp_path}/{name}").status == 0
-        assert seen and set(seen) == {segmented}
+        assert recorded and set(recorded) == {segmented}
 
 
+@pytest.mark.long
 def test_a_tfds_data_set_by_name(start, tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS data sets need: pip install tensorflow-datasets")
 

@@ -29,6 +29,7 @@ from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import abstract_state, init_state
 from transformer_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("one_device")
 STEPS = 12
 COMMON = ("--config.batch_size=8", f"--config.steps={STEPS}", "--config.log_every=1", "--config.eval.every=4",
           "--config.checkpoint.every=5", "--config.optim.peak_lr=0.01", "--config.optim.warmup_steps=2",
@@ -44,7 +45,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def base(tokenizer, tmp_path_factory):
-    """The workdir of a base, and its model."""
+    """Trains a base model. Returns its workdir and the model."""
     config = tj.ModelConfig(vocab_size=tokenizer.vocab_size, max_len=48, num_layers=2, num_heads=2, model_dim=16)
     model = tj.Decoder(config, key=jax.random.key(3))
     workdir = tmp_path_factory.mktemp("base")
@@ -59,13 +60,13 @@ def data(tmp_path_factory):
     return path
 
 
-@pytest.fixture(params=["full", "lora"])
+@pytest.fixture(params=[pytest.param("full", marks=pytest.mark.long), "lora"])
 def extra(request):
     return LORA if request.param == "lora" else ()
 
 
 def state_digest(workdir, base_model):
-    """Of the last step's weights, optimizer state, step and key."""
+    """The digest of the last step's weights, optimizer state, step and key."""
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     config = tj.load(workdir).experiment
     make_params = ((lambda key: make_adapters(base_model, config.lora, key=key)) if config.lora.rank
@@ -74,51 +75,61 @@ def state_digest(workdir, base_model):
     return tree_digest(checkpoints.restore(abstract_state(make_params, optimizer)).state)
 
 
-def test_a_run_learns_reports_and_resumes_exactly(program, stop_at, base, data, extra, tmp_path):
+@pytest.fixture
+def uninterrupted(program, base, data, extra, runs):
+    """The workdir of an uninterrupted run, trained when first asked for, and how it ended."""
+    folder, ended = runs
+    name = "lora" if extra else "full"
+    if name not in ended:
+        ended[name] = program("sft", f"--model={base[0]}", f"--config.data.path={data}", *COMMON, *extra,
+                              f"--workdir={folder / name}", "--config.sample.every=12",
+                              "--config.sample.max_new_tokens=4")
+    assert ended[name].status == 0, ended[name]
+    return folder / name, ended[name]
+
+
+def test_a_run_learns_reports_and_resumes_exactly(uninterrupted, program, stop_at, base, data, extra, tmp_path):
     workdir, model = base
     before = tree_digest(model)
+    whole_workdir, whole = uninterrupted
     arguments = ("sft", f"--model={workdir}", f"--config.data.path={data}", *COMMON, *extra)
-    whole = program(*arguments, f"--workdir={tmp_path / 'whole'}", "--config.sample.every=12",
-                    "--config.sample.max_new_tokens=4")
-    assert whole.status == 0, whole
     assert "32 conversations, 0 longer than the context of 48 tokens left out" in whole.out
     assert "; held out: 4 conversations" in whole.out
-    assert ("loss was still falling at the last step" in whole.out) or ("the best, kept in" in whole.out)
+    assert ("loss was still falling at the last step" in whole.out) or ("this checkpoint is stored in" in whole.out)
     assert "--- step 12 ---\n6 + 3?\n  -> " in whole.out + whole.err
-    assert (tmp_path / "whole" / "answers" / "12.txt").read_text().startswith("6 + 3?\n  -> ")
-    losses = [line["loss"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "loss" in line]
+    assert (whole_workdir / "answers" / "12.txt").read_text().startswith("6 + 3?\n  -> ")
+    losses = [line["loss"] for line in read_metrics(whole_workdir / "metrics.jsonl") if "loss" in line]
     assert len(losses) == STEPS and losses[-1] < losses[0] - 0.1
 
     stop_at(7)
     stopped = program(*arguments, f"--workdir={tmp_path / 'parts'}")
-    assert stopped.status == 128 + 15 and "the same command resumes" in stopped.err
+    assert stopped.status == 128 + 15 and "run the same command again to resume" in stopped.err
     resumed = program(*arguments, f"--workdir={tmp_path / 'parts'}")
     assert resumed.status == 0 and "resuming from step 7 of 12" in resumed.out
-    assert state_digest(tmp_path / "parts", model) == state_digest(tmp_path / "whole", model)
+    assert state_digest(tmp_path / "parts", model) == state_digest(whole_workdir, model)
     assert tree_digest(tj.load(workdir).model) == before
 
-    answered = program("generate", f"--workdir={tmp_path / 'whole'}", "--step=best", "--chat", "--prompt=2 + 2?",
+    answered = program("generate", f"--workdir={whole_workdir}", "--step=best", "--chat", "--prompt=2 + 2?",
                        "--max_new_tokens=5")
     assert answered.status == 0 and answered.out.startswith("2 + 2?\n")
 
 
-def test_held_out_loss_is_that_of_the_answers_alone_one_conversation_at_a_time(program, base, data, tmp_path, extra):
-    workdir, _ = base
-    arguments = (f"--model={workdir}", f"--config.data.path={data}", f"--workdir={tmp_path / 'run'}", *COMMON, *extra)
-    assert program("sft", *arguments).status == 0
-    bundle, total, count = tj.load(tmp_path / "run"), 0.0, 0
+def test_held_out_loss_is_that_of_the_answers_alone_one_conversation_at_a_time(uninterrupted, data):
+    workdir, _ = uninterrupted
+    bundle, total, count = tj.load(workdir), 0.0, 0
     for messages in read_demonstrations(data)[32:]:
         ids, is_learned = encode_conversation(messages, bundle.tokenizer)
         logits = np.asarray(tj.forward(bundle.model, np.array([ids])), np.float64)[0]
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         for place in np.flatnonzero(is_learned):
             total, count = total - log_p[place - 1, ids[place]], count + 1
-    recorded = [line["validation_loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")
+    recorded = [line["validation_loss"] for line in read_metrics(workdir / "metrics.jsonl")
                 if "validation_loss" in line]
     assert count == sum(len(answer) + 1 for _, answer in SUMS[32:])
     assert recorded[-1] == pytest.approx(total / count, rel=1e-5)
 
 
+@pytest.mark.long
 def test_eight_devices_give_the_losses_of_one(program, base, tokenizer, data, tmp_path, extra):
     workdir, model = base
     assert jax.device_count() == 8
@@ -126,7 +137,7 @@ def test_eight_devices_give_the_losses_of_one(program, base, tokenizer, data, tm
                  "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
     assert program("sft", *arguments, f"--workdir={tmp_path}").status == 0
     losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
-    # The same by hand, on one device.
+    # Computes the same with plain code on one device.
     config = tj.load(tmp_path).experiment
     rows = PackedConversations.build(read_demonstrations(data)[:32], tokenizer, 48)
     batches = make_batches(rows, batch_size=8, seed=config.seed)
@@ -167,8 +178,8 @@ def test_the_overfit_point(tmp_path):
 
     write(3.0, 2.5, 2.4, 2.6, 2.9)
     assert SupervisedFineTuning(ExperimentConfig(), workdir=tmp_path).finish() == (
-        f"held-out loss 2.4000 at step 30, the best, kept in {tmp_path}/best (load with step='best'); from there on it "
-        "overfits: 2.9000 at step 50")
+        f"the held-out loss was lowest at step 30: 2.4000; this checkpoint is stored in {tmp_path}/best (load it with "
+        "step='best'); after that the model overfits: 2.9000 at step 50")
     write(3.0, 2.5)
     text = SupervisedFineTuning(ExperimentConfig(), workdir=tmp_path).finish()
     assert "still falling at the last step: 2.5000" in text
@@ -180,7 +191,7 @@ def test_a_workdir_keeps_to_its_base_and_data(program, base, data, tokenizer, tm
     other = tj.Decoder(base[1].config, key=jax.random.key(4))
     tj.save(tmp_path / "other", tj.Bundle(model=other, tokenizer=tokenizer, config=other.config))
     refused = program("sft", f"--model={tmp_path / 'other'}", *arguments)
-    assert f"the model to start from is not the one that the run in {tmp_path / 'run'} began with" in refused.error
+    assert f"the model to start from is not the same as when the run in {tmp_path / 'run'} started" in refused.error
     shorter = tmp_path / "shorter.jsonl"
     shorter.write_text("".join(data.read_text().splitlines(keepends=True)[:-4]))
     refused = program("sft", f"--model={base[0]}", f"--config.data.path={shorter}", *arguments[1:])
@@ -191,21 +202,22 @@ def test_a_workdir_keeps_to_its_base_and_data(program, base, data, tokenizer, tm
         refused = program("sft", f"--model={base[0]}", *arguments)
     finally:
         data.write_text(data_then)
-    assert "the text is not the one that the run in" in refused.error
+    assert "the training data is not the same as when the run in" in refused.error
     refused = program("sft", f"--model={base[0]}", *arguments, "--config.lora.rank=2")
     assert "lora.rank: 0 -> 2" in refused.error
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ((), "say what to learn from: --config.data.path=FILE of demonstrations"),
+    ((), "no training data is given; set --config.data.path=FILE, where the file holds demonstrations"),
     (("--config.data.path=missing.jsonl",), "no file at 'missing.jsonl'"),
     (("--config.data.path={data}", "--config.model.num_layers=3"),
-     "of them a config may set dropout, attention_dropout alone, not model.num_layers: 12 -> 3"),
+     "of their settings you may only change dropout, attention_dropout, not model.num_layers: 12 -> 3"),
     (("--config.data.path={data}", "--config.data.tokenizer.chat=true"), "not data.tokenizer.chat: False -> True"),
     (("--config.data.path={data}", "--config.lora.rank=2", "--config.lora.weights=atention"),
      "lora.weights='atention' matches none of stack.blocks.attention.key, "),
     (("--config.data.path={data}", "--config.data.validation_fraction=0.99"), "leaves a part empty"),
-    (("--config.data.path={data}", "--config.batch_size=7"), "batch_size=7 does not divide among the 8 devices"),
+    (("--config.data.path={data}", "--config.batch_size=7", "--config.mesh.data=8"),
+     "batch_size=7 cannot be split evenly over the 8 devices"),
 ])
 def test_bad_settings(program, base, data, tmp_path, arguments, message):
     workdir = tmp_path / "run"
@@ -217,7 +229,7 @@ def test_bad_settings(program, base, data, tmp_path, arguments, message):
 
 @pytest.mark.parametrize(("content", "message"), [
     ('{"prompt": "1 + 1?", "response": "It is 2."}\n{"prompt": ', "line 2 is not JSON"),
-    ('{"prompt": "1 + 1?", "response": ""}\n', "line 1: what the assistant says is empty"),
+    ('{"prompt": "1 + 1?", "response": ""}\n', "line 1: the message of the assistant is empty"),
     ('{"messages": [{"role": "robot", "content": "hi"}]}\n', "line 1: unknown role 'robot'"),
     ('{"prompt": "%s", "response": "2."}\n' % ("1 + " * 20) * 4, "none of 3 conversations fits a row"),
 ])
@@ -240,7 +252,7 @@ def test_bad_bases(program, base, tokenizer, data, tmp_path):
     assert "no role tokens (<|system|>, <|user|>, <|assistant|>)" in error
     assert "--config.data.tokenizer.chat=true" in error
     tj.save(tmp_path / "mute", tj.Bundle(model=base[1], tokenizer=None, config=base[1].config))
-    assert "comes without a tokenizer" in program(*arguments, f"--model={tmp_path / 'mute'}").error
+    assert "the model to start from has no tokenizer" in program(*arguments, f"--model={tmp_path / 'mute'}").error
     encoder = tj.Encoder(base[1].config.replace(family="encoder"), key=jax.random.key(0))
     tj.save(tmp_path / "encoder", tj.Bundle(model=encoder, tokenizer=tokenizer, config=encoder.config))
     error = program(*arguments, f"--model={tmp_path / 'encoder'}").error
@@ -251,7 +263,7 @@ def test_adapters_need_a_trained_model(program, tmp_path):
     (tmp_path / "a.txt").write_text("some words to learn from, again and again\n" * 50)
     ended = program("train", "--config=shakespeare_char", f"--config.data.path={tmp_path / 'a.txt'}",
                     f"--workdir={tmp_path / 'run'}", "--config.batch_size=8", "--config.lora.rank=4")
-    assert "lora.rank=4 adapts a trained model, and here is none to start from" in ended.error
+    assert "lora.rank=4 adapts a trained model, but no model to start from was given" in ended.error
 
 
 @pytest.mark.parametrize("name", ["chat_base", "sft_instructions", "sft_faquad"])

@@ -1,5 +1,5 @@
-"""Attention watched while a model learns: against NumPy, in every family, by one program, and
-changing nothing."""
+"""Attention measured during training: the values equal those of NumPy in every family, one program
+computes them, and they do not change the training."""
 
 import math
 import random
@@ -22,6 +22,7 @@ from transformer_jax.training.loggers import JsonlLogger, TensorBoardLogger
 from transformer_jax.training.loop import Loop
 from transformer_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures("one_device")
 L, N, LENGTH = 2, 2, 12
 SENTENCES = ["the cat sat", "a cat", "the old cat sat on the mat", "sat", "on a mat sat the cat"]
 SUMMARIES = {"entropy", "sink", "distance", "previous_token", "diagonal", "duplicate_token", "induction"}
@@ -90,7 +91,7 @@ def watcher(family, source, workdir):
 
 
 @pytest.mark.parametrize("family", KINDS)
-def test_what_is_written_of_every_family(family, tmp_path):
+def test_telemetry_is_written_for_every_family(family, tmp_path):
     models, source = make(family)
     watch, loggers = watcher(family, source, tmp_path), [JsonlLogger(tmp_path), TensorBoardLogger(tmp_path)]
     for step, model in zip((8, 16, 20), models, strict=True):
@@ -136,16 +137,16 @@ def test_pictures_are_brighter_where_values_are_larger():
                 (self.pictures if value.dtype == np.uint8 else self.heads)[name] = value
 
     (model, *_), source = make("decoder")
-    seen = Pictures()
-    watcher("decoder", source, None)(loop_at(8, model, [seen]))
-    assert set(seen.heads) == set(seen.pictures)
-    for name, pixels in seen.pictures.items():
+    pictures = Pictures()
+    watcher("decoder", source, None)(loop_at(8, model, [pictures]))
+    assert set(pictures.heads) == set(pictures.pictures)
+    for name, pixels in pictures.pictures.items():
         most = {"entropy": math.log(LENGTH), "distance": LENGTH - 1}.get(name.partition("/")[2], 1)
         assert pixels.shape == (24 * L, 24 * N, 3) and pixels.dtype == np.uint8
         for layer, head in np.ndindex(L, N):
             cell = pixels[24 * layer:24 * (layer + 1), 24 * head:24 * (head + 1)]
             assert (cell == cell[0, 0, 0]).all()
-            assert abs(cell[0, 0, 0] / 255 - math.sqrt(seen.heads[name][layer, head] / most)) < 0.002
+            assert abs(cell[0, 0, 0] / 255 - math.sqrt(pictures.heads[name][layer, head] / most)) < 0.002
 
 
 # In the programs
@@ -169,6 +170,7 @@ def lines_of(workdir):
             for line in read_metrics(workdir / "metrics.jsonl")]
 
 
+@pytest.mark.long
 def test_a_watched_run_is_the_run_that_is_not(program, text, tmp_path, final_digest, stop_at):
     every = "--config.metrics.attention_every=3"
     for name, arguments in (("off", ()), ("on", (every,))):
@@ -181,7 +183,8 @@ def test_a_watched_run_is_the_run_that_is_not(program, text, tmp_path, final_dig
     assert np.shape(watched[0]["self_attention/induction"]) == (2, 2)
     assert watched[0] != watched[1] | {"step": 3}
 
-    # Begun without it, stopped, and resumed with it: it is no part of what a run is.
+    # A run that was started without it and stopped can be resumed with it, because it does not
+    # change the result.
     stop_at(5)
     arguments = (*TRAIN, f"--config.data.path={text}", f"--workdir={tmp_path / 'stopped'}")
     assert program("train", *arguments).status == 143
@@ -190,6 +193,7 @@ def test_a_watched_run_is_the_run_that_is_not(program, text, tmp_path, final_dig
     assert [line for line in lines_of(tmp_path / "stopped") if "self_attention/entropy" in line] == watched[1:]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["encoder", "encoder_decoder"])
 def test_the_other_families_are_watched(program, text, tmp_path, family):
     if family == "encoder":
@@ -207,7 +211,7 @@ def test_the_other_families_are_watched(program, text, tmp_path, family):
                for line in watched for name, values in line.items() if name != "step")
 
 
-def test_what_cannot_be_watched(program, text, gpt, tmp_path):
+def test_tasks_without_attention_to_watch_are_refused(program, text, gpt, tmp_path):
     conversations = tmp_path / "conversations.jsonl"
     conversations.write_text('{"prompt": "the", "response": "king"}\n' * 20)
     tokenizer = tj.Tokenizer.train(["the king"], kind="char", chat=True)
@@ -217,4 +221,4 @@ def test_what_cannot_be_watched(program, text, gpt, tmp_path):
     ended = program("sft", f"--model={tmp_path / 'base'}", f"--config.data.path={conversations}",
                     f"--workdir={tmp_path / 'run'}", "--config.metrics.attention_every=2", "--config.sample.every=0",
                     "--config.batch_size=8")
-    assert "metrics.attention_every is for tasks whose held-out examples can be watched" in ended.error
+    assert "metrics.attention_every needs a task with held-out examples that the model can read" in ended.error

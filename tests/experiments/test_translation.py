@@ -1,4 +1,5 @@
-"""Translation from end to end: train, translate, measure, average, resume; dates; what a user gets wrong."""
+"""Translation from end to end: train, translate, measure, average, resume; dates; and errors of the
+user."""
 
 import dataclasses
 import gzip
@@ -18,10 +19,11 @@ from transformer_jax.tasks import translating, translation
 from transformer_jax.tasks.translation_scores import scores
 from transformer_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures("one_device")
 WORDS = {"the": "die", "a": "eine", "old": "alte", "red": "rote", "cat": "Katze", "lamp": "Lampe", "sees": "sieht",
          "wants": "will", "no": "keine"}
 STEPS = 40
-# Always the same shapes and the same number of steps: what one run compiled, the others read.
+# All runs have the same shapes and the same number of steps, so that they share compiled programs.
 SHAPE = ("--config.model.num_layers=1", "--config.model.num_heads=2", "--config.model.model_dim=32",
          "--config.model.mlp_dim=64", "--config.model.max_len=16", "--config.model.unroll=1",
          "--config.data.tokenizer.vocab_size=330", "--config.batch_size=8", "--config.optim.peak_lr=0.01",
@@ -45,7 +47,8 @@ def translated(sentence):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """train and val, each as two files (of which .gz the one) and as TSV, the target first."""
+    """Writes training and validation data, each as two files (one of them .gz) and as a TSV file
+    with the target first."""
     folder = tmp_path_factory.mktemp("corpus")
     for name, part in (("train", sentences(0, 160)), ("val", sentences(1, 20))):
         (folder / f"{name}.en.gz").write_bytes(gzip.compress("".join(f"{line}\n" for line in part).encode()))
@@ -76,7 +79,8 @@ def losses(workdir):
 
 
 def searched(bundle, text, n_best=1):
-    """What the program should find, by beam search over this text alone; twice, for the shape of the others."""
+    """Returns the expected translation, by beam search over this text alone. The text is passed
+    twice to keep the shape of the other searches."""
     return tj.beam_search(bundle.model, [text] * 2, tokenizer=bundle.tokenizer, beam_size=5, n_best=n_best,
                           penalty="length", length_penalty=1.0).n_best[0]
 
@@ -88,7 +92,8 @@ def test_training_says_what_it_does(whole, runs):
     out = runs[1]["whole"].out
     assert re.match(r"160 pairs, 0 with an empty side, 0 longer than 16 tokens left out, \d+ rows, \d+ % full to train "
                     r"on; 20 pairs, 0 with an empty side, 0 longer than 16 tokens left out, \d+ rows, \d+ % full held "
-                    rf"out, 330 pieces, {tj.count_parameters(tj.load(whole).config):,} parameters, 8 cpu device\(s\)\n",
+                    r"out, a vocabulary of 330, "
+                    rf"{tj.count_parameters(tj.load(whole).config):,} parameters, 1 cpu device\(s\)\n",
                     out)
     assert out.endswith(f'done; next: transformer-jax translate --workdir={whole} --text="..."\n')
     losses_ = [line["loss"] for line in losses(whole) if "loss" in line]
@@ -102,15 +107,17 @@ def test_training_says_what_it_does(whole, runs):
         assert all(line.startswith("  -> ") for line in shown[1::3])
 
 
+@pytest.mark.long
 def test_stopped_and_resumed_it_ends_as_the_whole_run(program, whole, runs, corpus, final_digest, stop_at):
-    """In the middle of an epoch, with dropout; nothing is tokenised anew, and two files are as good as TSV."""
+    """Resumes in the middle of an epoch with dropout. Nothing is tokenised again, and two files
+    give the same result as TSV."""
     folder, _ = runs
     arguments = ("train", *TRAIN, f"--config.data.path={two(corpus, 'train')}",
                  f"--config.data.validation_path={two(corpus, 'val')}", f"--workdir={folder}/stopped")
     stop_at(27)
     stopped = program(*arguments)
     assert stopped.status == 128 + 15
-    assert stopped.err.endswith("SIGTERM: saved step 27; the same command resumes\n")
+    assert stopped.err.endswith("SIGTERM: saved step 27; run the same command again to resume\n")
     before = sorted((path.name, path.stat().st_mtime_ns) for path in (folder / "stopped" / "data").iterdir())
     resumed = program(*arguments)
     assert resumed.status == 0 and f"resuming from step 27 of {STEPS}\n" in resumed.out, resumed
@@ -126,6 +133,7 @@ def test_the_last_pairs_are_held_out(corpus):
     assert (len(train), len(held_out)) == (120, 40)
 
 
+@pytest.mark.long
 def test_a_tfds_translation_set(program, wmt14, tmp_path):
     tfds = ("--config.data.tfds=wmt14_translate/de-en", "--config.data.source=en", "--config.data.target=de")
     ended = program("train", *TRAIN, *tfds, f"--workdir={tmp_path}/run")
@@ -196,7 +204,8 @@ def test_evaluate(program, whole, corpus, tmp_path):
     references = [translated(line) for line in sentences(1, 20)]
     expected = scores(found, references, language="de")
     exact = sum(a == b for a, b in zip(found, references, strict=True))
-    head = [f"step {STEPS}, 20 sentences, beam of 5, length penalty 1.0", f"exactly the reference: {exact / 20:.2%}"]
+    head = [f"step {STEPS}, 20 sentences, beam of 5, length penalty 1.0",
+            f"translations that equal the reference: {exact / 20:.2%}"]
     assert ended.out.splitlines() == [*head, *(f"{name} {expected[name]:.2f}  ({expected[f'{name}_signature']})"
                                                for name in ("bleu", "chrf", "tokenised_bleu"))]
     assert expected["chrf"] > 20
@@ -210,7 +219,7 @@ def test_a_sentence_too_long_to_be_read_counts_as_untranslated(program, whole, t
     (tmp_path / "en").write_text("no cat\n" + "the " * 30 + "cat\nthe lamp\n")
     (tmp_path / "de").write_text("keine Katze\n" + "die " * 30 + "Katze\ndie Lampe\n")
     out = program(*arguments).out.splitlines()
-    assert out[1] == "1 longer than the 15 tokens that the model reads: left untranslated"
+    assert out[1] == "1 sentences are longer than the 15 tokens that the model reads; they are not translated"
     bundle = tj.load(whole)
     found = [searched(bundle, text)[0].text.strip() if text else "" for text in ("no cat", "", "the lamp")]
     expected = scores(found, (tmp_path / "de").read_text().splitlines(), language="de")
@@ -240,21 +249,21 @@ def test_average_is_the_mean_of_the_last_checkpoints(program, whole):
 
 @pytest.mark.long
 def test_dates(program, tmp_path, monkeypatch):
-    monkeypatch.setitem(translation._DATES, "num_train", 300)
-    monkeypatch.setitem(translation._DATES, "num_held_out", 1)
+    monkeypatch.setitem(translation._DATES_CORPUS, "num_train", 300)
+    monkeypatch.setitem(translation._DATES_CORPUS, "num_held_out", 1)
     tiny = (*SHAPE, "--config.model.max_len=64", "--config.data.tokenizer.vocab_size=400", "--config.steps=30",
             f"--workdir={tmp_path}/dates")
     text = "sábado, vinte e dois de maio de 1998"
     ended = program("dates", *tiny, f"--text={text}")
     assert ended.status == 0, ended
     assert re.match(r"300 pairs, 0 with an empty side, \d longer than 64 tokens left out, ", ended.out)
-    assert "step 30, 1 sentences, beam of 1, length penalty 0.0\nexactly the reference: " in ended.out
+    assert "step 30, 1 sentences, beam of 1, length penalty 0.0\ntranslations that equal the reference: " in ended.out
     bundle = tj.load(tmp_path / "dates")
     iso = tj.beam_search(bundle.model, text, tokenizer=bundle.tokenizer, beam_size=1).texts[0]
     assert f"{text} -> {iso}\nThe model is in {tmp_path}/dates" in ended.out
     with Image.open(tmp_path / "dates" / "attention.png") as image:
         assert image.format == "PNG" and len(np.unique(np.asarray(image.convert("L")))) > 50
-    # What it says to do next can be done.
+    # The commands that the program prints at its end work.
     name, *arguments = shlex.split(ended.out.split("Next:\n  python -m ")[1].split("\n")[0])
     assert (name, arguments[0]) == ("experiments.translate", f"--workdir={tmp_path}/dates")
     assert program("translate", *arguments, "--beam_size=1").status == 0
@@ -272,13 +281,15 @@ def test_the_dates_held_out_are_not_among_those_to_train_on():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ([], "say what to train on: --config.data.path=SOURCE,TARGET (aligned files) or a TSV file, or "),
-    (["--config.data.path={corpus}/train.tsv", "--config.data.generated=dates"], "say what to train on: "),
-    (["--config.data.generated=numbers"], "data.generated='numbers' is not 'dates'"),
+    ([], "set exactly one source of training data: --config.data.path=SOURCE,TARGET (aligned files) or a "),
+    (["--config.data.path={corpus}/train.tsv", "--config.data.generated=dates"],
+     "set exactly one source of training data: "),
+    (["--config.data.generated=numbers"], "data.generated='numbers' must be None, 'dates' or 'agreement'"),
     (["--config.data.tfds=wmt14_translate/de-en"],
-     "a TFDS translation set has languages: set --config.data.source and --config.data.target"),
+     "a TFDS translation data set needs the names of two languages; set --config.data.source and --config.data.target"),
     (["--config.data.generated=dates", "--config.data.validation_path={corpus}/val.tsv"],
-     "data.validation_path goes with data.path; a TFDS set and generated pairs have a held-out part of their own"),
+     "data.validation_path can only be used with data.path, because a TFDS data set and generated pairs have their "
+     "own held-out part"),
     (["--config.data.path={corpus}/train.en.gz,{corpus}/val.de"],
      "{corpus}/train.en.gz has 160 lines and {corpus}/val.de has 20; expected as many of both, "),
     (["--config.data.path={corpus}/train.en.gz"], "{corpus}/train.en.gz, line 1 has 1 tab-separated columns; "),
@@ -289,7 +300,7 @@ def test_the_dates_held_out_are_not_among_those_to_train_on():
      "data.validation_fraction=0.999 of 160 pairs leaves a part empty; set data.validation_path, or another fraction"),
     (["--config.data.path={corpus}/train.tsv", "--config.model.max_len=2"], "none of 144 pairs fits a row: "),
     (["--config.data.path={corpus}/train.tsv", "--config.model.vocab_size=400"],
-     "model.vocab_size=400, but the tokenizer has 330 pieces; leave model.vocab_size out"),
+     "model.vocab_size=400, but the tokenizer has 330 tokens; leave model.vocab_size out"),
 ])
 def test_settings(program, corpus, tmp_path, changes, message):
     changes = [change.format(corpus=corpus) for change in changes]
@@ -299,8 +310,8 @@ def test_settings(program, corpus, tmp_path, changes, message):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ([], 'say what to translate: either --text="..." or --input=FILE'),
-    (["--text=a", "--input=b"], 'say what to translate: either --text="..." or --input=FILE'),
+    ([], 'pass the sentences to translate: either --text="..." or --input=FILE'),
+    (["--text=a", "--input=b"], 'pass the sentences to translate: either --text="..." or --input=FILE'),
     (["--input=/no/such"], "no file at '/no/such'"),
     (["--text=a", "--output=/no/such/file"], "/no/such/file: No such file or directory"),
     (["--text=a", "--output={tmp_path}"], "{tmp_path}: Is a directory"),
@@ -311,31 +322,31 @@ def test_settings(program, corpus, tmp_path, changes, message):
     (["--text=a", "--n_best=3", "--beam_size=2"], "n_best=3 must be from 1 to beam_size=2"),
     (["--text=a", "--length_penalty=-1"], "length_penalty=-1.0 must be 0 (off) or positive"),
     (["--text=a", "--batch_size=0"], "flag --batch_size=0: "),
-    (["--text=a", "--average=0"], "average=0 must be at least 1"),
+    (["--text=a", "--average=0"], "average=0 must be a whole number, at least 1"),
     (["--text=a", "--average=3"], "average=3, but {workdir}/checkpoints keeps 2 checkpoints up to step 40; train with "
                                   "checkpoint.keep=3, or average fewer"),
     (["--text=a", "--average=2", "--step=25"],
      "average=2, but {workdir}/checkpoints keeps 1 checkpoints up to step 25; "),
-    (["--text=a", "--average=2", "--step=best"], "average=2 takes the last checkpoints, up to a step; "),
+    (["--text=a", "--average=2", "--step=best"], "average=2 averages the last checkpoints up to a step, "),
 ])
-def test_what_cannot_be_translated(program, whole, tmp_path, arguments, message):
+def test_inputs_that_cannot_be_translated_end_with_one_line(program, whole, tmp_path, arguments, message):
     long = "the old cat " * 20
     fill = dict(workdir=whole, tmp_path=tmp_path, long=long, length=len(tj.load(whole).tokenizer.encode(long)))
     error = program("translate", f"--workdir={whole}", *(argument.format(**fill) for argument in arguments)).error
     assert error.startswith(f"error: {message.format(**fill)}")
 
 
-def test_what_is_missing(program, whole, gpt, tmp_path):
+def test_missing_flags_and_wrong_models_end_with_one_line(program, whole, gpt, tmp_path):
     assert program("translate", "--text=a").error.startswith("error: --workdir is missing: ")
     assert program("translate", f"--workdir={gpt}", "--text=a").error == (
-        f"error: {gpt} holds no translation model with its tokenizer")
+        f"error: {gpt} is not a translation model with its tokenizer")
     assert program("generate", f"--workdir={whole}", "--prompt=a").error == (
-        f"error: {whole} holds no language model with its tokenizer")
+        f"error: {whole} is not a language model with its tokenizer")
     (tmp_path / "empty").write_bytes(b"")
     error = program("translate", f"--workdir={whole}", f"--input={tmp_path}/empty").error
     assert error == f"error: {tmp_path}/empty is empty; expected UTF-8 text"
     bundle = tj.load(whole)
     tj.save(tmp_path / "bare", tj.Bundle(model=bundle.model, tokenizer=bundle.tokenizer, config=bundle.config))
     assert program("evaluate", f"--workdir={tmp_path}/bare").error == (
-        "error: this model comes without the config of its training: say --data=SOURCE,TARGET")
+        "error: the model has no config of its training, so its held-out data is unknown; pass --data=SOURCE,TARGET")
     assert "xx" in program("evaluate", f"--workdir={whole}", "--target_language=xx").error

@@ -1,4 +1,5 @@
-"""Headless Chromium by its DevTools pipe: what a person does with a page, and what is then seen."""
+"""Controls headless Chromium through its DevTools pipe: it acts on a page as a person does, and
+reads what is then visible."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ class Page:
 
     Attributes:
       console: every message of the console and every uncaught exception, since the page was opened.
-      requests: the address of everything that the page asked for.
+      requests: the addresses of all files that the page requested.
     """
 
     def __init__(self, program: str, profile: pathlib.Path, *, width: int = 1200, height: int = 760):
@@ -158,7 +159,7 @@ class Page:
                       modifiers=8 * shift, **(text if kind == "keyDown" else {}))
 
     def choose(self, selector: str, value: object) -> None:
-        """Picks an option, as its user does: the page hears of it by an event."""
+        """Chooses an option as a user does: the page receives an event."""
         self.run(f"""(() => {{
             const select = document.querySelector({json.dumps(selector)});
             select.value = {json.dumps(str(value))};
@@ -166,7 +167,7 @@ class Page:
         }})()""")
 
     def screenshot(self, selector: str | None = None) -> np.ndarray:
-        """What is seen of the page, or of an element: ``[height, width, 3]``, from 0 to 255."""
+        """A screenshot of the page, or of an element: ``[height, width, 3]``, from 0 to 255."""
         clip = {}
         if selector:
             box = self.box(selector)

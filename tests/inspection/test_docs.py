@@ -1,5 +1,5 @@
-"""Every answer of docs/inspection.md, run in order; what its comments say about shapes is
-checked."""
+"""Runs all code blocks of docs/inspection.md in order, and checks the shapes in their comments. It
+runs with the long tests, as the guides do."""
 
 import contextlib
 import pathlib
@@ -17,8 +17,7 @@ SHAPES = re.compile(r"^(\w+) = .*# (\([\d, ]*\))$", re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory):
-    """The names of the page's blocks, each as the block that made it left it, and the folder that
-    they wrote to."""
+    """The variables that the page's blocks define, and the folder that they write to."""
     folder = tmp_path_factory.mktemp("docs")
     run = folder / "runs" / "shakespeare"
     run.mkdir(parents=True)
@@ -41,14 +40,16 @@ def test_every_answer_is_short():
         assert max(map(len, block.splitlines())) <= 120
 
 
+@pytest.mark.long
 def test_the_shapes_are_those_of_the_comments(values):
     assert len(values["shapes"]) >= 20
-    for name, said, shape in values["shapes"]:
-        assert str(shape) == said, name
+    for name, documented, shape in values["shapes"]:
+        assert str(shape) == documented, name
 
 
-def test_what_the_page_says(values):
-    assert values["seen"].tokens[1] == " Mary" and values["pair"].tokens == ["<s>", "When", " Mary", " went"]
+@pytest.mark.long
+def test_the_values_on_the_page_are_right(values):
+    assert values["inspected"].tokens[1] == " Mary" and values["pair"].tokens == ["<s>", "When", " Mary", " went"]
     np.testing.assert_allclose(values["logit"], values["tj"].forward(values["model"], values["ids"])[0, -1][
         values["answer"]], atol=1e-4)
     assert set(values["scores"]) == {"entropy", "distance", "sink", "previous_token", "diagonal", "duplicate_token",

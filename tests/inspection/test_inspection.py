@@ -54,75 +54,76 @@ def float64_maps(trace, causal, window=None, slopes=None):
 
 @pytest.mark.parametrize("family", ["decoder", "alibi", "encoder"])
 def test_maps_equal_an_explicit_softmax(family):
-    seen = inspect(family)
+    inspected = inspect(family)
     pieces = tokenizer().pieces(tokenizer().encode(TEXT))
-    assert seen.tokens == (["<s>", *pieces, "</s>"] if family == "encoder" else pieces)
-    assert seen.kinds == ("self",) and seen.labels() == (seen.tokens, seen.tokens) and seen.source_tokens == []
-    T = len(seen.tokens)
-    maps = seen.attention()
+    assert inspected.tokens == (["<s>", *pieces, "</s>"] if family == "encoder" else pieces)
+    assert inspected.kinds == ("self",) and inspected.source_tokens == []
+    assert inspected.labels() == (inspected.tokens, inspected.tokens)
+    T = len(inspected.tokens)
+    maps = inspected.attention()
     assert maps.shape == (L, N, T, T) and maps.dtype == jnp.float32
     alibi = dict(window=5, slopes=[2.0 ** (-8 * (n + 1) / N) for n in range(N)]) if family == "alibi" else {}
-    np.testing.assert_allclose(maps, float64_maps(seen.trace, family != "encoder", **alibi), atol=1e-6)
-    np.testing.assert_array_equal(seen.trace.residual[0], tj.trace(make(family), seen.ids[None]).residual[0])
+    np.testing.assert_allclose(maps, float64_maps(inspected.trace, family != "encoder", **alibi), atol=1e-6)
+    np.testing.assert_array_equal(inspected.trace.residual[0], tj.trace(make(family), inspected.ids[None]).residual[0])
 
 
 def test_the_three_kinds_of_an_encoder_decoder():
-    seen = inspect("encoder_decoder", "the cat", "o gato")
-    assert seen.tokens == ["<s>", *"o gato"] and seen.source_tokens == [*"the cat", "</s>"]
-    wanted = {"self": (seen.trace.decoder, (L, N, 7, 7), (seen.tokens, seen.tokens)),
-              "encoder": (seen.trace.encoder, (2, N, 8, 8), (seen.source_tokens, seen.source_tokens)),
-              "cross": (seen.trace.cross, (L, N, 7, 8), ([*"o gato", "(next)"], seen.source_tokens))}
-    assert seen.kinds == tuple(wanted)
+    inspected = inspect("encoder_decoder", "the cat", "o gato")
+    assert inspected.tokens == ["<s>", *"o gato"] and inspected.source_tokens == [*"the cat", "</s>"]
+    wanted = {"self": (inspected.trace.decoder, (L, N, 7, 7), (inspected.tokens, inspected.tokens)),
+              "encoder": (inspected.trace.encoder, (2, N, 8, 8), (inspected.source_tokens, inspected.source_tokens)),
+              "cross": (inspected.trace.cross, (L, N, 7, 8), ([*"o gato", "(next)"], inspected.source_tokens))}
+    assert inspected.kinds == tuple(wanted)
     for kind, (trace, shape, labels) in wanted.items():
-        maps = seen.attention(kind)
-        assert maps.shape == shape and seen.labels(kind) == labels
+        maps = inspected.attention(kind)
+        assert maps.shape == shape and inspected.labels(kind) == labels
         np.testing.assert_allclose(maps, float64_maps(trace, kind == "self"), atol=1e-6)
-        assert set(seen.summaries(kind)) >= {"entropy", "sink"} and ("distance" in seen.summaries(kind)) != (
+        assert set(inspected.summaries(kind)) >= {"entropy", "sink"} and ("distance" in inspected.summaries(kind)) != (
             kind == "cross")
-    np.testing.assert_allclose(seen.attention("cross", layers=-1, heads=[2, 0], queries=[-1]),
-                               seen.attention("cross")[-1, [2, 0], -1:], atol=1e-6)
+    np.testing.assert_allclose(inspected.attention("cross", layers=-1, heads=[2, 0], queries=[-1]),
+                               inspected.attention("cross")[-1, [2, 0], -1:], atol=1e-6)
 
 
-def test_only_what_is_asked_for():
-    seen = inspect("decoder")
-    maps = np.asarray(seen.attention())
+def test_attention_returns_only_the_requested_layers_heads_and_queries():
+    inspected = inspect("decoder")
+    maps = np.asarray(inspected.attention())
     for wanted, rows in ((dict(layers=1), maps[1]), (dict(heads=-1), maps[:, -1]), (dict(queries=3), maps[:, :, 3]),
                          (dict(layers=[2, 0], heads=1, queries=range(4)), maps[[2, 0], 1, :4]),
                          (dict(layers=0, heads=0, queries=-1), maps[0, 0, -1])):
-        np.testing.assert_allclose(seen.attention(**wanted), rows, atol=1e-6)
+        np.testing.assert_allclose(inspected.attention(**wanted), rows, atol=1e-6)
 
 
 def test_a_generated_text_has_the_maps_of_its_teacher_forced_pass():
     model, prompt = make("decoder"), tokenizer().encode("the cat")
     generated = tj.generate(model, [prompt], max_new_tokens=6, sampling=tj.Sampling(temperature=0), end_ids=[])
-    seen = inspect("decoder", "the cat", tuple(generated.tokens[0]))
-    assert seen.ids.tolist() == [*prompt, *generated.tokens[0]]
-    # As it is generated: one token at a time after those in the cache.
+    inspected = inspect("decoder", "the cat", tuple(generated.tokens[0]))
+    assert inspected.ids.tolist() == [*prompt, *generated.tokens[0]]
+    # Computes the same as generation: one token at a time, with a cache.
     @jax.jit
     def step(token, cache):
         out = model(token, cache=cache)
         return out.trace.attention()[:, 0, :, 0], out.cache
 
     cache = tj.KVCache.empty(model.config, 1, 16)
-    for t, token in enumerate(seen.ids):
+    for t, token in enumerate(inspected.ids):
         row, cache = step(np.array([[token]]), cache)
-        np.testing.assert_allclose(row[..., :t + 1], seen.attention(queries=t)[..., :t + 1], atol=2e-6)
+        np.testing.assert_allclose(row[..., :t + 1], inspected.attention(queries=t)[..., :t + 1], atol=2e-6)
         assert (row[..., t + 1:] == 0).all()
 
 
 def test_the_target_is_the_models_own_translation_by_default():
     model = make("encoder_decoder")
-    seen = tj.inspect_text(model, "the cat", tokenizer())
+    inspected = tj.inspect_text(model, "the cat", tokenizer())
     result = tj.generate(model, ["the cat"], tokenizer=tokenizer(), sampling=tj.Sampling(temperature=0),
                          max_new_tokens=model.config.max_len - 1)
     ends = (tokenizer().eos_id, tokenizer().end_of_text_id)
-    assert seen.ids.tolist() == [tokenizer().bos_id, *(t for t in result.tokens[0] if t not in ends)]
+    assert inspected.ids.tolist() == [tokenizer().bos_id, *(t for t in result.tokens[0] if t not in ends)]
     # What is predicted at each place is the next token: it is a teacher-forced pass over the
     # translation.
-    assert seen.logit_lens(top_k=1).ids[-1, :-1, 0].tolist() == seen.ids[1:].tolist()
+    assert inspected.logit_lens(top_k=1).ids[-1, :-1, 0].tolist() == inspected.ids[1:].tolist()
     ids = [*tokenizer().encode("the cat"), tokenizer().eos_id]
     without = tj.inspect_text(model, ids, target=result.tokens[0], start_id=tokenizer().bos_id)
-    np.testing.assert_array_equal(without.ids[:len(seen.ids)], seen.ids)
+    np.testing.assert_array_equal(without.ids[:len(inspected.ids)], inspected.ids)
     assert without.tokens[0] == str(tokenizer().bos_id)
 
 
@@ -163,39 +164,39 @@ def test_the_pairs_of_a_packed_row():
 
 
 def test_masks_are_tokens_of_an_encoder_only():
-    seen = tj.inspect_text(make("encoder"), "the <mask> sat", tokenizer())
-    assert seen.tokens == ["<s>", *"the", "<mask>", *" sat", "</s>"]
+    inspected = tj.inspect_text(make("encoder"), "the <mask> sat", tokenizer())
+    assert inspected.tokens == ["<s>", *"the", "<mask>", *" sat", "</s>"]
     assert "<mask>" not in inspect("decoder", "<mask>").tokens
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
 def test_methods_have_no_batch_axis(family):
-    seen = inspect(family, TEXT, "o gato" if family == "encoder_decoder" else None)
-    T, V = len(seen.tokens), make(family).config.vocab_size
-    inputs = (seen.ids,) if seen.source_ids is None else (seen.source_ids, seen.ids)
+    inspected = inspect(family, TEXT, "o gato" if family == "encoder_decoder" else None)
+    T, V = len(inspected.tokens), make(family).config.vocab_size
+    inputs = (inspected.ids,) if inspected.source_ids is None else (inspected.source_ids, inspected.ids)
     logits = tj.forward(make(family), *(ids[None] for ids in inputs))[0]
-    lens = seen.logit_lens(top_k=V)
+    lens = inspected.logit_lens(top_k=V)
     assert lens.ids.shape == (L + 1, T, V)
     np.testing.assert_array_equal(lens.ids[-1, :, 0], logits.argmax(-1))
-    np.testing.assert_array_equal(seen.logit_lens(2, top_k=2).ids, lens.ids[:, 2, :2])
-    assert len(seen.strings(lens.ids[-1, 2])) == V and str(V - 1) in seen.strings(lens.ids[-1, 2])
-    parts_of = seen.attribution(-2)
+    np.testing.assert_array_equal(inspected.logit_lens(2, top_k=2).ids, lens.ids[:, 2, :2])
+    assert len(inspected.strings(lens.ids[-1, 2])) == V and str(V - 1) in inspected.strings(lens.ids[-1, 2])
+    parts_of = inspected.attribution(-2)
     assert parts_of.heads.shape == (L, N) and parts_of.mlp.shape == (L,)
     np.testing.assert_allclose(parts_of.total, logits[-2].max(), atol=1e-4)
-    np.testing.assert_allclose(seen.attribution(1, target=7).total, logits[1, 7], atol=1e-4)
-    norms = tj.inspection.value_norms(seen.model, seen.trace)[1, 0, 3]
-    np.testing.assert_allclose(seen.value_weighted(layers=1, heads=[3])[0], seen.attention(layers=1, heads=3) * norms,
-                               atol=1e-6)
-    np.testing.assert_allclose(seen.rollout(), tj.inspection.rollout(seen.attention().mean(1)), atol=1e-6)
-    assert all(values.shape == (L, N) for values in seen.summaries().values())
+    np.testing.assert_allclose(inspected.attribution(1, target=7).total, logits[1, 7], atol=1e-4)
+    norms = tj.inspection.value_norms(inspected.model, inspected.trace)[1, 0, 3]
+    np.testing.assert_allclose(inspected.value_weighted(layers=1, heads=[3])[0],
+                               inspected.attention(layers=1, heads=3) * norms, atol=1e-6)
+    np.testing.assert_allclose(inspected.rollout(), tj.inspection.rollout(inspected.attention().mean(1)), atol=1e-6)
+    assert all(values.shape == (L, N) for values in inspected.summaries().values())
 
 
 def test_a_bundle_brings_its_tokenizer(tmp_path):
     model = make("decoder")
     tj.save(tmp_path, tj.Bundle(model=model, tokenizer=tokenizer(), config=model.config))
-    seen = tj.inspect_text(tj.load(tmp_path), TEXT)
-    assert seen.tokens == inspect("decoder").tokens
-    np.testing.assert_allclose(seen.attention(), inspect("decoder").attention(), atol=1e-7)
+    inspected = tj.inspect_text(tj.load(tmp_path), TEXT)
+    assert inspected.tokens == inspect("decoder").tokens
+    np.testing.assert_allclose(inspected.attention(), inspect("decoder").attention(), atol=1e-7)
 
 
 @pytest.mark.parametrize(("call", "words"), [
@@ -204,20 +205,21 @@ def test_a_bundle_brings_its_tokenizer(tmp_path):
     (lambda: tj.inspect_text(make("decoder"), []), "a prompt of token ids is empty"),
     (lambda: tj.inspect_text(make("decoder"), [1] * 49), "49 tokens are longer than the 48"),
     (lambda: tj.inspect_text(make("encoder"), TEXT, tokenizer(), target="x"), "an encoder reads one text"),
-    (lambda: tj.inspect_text(make("decoder"), [1, 2], segment_ids=[1]), r"shape \(1,\); the text has 2 tokens"),
-    (lambda: tj.inspect_text(make("decoder"), [1, 2], segment_ids=[1, 1], target=[3]), "a packed row has no target"),
+    (lambda: tj.inspect_text(make("decoder"), [1, 2], segment_ids=[1]), r"shape \(1,\); expected \(2,\)"),
+    (lambda: tj.inspect_text(make("decoder"), [1, 2], segment_ids=[1, 1], target=[3]), "a packed row has no separate"),
     (lambda: tj.inspect_text(make("encoder_decoder"), [1, 2], target=[3]), "needs start_id="),
     (lambda: tj.inspect_text(make("encoder_decoder"), [1, 2], segment_ids=[1, 1]), "need target=.* and target_"),
-    (lambda: tj.inspect_text(make("decoder"), [1], start_id=2), "are of an encoder-decoder's target"),
+    (lambda: tj.inspect_text(make("decoder"), [1], start_id=2), "are only for an encoder-decoder"),
     (lambda: inspect("decoder").attention("cross"), "kind='cross' is not one of self, the attention of a Decoder"),
     (lambda: inspect("decoder").attention(layers=3), "index 3 is out of range for 3 layers"),
     (lambda: inspect("decoder").logit_lens(99), "index 99 is out of range for 22 positions"),
-    (lambda: inspect("decoder").documents(), "there are no segment ids"),
+    (lambda: inspect("decoder").documents(), "this inspection has no segment ids"),
     (lambda: tj.inspect_text(make("decoder"), [1, 2, 3], segment_ids=[1, 2, 1]).documents(),
-     "document 1 are not in one piece"),
-    (lambda: inspect("encoder_decoder", "the cat", "o gato").rollout("cross"), "rollout is of 'self' or 'encoder'"),
+     "document 1 are not contiguous"),
+    (lambda: inspect("encoder_decoder", "the cat", "o gato").rollout("cross"),
+     "rollout needs kind='self' or 'encoder'"),
 ])
-def test_what_the_user_got_wrong(call, words):
+def test_wrong_arguments_raise_errors_that_say_what_to_pass(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 

@@ -1,4 +1,5 @@
-"""Interventions against edited weights and tokens, NumPy, and the programs that they compile to."""
+"""Interventions compared with edited weights, edited tokens and NumPy; and the number of compiled
+programs."""
 
 import contextlib
 import functools
@@ -8,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_biases import with_random_biases
 
 import transformer_jax as tj
-from transformer_jax.inspection.causal import head_ablation_table, next_token_loss, patching_grid, path_effect
+from transformer_jax.inspection.causal import head_ablation_table, mean_token_loss, patching_grid, path_effect
 from transformer_jax.inspection.interventions import ablate_head, knock_out_edge, patch, steer, together
 from transformer_jax.models.functional import make_model
 
@@ -25,14 +27,7 @@ CORRUPTED = np.where(np.arange(T) == 2, (CLEAN + 1) % V, CLEAN)
 @functools.cache
 def make(**changes):
     """A model whose biases and norms are random too."""
-    model = make_model(BASE.replace(**changes), key=jax.random.key(1))
-    rng = np.random.default_rng(2)
-
-    def noisy(path, leaf):
-        flat = any(name in jax.tree_util.keystr(path) for name in (".bias", ".scale"))
-        return leaf + rng.normal(0, 0.2, leaf.shape).astype(np.float32) if flat else leaf
-
-    return jax.tree_util.tree_map_with_path(noisy, model)
+    return with_random_biases(make_model(BASE.replace(**changes), key=jax.random.key(1)))
 
 
 def last_logit(logits_BTV):
@@ -53,8 +48,8 @@ def output_rows(model, layer, head):
 
 @functools.partial(jax.jit, static_argnames="first")
 def continue_from(model, stream_1TD, first):
-    """Logits when this stream enters layer ``first``: the later layers as a model of their own, fed
-    as embeddings."""
+    """The logits when this stream enters layer ``first``, computed by a model of the later layers
+    that gets the stream as embeddings."""
     tail = jax.tree.map(lambda leaf: leaf, model)
     tail.config = model.config.replace(num_layers=L - first, vocab_size=max(T, V))
     tail.stack.blocks = jax.tree.map(lambda leaf: leaf[first:], model.stack.blocks)
@@ -95,7 +90,7 @@ def test_one_program_for_every_layer_head_and_position():
         assert any(np.abs(result - first).max() > 1e-3 for result in results)
     with count_compiles() as compiles:
         tj.forward(model, CLEAN, intervene=together(ablate_head(1, 0), steer(1, np.arange(D, dtype=np.float32))))
-    assert len(compiles) == 1  # the counter counts
+    assert len(compiles) == 1  # the counter works
     with count_compiles() as compiles:
         tables = [head_ablation_table(model, tokens, last_logit, how="resample", reference=trace)
                   for tokens in (CLEAN, CORRUPTED)]
@@ -124,7 +119,7 @@ def test_the_identity_is_the_plain_program(changes):
 
     plain = program(None)
     assert program(lambda site, layer, value: value) == plain
-    assert program(ablate_head(0, 1)) != plain  # the comparison can fail
+    assert program(ablate_head(0, 1)) != plain  # the intervention has an effect
 
 
 def test_zero_mean_and_resample():
@@ -179,7 +174,7 @@ def test_knocked_out_edges():
     np.testing.assert_allclose(maps[0], wanted / wanted.sum(-1, keepdims=True), atol=1e-6)
 
 
-def test_steering_moves_the_stream_by_so_much():
+def test_steering_adds_the_vector_times_its_strength():
     direction = RNG.normal(size=D).astype(np.float32)
     plain, steered = (tj.trace(make(), CLEAN, intervene=edit) for edit in (
         None, steer(1, direction, 3.0, positions=[-1, 0])))
@@ -198,7 +193,7 @@ def test_patching_grid():
     grid = patching_grid(model, CLEAN, CORRUPTED, last_logit)
     assert grid.shape == (L, T)
     corrupted = last_logit(tj.forward(model, CORRUPTED))
-    # Before the first layer: a token put back.
+    # Before the first layer, patching the stream restores a token.
     np.testing.assert_allclose(grid[0, 2], last_logit(tj.forward(model, CLEAN)) - corrupted, atol=2e-5)
     assert np.abs(grid[0, 2]) > 1e-3
     np.testing.assert_allclose(np.delete(grid[0], 2), 0, atol=2e-5)  # the tokens that were not changed
@@ -220,12 +215,12 @@ def test_the_path_between_two_heads():
     sent = (np.asarray(other.layers.head_output[0] - clean.layers.head_output[0])[:, :, 1]
             @ output_rows(model, 0, 1))
     metric = float(last_logit(tj.forward(model, CLEAN)))
-    # To the logits: added to the last stream.
+    # The effect on the logits: the message is added to the last stream.
     final = np.asarray(clean.final, np.float64) + sent
     logits = norm(final, model.final_norm) @ np.asarray(model.embeddings.output[...], np.float64).T
     effect = path_effect(model, CLEAN, CORRUPTED, last_logit, sender=(0, 1))
     np.testing.assert_allclose(effect, last_logit(logits) - metric, atol=2e-5)
-    # To a head of the next layer: what this head makes of the stream with the message added.
+    # The effect on a head of the next layer: this head reads the stream with the message added.
     entering = jnp.asarray(np.asarray(clean.residual[1]) + sent, jnp.float32)
     told = tj.trace(model, CLEAN, intervene=lambda site, layer, value: jnp.where(
         layer == 1, entering, value) if site == "residual" else value)
@@ -235,6 +230,7 @@ def test_the_path_between_two_heads():
     assert abs(effect) > 1e-4
 
 
+@pytest.mark.long
 def test_every_kind_of_an_encoder_decoder():
     model = make(family="encoder_decoder", num_encoder_layers=2, positions="sinusoidal", norm_position="post")
     source = RNG.integers(0, V, (1, 5), np.int32)
@@ -248,7 +244,7 @@ def test_every_kind_of_an_encoder_decoder():
         blocks = (edited.encoder if kind == "encoder" else edited.decoder).blocks
         kernel = (blocks.cross_attention if kind == "cross" else blocks.attention).output.kernel
         kernel.set_value(kernel[...].at[1, D // N :].set(0.0))
-        wanted = next_token_loss(tj.forward(edited, *pair), CLEAN) - next_token_loss(plain, CLEAN)
+        wanted = mean_token_loss(tj.forward(edited, *pair), CLEAN) - mean_token_loss(plain, CLEAN)
         np.testing.assert_allclose(table[1, 1], wanted, atol=1e-5)
         effect = path_effect(model, pair, changed, last_logit, sender=(0, 1), receiver=(1, 0), kind=kind)
         assert np.isfinite(effect) and effect != 0
@@ -263,13 +259,17 @@ def test_every_kind_of_an_encoder_decoder():
     (lambda: ablate_head(0, 0, "half"), "how='half' is not one of 'zero', 'mean', 'resample'"),
     (lambda: ablate_head(0, 0, "mean"), "how='mean' needs reference"),
     (lambda: ablate_head(0, 0, reference=tj.trace(make(), CLEAN)), "how='zero' takes no reference"),
-    (lambda: ablate_head(-1, 0), "layer=-1: an edit does not know how many layers"),
+    (lambda: ablate_head(-1, 0), "layer=-1; expected layers counted from 0"),
     (lambda: patch("cross_residual", 0, 0.0), "site='cross_residual' is not one of residual, queries"),
     (lambda: steer(0, 1.0, site="mlp"), "site='mlp' is not one of"),
-    (lambda: patch("residual", 0, 0.0, heads=1), "heads=1 are of the sites head_output, .* not of 'residual'"),
+    (lambda: patch("residual", 0, 0.0, heads=1), "heads=1: the site 'residual' has no heads; .*head_output"),
     (lambda: make()(CLEAN, intervene=ablate_head(0, 2)), "index 2 is out of range for 2 heads"),
     (lambda: make()(CLEAN, intervene=knock_out_edge(0, 0, 7, 0)), "index 7 is out of range for 7 queries"),
     (lambda: tj.forward(make(), CLEAN, intervene=ablate_head(3, 0)), "index 3 is out of range for 3 layers"),
+    (lambda: tj.forward(make(), CLEAN, intervene=lambda site, layer, value: None),
+     "an intervention returns None at the site 'residual' in place of a value of shape"),
+    (lambda: tj.forward(make(), CLEAN, intervene=lambda site, layer, value: value[:, :1]),
+     "an intervention returns an array of shape .1, 1, 8. at the site 'residual' in place of a value of shape .1, 7"),
     (lambda: tj.forward(make(), CLEAN, intervene=ablate_head(0, 2)), "index 2 is out of range for 2 heads"),
     (lambda: tj.trace(make(), CLEAN, intervene=steer(0, 1.0, positions=7)), "index 7 is out of range for 7 positions"),
     (lambda: tj.forward(make(), CLEAN, intervene=together(ablate_head(0, 1), knock_out_edge(0, 0, 0, -8))),
@@ -281,10 +281,10 @@ def test_every_kind_of_an_encoder_decoder():
     (lambda: path_effect(make(), CLEAN, CORRUPTED, last_logit, sender=(1, 0), receiver=(1, 1)),
      "receiver's layer 1 is not after the sender's layer 1"),
     (lambda: path_effect(make(), CLEAN, CORRUPTED, last_logit, sender=(3, 0)), "index 3 is out of range for 3 layers"),
-    (lambda: head_ablation_table(make(family="encoder"), CLEAN), "an encoder has no next token"),
+    (lambda: head_ablation_table(make(family="encoder"), CLEAN), "an encoder does not predict the next token"),
     (lambda: head_ablation_table(make(), CLEAN + V), "outside the vocabulary of 11"),
 ])
-def test_what_the_user_got_wrong(call, words):
+def test_wrong_arguments_raise_errors_that_say_what_to_pass(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 
@@ -294,7 +294,7 @@ def test_packed_rows_have_no_next_token_across_documents():
     logits = tj.forward(make(), CLEAN, segment_ids_BT=segments)
     log_probabilities = np.asarray(jax.nn.log_softmax(logits))[0]
     wanted = -np.mean([log_probabilities[t, CLEAN[0, t + 1]] for t in (0, 1, 3)])
-    np.testing.assert_allclose(next_token_loss(logits, CLEAN, segments), wanted, rtol=1e-5)
+    np.testing.assert_allclose(mean_token_loss(logits, CLEAN, segments), wanted, rtol=1e-5)
     table = head_ablation_table(make(), CLEAN, segment_ids_BT=segments)
     logits = tj.forward(make(), CLEAN, segment_ids_BT=segments, intervene=ablate_head(2, 0))
-    np.testing.assert_allclose(table[2, 0], next_token_loss(logits, CLEAN, segments) - wanted, atol=1e-5)
+    np.testing.assert_allclose(table[2, 0], mean_token_loss(logits, CLEAN, segments) - wanted, atol=1e-5)

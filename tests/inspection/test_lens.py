@@ -215,7 +215,7 @@ def test_integrated_gradients_add_up(variant, kind):
     assert np.abs(got).max() > 1e-2
 
 
-def test_what_the_user_got_wrong():
+def test_wrong_arguments_raise_errors_that_say_what_to_pass():
     model, trace = make("gpt2"), run("gpt2").trace
     with pytest.raises(ValueError, match="index 6 is out of range for 6 positions"):
         logit_lens(model, trace, positions=6)

@@ -29,21 +29,21 @@ def random_maps(allowed_BTS, shape=(L, B, N, T, T)):
 
 WEIGHTS = random_maps(ALLOWED)
 
-# By the definitions: what row i of a map is worth given the keys that it may attend to; None where
+# The definitions: the value of row i of a map, given the keys that it may attend to; None where
 # it has no value.
 def mass(row, wanted):
     return sum(float(row[j]) for j in wanted) if wanted else None
 
 
 DEFINITIONS = {
-    "entropy": lambda row, i, seen, ids: -sum(w * math.log(w) for w in map(float, row) if w > 0),
-    "distance": lambda row, i, seen, ids: sum(float(w) * abs(i - j) for j, w in enumerate(row)),
-    "sink": lambda row, i, seen, ids: mass(row, seen[:1]),
-    "previous_token": lambda row, i, seen, ids: mass(row, [j for j in seen if j == i - 1]),
-    "diagonal": lambda row, i, seen, ids: mass(row, [i]),
-    "duplicate_token": lambda row, i, seen, ids: mass(row, [j for j in seen if j < i and ids[j] == ids[i]]),
-    "induction": lambda row, i, seen, ids: mass(
-        row, [j for j in seen if j - 1 in seen and j - 1 < i and ids[j - 1] == ids[i]]),
+    "entropy": lambda row, i, visible, ids: -sum(w * math.log(w) for w in map(float, row) if w > 0),
+    "distance": lambda row, i, visible, ids: sum(float(w) * abs(i - j) for j, w in enumerate(row)),
+    "sink": lambda row, i, visible, ids: mass(row, visible[:1]),
+    "previous_token": lambda row, i, visible, ids: mass(row, [j for j in visible if j == i - 1]),
+    "diagonal": lambda row, i, visible, ids: mass(row, [i]),
+    "duplicate_token": lambda row, i, visible, ids: mass(row, [j for j in visible if j < i and ids[j] == ids[i]]),
+    "induction": lambda row, i, visible, ids: mass(
+        row, [j for j in visible if j - 1 in visible and j - 1 < i and ids[j - 1] == ids[i]]),
 }
 REDUCTIONS = {
     "entropy": lambda weights, tokens, **places: maps.entropy(weights),
@@ -85,9 +85,9 @@ def test_of_one_map_and_of_some_of_its_rows():
         some = reduction(weights[rows], TOKENS[0], allowed_TS=allowed[rows], queries_T=rows)
         wanted = by_definition(name, weights[rows], allowed, TOKENS[0], rows % T)
         np.testing.assert_allclose(some, mean(wanted), atol=1e-6, err_msg=name)
-    with pytest.raises(ValueError, match="3 queries over 9 keys need queries_T"):
+    with pytest.raises(ValueError, match="3 queries and 9 keys need queries_T"):
         maps.distance(weights[rows])
-    with pytest.raises(ValueError, match=r"queries_T has shape \(2,\); the maps have 3 rows"):
+    with pytest.raises(ValueError, match=r"queries_T has shape \(2,\); expected \(3,\)"):
         maps.diagonal_score(weights[rows], queries_T=rows[:2])
 
 
@@ -142,11 +142,11 @@ def test_rollout_is_a_product_of_mixed_maps():
         first, second = mixed_loops(WEIGHTS.mean(2)[:, row])
         np.testing.assert_allclose(got[0, row], first, atol=1e-6)
         np.testing.assert_allclose(got[1, row], second @ first, atol=1e-6)
-    np.testing.assert_allclose(got.sum(-1), 1.0, atol=1e-6)  # a row of padding keeps to itself
+    np.testing.assert_allclose(got.sum(-1), 1.0, atol=1e-6)  # a row of padding attends only to itself
 
 
 def smallest_cut(mixed, query, key):
-    """By trying every side for every node: what flows at most is what must be cut at least (Ford
+    """The largest flow, found by trying every cut: the largest flow equals the smallest cut (Ford
     and Fulkerson)."""
     num_layers, length, _ = mixed.shape
     nodes = list(np.ndindex(num_layers + 1, length))
@@ -181,7 +181,7 @@ def test_summaries_are_the_means_of_the_maps(window, monkeypatch):
     monkeypatch.setattr(maps, "_WEIGHTS_AT_A_TIME", 2 * B * 4 * T)
     trace, weights = traced(sliding_window=window, num_kv_heads=2)
     near = ALLOWED if window is None else ALLOWED & (np.abs(np.arange(T)[:, None] - np.arange(T)) < window)
-    program = maps.summaries.lower(trace, jnp.asarray(TOKENS)).compile()
+    program = maps._summaries.lower(trace, jnp.asarray(TOKENS)).compile()
     assert not re.findall(rf"f32\[[\d,]*{T},{T}\]", program.as_text())
     got = program(trace, jnp.asarray(TOKENS))
     assert set(got) == set(DEFINITIONS)

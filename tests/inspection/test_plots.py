@@ -1,4 +1,4 @@
-"""Figures: what they draw, that every label can be read, that sizes stay bounded."""
+"""Figures: their content, readable labels and bounded sizes."""
 
 import itertools
 import json
@@ -42,13 +42,14 @@ def make(name, tokens):
         "heads_of_a_layer": lambda: plots.head_grid(attention(5, T, T), tokens),
         "layer_head_summary": lambda: plots.layer_head_summary(abs(values[..., 0]), "entropy (nats)"),
         "alignment": lambda: plots.alignment(attention(8, T, 7), list("abcdefg"), tokens),
-        "patching_grid": lambda: plots.patching_grid(values[:, 0], tokens, title="of a fact"),
+        "chosen_experts": lambda: plots.chosen_experts(attention(T, 8), np.arange(2 * T).reshape(T, 2) % 8, tokens),
+        "patching_effects": lambda: plots.patching_effects(values[:, 0], tokens, title="of a fact"),
         "over_training": lambda: plots.over_training(range(0, 40, 10), values[:, :, :4], "entropy (nats)"),
     }[name]()
 
 
-EVERY = ("attention_map", "head_grid", "heads_of_a_layer", "layer_head_summary", "alignment", "patching_grid",
-         "over_training")
+EVERY = ("attention_map", "head_grid", "heads_of_a_layer", "layer_head_summary", "alignment", "patching_effects",
+         "over_training", "chosen_experts")
 
 
 @pytest.mark.parametrize("tokens", [FIVE, SIXTY], ids=["5", "60"])
@@ -59,16 +60,15 @@ def test_every_figure_is_drawn_whole(name, tokens):
     drawn(figure)
     width, height = figure.get_size_inches()
     assert 2 < width <= 14 and 2 < height <= 14
-    seen = figure.get_tightbbox()  # in inches
-    assert min(seen.x0, seen.y0) > -0.03 and seen.x1 < width + 0.03 and seen.y1 < height + 0.03
+    bounds = figure.get_tightbbox()  # in inches
+    assert min(bounds.x0, bounds.y0) > -0.03 and bounds.x1 < width + 0.03 and bounds.y1 < height + 0.03
     for labels in (figure.axes[0].get_yticklabels(), figure.axes[0].get_xticklabels()):
         if name != "over_training":
             assert_apart([label for label in labels if label.get_text()])
 
 
 def assert_apart(labels):
-    """Along the way from the first to the last, neighbours do not overlap; slanted ones may in
-    their corners."""
+    """Neighbouring labels do not overlap; only the corners of slanted labels may."""
     boxes = [label.get_window_extent() for label in labels if label.get_rotation() in (0, 90)]
     for a, b in itertools.pairwise(boxes):
         overlap = min(min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0))
@@ -88,7 +88,7 @@ def test_cells_are_about_square(queries, keys):
     (lambda: plots.attention_map(attention(500, 500), ["x"] * 500), 13),
     (lambda: plots.head_grid(np.zeros((24, 16, 130, 130)), ["x"] * 130), 13),
     (lambda: plots.layer_head_summary(np.ones((96, 96)), "x"), 13),
-    (lambda: plots.patching_grid(np.ones((96, 512)), ["x"] * 512), 13),
+    (lambda: plots.patching_effects(np.ones((96, 512)), ["x"] * 512), 13),
     (lambda: plots.attention_map(attention(1, 1), ["a"]), 5),
 ])
 def test_sizes_are_bounded(make, limit):
@@ -99,7 +99,7 @@ def test_the_map_shows_its_weights():
     weights = attention(5, 5)
     figure = plots.attention_map(weights, FIVE, title="layer 0, head 0")
     rows, columns = drawn(figure)
-    assert rows == columns == ["<s>", "▁Ela", "▁derramou", "▁água", "."]
+    assert rows == columns == ["<s>", "·Ela", "·derramou", "·água", "."]
     axes = figure.axes[0]
     np.testing.assert_allclose(axes.images[0].get_array(), weights, rtol=1e-6)
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("key", "query", "layer 0, head 0")
@@ -132,7 +132,67 @@ def test_the_grid_shows_every_map_in_its_place():
         np.testing.assert_allclose(mosaic[top:top + 5, left:left + 4], weights[layer, head], rtol=1e-6)
     assert np.isfinite(mosaic).sum() == weights.size
     rows, columns = drawn(figure)
-    assert rows == ["<s>", "▁Ela", "▁derramou", "▁água", "."] * 2 and columns == list("abcd") * 3
+    assert rows == ["<s>", "·Ela", "·derramou", "·água", "."] * 2 and columns == list("abcd") * 3
+
+
+@pytest.mark.parametrize(("L", "N", "T", "every"), [(3, 4, 30, 2), (12, 12, 57, 8), (1, 2, 300, 6), (2, 2, 5, 1)])
+def test_the_grid_names_tokens_and_says_which(L, N, T, every):
+    tokens = [f"w{n}" for n in range(T)]
+    figure = plots.head_grid(np.zeros((L, N, T, T)), tokens)
+    axes = figure.axes[0]
+    # Either all labels are shown, or so few that the first label of the next map does not overlap.
+    named = [name for index, name in enumerate(tokens) if index % every == 0 and (index == 0 or index + every <= T)]
+    rows, columns = drawn(figure)
+    assert rows == named * L and columns == named * N
+    note = "" if every == 1 else f" (every {every}{'nd' if every == 2 else 'th'} of {T} is named)"
+    pooled = ", several tokens in a cell: their largest weight" if T > 128 else ""
+    assert (axes.get_ylabel(), axes.get_xlabel()) == (f"query{pooled}{note}", f"key{pooled}{note}")
+    for axis in (axes.yaxis, axes.xaxis):
+        assert_apart(axis.get_ticklabels())
+    # Each name stands at its own cell: in the third part of a map of three parts.
+    first_map = np.argwhere(np.isfinite(axes.images[0].get_array().filled(np.nan)))
+    top, left = first_map.min(0)
+    side = min(T, 128)
+    for start, places in ((top, axes.get_yticks()[:len(named)]), (left, axes.get_xticks()[:len(named)])):
+        expected = start - 0.5 + (np.arange(T)[::every][:len(named)] + 0.5) * side / T
+        np.testing.assert_allclose(places, expected, atol=1e-6)
+
+
+def test_other_figures_say_which_tokens_are_named():
+    axes = plots.attention_map(attention(300, 300), [f"w{n}" for n in range(300)]).axes[0]
+    assert axes.get_xlabel() == "key (every 3rd of 300 is named)" and len(axes.get_xticks()) == 100
+    axes = plots.patching_effects(np.ones((50, 200)), ["x"] * 200).axes[0]
+    assert axes.get_xlabel() == "layer (every 2nd of 50 is named)"
+    assert axes.get_ylabel() == "token (every 2nd of 200 is named)"
+    assert [figures._ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 22, 103, 112)] == [
+        "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "22nd", "103rd", "112th"]
+
+
+@pytest.mark.parametrize(("values", "ends"), [
+    ([[3.4, 3.4001]], (3.4 * 0.95, 3.4 * 1.05)), ([[-2.0, -2.0]], (-2.1, -1.9)), ([[0.0, 0.0]], (0, 1)),
+    ([[1.0, 3.0]], (1, 3)), ([[1e-9, 1.001e-9]], (0.95e-9, 1.05e-9)), ([[-1.0, 2.0]], (-2, 2)),
+])
+def test_values_that_are_alike_look_alike(values, ends):
+    figure = plots.layer_head_summary(np.array(values), "entropy (nats)")
+    image = figure.axes[0].images[0]
+    np.testing.assert_allclose(image.get_clim(), ends, rtol=1e-3)
+    colors = image.cmap(image.norm(np.array(values)))[0]
+    nearly_alike = np.ptp(values) <= 0.01 * np.abs(values).max()
+    assert (np.abs(colors[0] - colors[1]).max() < 0.05) == nearly_alike
+    drawn(figure)
+    scale = image.colorbar.ax
+    assert "+" not in scale.yaxis.get_offset_text().get_text(), "there is no number to add"
+
+
+def test_a_flat_curve_is_flat():
+    axes = plots.over_training([0, 10], 1234.5 + 1e-3 * np.random.default_rng(0).random((2, 2, 2)), "x").axes[0]
+    axes.figure.canvas.draw()
+    assert np.ptp(axes.get_ylim()) > 100 and axes.yaxis.get_offset_text().get_text() == ""
+
+
+def test_bytes_are_shown_as_characters_in_figures():
+    rows, columns = drawn(plots.attention_map(attention(3, 3), [" caf", "<0xC3>", "<0xA9>"]))
+    assert rows == columns == ["·caf", "é 1/2", "é 2/2"]
 
 
 def test_large_maps_in_the_grid_keep_their_strongest_cells():
@@ -142,15 +202,29 @@ def test_large_maps_in_the_grid_keep_their_strongest_cells():
     assert shown.shape[0] < 200 and (shown[-128:].max(1) == 1).all()
 
 
-def test_alignment_frames_the_strongest_source_of_the_mean():
+def test_alignment_frames_all_that_counts_in_the_mean():
     weights = attention(8, 5, 7)
     figure = plots.alignment(weights, list("abcdefg"), FIVE)
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), weights.mean(0), rtol=1e-5)
     frames, = (each for each in figure.axes[0].collections if isinstance(each, LineCollection))
-    centers = [frame[:4].mean(0).tolist() for frame in frames.get_segments()]
-    assert centers == [[key, query] for query, key in enumerate(weights.mean(0).argmax(-1))]
+    centers = {tuple(frame[:4].mean(0).tolist()) for frame in frames.get_segments()}
+    mean = weights.mean(0)
+    assert centers == {(key, query) for query in range(5) for key in range(7)
+                       if mean[query, key] >= mean[query].max() / 2}
+    assert len(centers) > 5, "more than one of a row"
     one = plots.alignment(weights[3], list("abcdefg"), FIVE)
     np.testing.assert_allclose(one.axes[0].images[0].get_array(), weights[3], rtol=1e-6)
+
+
+def test_the_chosen_experts_have_frames():
+    probabilities = np.array([[0.1, 0.7, 0.2], [0.5, 0.1, 0.4]])
+    figure = plots.chosen_experts(probabilities, np.array([[1, 2], [0, 2]]), ["a", "b"])
+    assert drawn(figure) == [["a", "b"], ["0", "1", "2"]]
+    frames, = (each for each in figure.axes[0].collections if isinstance(each, LineCollection))
+    centers = {tuple(path.vertices[:4].mean(0).tolist()) for path in frames.get_paths()}
+    assert centers == {(1, 0), (2, 0), (0, 1), (2, 1)}  # column and row
+    with pytest.raises(ValueError, match="experts"):
+        plots.chosen_experts(probabilities, np.array([[1, 2]]), ["a", "b"])
 
 
 def test_both_signs_are_drawn_around_white():
@@ -167,9 +241,9 @@ def test_both_signs_are_drawn_around_white():
 
 def test_patching_has_a_row_for_each_token():
     effects = np.random.default_rng(0).normal(size=(3, 5))
-    figure = plots.patching_grid(effects, FIVE)
+    figure = plots.patching_effects(effects, FIVE)
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), effects.T, rtol=1e-6)
-    assert drawn(figure) == [["<s>", "▁Ela", "▁derramou", "▁água", "."], ["0", "1", "2"]]
+    assert drawn(figure) == [["<s>", "·Ela", "·derramou", "·água", "."], ["0", "1", "2"]]
 
 
 def test_over_training_draws_heads_and_the_means_of_layers():
@@ -221,16 +295,16 @@ def test_saving(tmp_path):
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: plots.attention_map(np.ones((5, 4)), FIVE), r"weights are \[5 queries, 5 keys\]; got \[5, 4\]"),
-    (lambda: plots.attention_map(np.full((5, 5), np.nan), FIVE), "weights are numbers; got infinity or NaN"),
+    (lambda: plots.attention_map(np.full((5, 5), np.nan), FIVE), "weights must be finite numbers; got infinity or NaN"),
     (lambda: plots.head_grid(np.ones((5, 5)), FIVE), r"\[layers, heads, queries, keys\] or \[heads, queries, keys\]"),
     (lambda: plots.head_grid(np.ones((2, 5, 4)), FIVE), r"weights are \[maps, 5 queries, 5 keys\]; got \[2, 5, 4\]"),
     (lambda: plots.layer_head_summary(np.ones(3), "x"), r"values are \[layers, heads\]; got \[3\]"),
-    (lambda: plots.layer_head_summary(np.full((1, 2), np.nan), "x"), "values are numbers"),
-    (lambda: plots.layer_head_summary(np.array([[np.inf]]), "x"), "values are numbers"),
-    (lambda: plots.patching_grid(np.ones((3, 4)), FIVE), r"effects are \[layers, 5 tokens\]; got \[3, 4\]"),
+    (lambda: plots.layer_head_summary(np.full((1, 2), np.nan), "x"), "values must be finite numbers"),
+    (lambda: plots.layer_head_summary(np.array([[np.inf]]), "x"), "values must be finite numbers"),
+    (lambda: plots.patching_effects(np.ones((3, 4)), FIVE), r"effects are \[layers, 5 tokens\]; got \[3, 4\]"),
     (lambda: plots.over_training([1, 2], np.ones((3, 4, 5)), "x"), r"values are \[2 steps, layers, heads\]; got"),
 ])
-def test_what_does_not_fit(make, message):
+def test_arrays_of_a_wrong_shape_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -1,5 +1,5 @@
-"""What an inspection shows of itself, figure, page and notebook: the maps that it holds, under
-their tokens."""
+"""The figure, the page and the notebook output of an inspection show its maps with the right
+tokens."""
 
 import dataclasses
 import functools
@@ -48,7 +48,7 @@ def ticks(figure):
 
 
 def test_one_map_and_an_alignment():
-    marked = list("a▁<b>")
+    marked = list("a·<b>")
     figure = inspect("decoder").plot(layer=-1, head=1)
     np.testing.assert_allclose(image(figure), maps("decoder")["self"][-1, 1], atol=1e-6)
     assert ticks(figure) == [marked, marked] and figure.axes[0].get_title() == "self attention, layer -1, head 1"
@@ -76,16 +76,16 @@ def test_grids_of_heads(arguments, kind, layers, names):
 
 @pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
 def test_the_page_and_the_notebook(family, tmp_path):
-    seen = translation() if family == "encoder_decoder" else inspect(family)
+    inspected = translation() if family == "encoder_decoder" else inspect(family)
     read = [*"a <b>", "</s>"] if family == "encoder_decoder" else ["<s>", *"a <b>", "</s>"]
     labels = {"decoder": {"self": (list("a <b>"), None)}, "encoder": {"self": (read, None)},
               "encoder_decoder": {"cross": ([*"ção", "(next)"], read), "self": (["<s>", *"ção"], None),
                                   "encoder": (read, None)}}[family]
     shown = {kind: viewer.AttentionMaps(maps(family)[kind], *sides) for kind, sides in labels.items()}
-    assert seen.to_html() == viewer.html(shown)
-    assert seen._repr_html_() == viewer.iframe_html(shown)
+    assert inspected.to_html() == viewer.html(shown)
+    assert inspected._repr_html_() == viewer.iframe_html(shown)
     options = dict(title="<i>", layer=-1, head=1)
-    assert seen.to_html(tmp_path / "maps.html", kind="self", **options) is None
+    assert inspected.to_html(tmp_path / "maps.html", kind="self", **options) is None
     first = {kind: shown[kind] for kind in ("self", "encoder", "cross") if kind in shown}
     assert (tmp_path / "maps.html").read_text() == viewer.html(first, **options)
 
@@ -97,7 +97,7 @@ def test_a_notebook_is_told_why_there_is_no_page():
     text = "".join(shown.text["pre"])
     assert text == f"{long!r}\n'self' attention over 520 tokens is more than the 512 that a page shows: shorten the " \
                    "text, or draw single maps"
-    assert text.startswith("Inspection(ids=array([")
+    assert text.startswith("Inspection of Decoder: 3 layers, 2 heads\n  text (520 tokens): <|b|>|a|<|b|>")
     broken = dataclasses.replace(inspect("decoder"), trace=jax.tree.map(lambda x: x * np.nan, inspect("decoder").trace))
     assert "attention weights are from 0 to 1; got nan" in broken._repr_html_()
     assert long.plot(layer=0, head=0).axes[0].images, "a single map of it is drawn"
@@ -106,13 +106,13 @@ def test_a_notebook_is_told_why_there_is_no_page():
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: inspect("decoder").plot("cross"), "kind='cross' is not one of self, the attention of a Decoder"),
     (lambda: inspect("decoder").to_html(kind="cross"), "kind='cross' is not one of self"),
-    (lambda: inspect("decoder").plot(head=1), "head=1 is a head of a layer; give the layer too"),
+    (lambda: inspect("decoder").plot(head=1), "head=1 needs the layer of this head"),
     (lambda: inspect("decoder").plot(layer=3), "3 is out of range for 3 layers"),
     (lambda: inspect("decoder").plot(layer=0, head=-3), "-3 is out of range for 2 heads"),
-    (lambda: inspect("decoder").to_html(layer=3), r"layer=3 is out of range for 3 layers \(0 to 2\)"),
+    (lambda: inspect("decoder").to_html(layer=3), "layers=3: index 3 is out of range for 3 layers"),
     (lambda: inspect("decoder", "<b>a" * 130).plot(), "520 tokens is more than the 512"),
     (lambda: inspect("decoder", "<b>a" * 130).to_html("x.html"), "520 tokens is more than the 512"),
 ])
-def test_what_cannot_be_shown(call, words):
+def test_texts_too_large_or_wrong_arguments_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()

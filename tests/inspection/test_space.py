@@ -72,5 +72,5 @@ def test_analogies_are_read(corpora):
 
 def test_a_file_that_holds_no_analogies(tmp_path):
     (tmp_path / "words.txt").write_text(": one\na b c d\na b c\n")
-    with pytest.raises(ValueError, match="line 3: 'a b c' is neither"):
+    with pytest.raises(ValueError, match="line 3: 'a b c'; expected ': section'"):
         read_analogies(tmp_path / "words.txt")

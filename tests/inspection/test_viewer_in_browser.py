@@ -1,4 +1,5 @@
-"""The page in a real browser: what is hovered, picked and pressed changes what is seen."""
+"""Tests the page in a real browser: moving the mouse, choosing and pressing change what is
+visible."""
 
 import contextlib
 import itertools
@@ -21,26 +22,18 @@ MAPS = {"decoder": AttentionMaps(attention(2, 3, 5, 5), WORDS),
 SHOWN = "[...document.querySelectorAll('{} .token')].map(each => each.textContent)"
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    program = chromium.find()
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(chromium.NAMES)} is installed, and CHROMIUM is not set")
-    with contextlib.closing(chromium.Page(program, tmp_path_factory.mktemp("profile"))) as page:
-        yield page
-
-
 @pytest.fixture
 def page(browser, tmp_path):
-    """The page of MAPS, opened; in the end nothing was complained of or asked for."""
+    """Opens the page of MAPS. At the end the console is empty and the page has requested no other
+    file."""
     with opened(browser, tmp_path, MAPS) as page:
         yield page
 
 
 @contextlib.contextmanager
-def opened(browser, folder, maps):
-    viewer.save_html(folder / "maps.html", maps)
-    browser.resize(1200, 760)
+def opened(browser, folder, maps, *, width=1200, dark=False, **options):
+    viewer.save_html(folder / "maps.html", maps, **options)
+    browser.resize(width, 760, dark=dark)
     browser.send("Input.dispatchMouseEvent", type="mouseMoved", x=5, y=750)
     browser.open((folder / "maps.html").as_uri())
     yield browser
@@ -63,7 +56,7 @@ def settings(page):
     return page.run("['kind', 'layer', 'head', 'top'].map(name => document.getElementById(name).value)")
 
 
-def test_tokens_are_shown_and_nothing_of_them_runs(browser, tmp_path):
+def test_tokens_are_shown_as_text_and_never_run_as_html(browser, tmp_path):
     maps = {"self": AttentionMaps(attention(1, 2, len(HOSTILE), len(HOSTILE)), HOSTILE)}
     with opened(browser, tmp_path, maps) as page:
         assert page.run(SHOWN.format("#queries")) == page.run(SHOWN.format("#keys")) == list(map(visible, HOSTILE))
@@ -84,7 +77,7 @@ def test_hovering_a_query_shows_where_it_attends(page):
         strongest = visible(WORDS[weights[0, 0, query].argmax()])
         assert status.startswith(f"layer 0, head 0: “{visible(WORDS[query])}” attends to “{strongest}” ")
     during = page.screenshot("#edges")
-    # The edges of one token are left: those that begin beside it.
+    # Only the edges that begin at this token remain.
     left = (during[:, 2] != during[0, 0]).any(-1)
     assert left[24 * 3 + 6:24 * 4 - 6].any() and not left[:24 * 3].any() and not left[24 * 4:].any()
     page.hover("header", at=(0.7, 0.5))
@@ -98,7 +91,7 @@ def test_hovering_a_key_shows_who_attends_to_it(page):
     shot = page.screenshot("#edges")
     right = (shot[:, -2] != shot[0, 0]).any(-1)
     assert right[24 * 1 + 6:24 * 2 - 6].any() and not right[:24].any() and not right[24 * 2:].any()
-    assert "“▁Ela” is attended to by “" in page.run("document.getElementById('status').textContent")
+    assert "“·Ela” is attended to by “" in page.run("document.getElementById('status').textContent")
 
 
 def test_a_click_keeps_a_token(page):
@@ -114,13 +107,13 @@ def test_a_click_keeps_a_token(page):
     assert not numbers(page, "keys").any()
 
 
-def test_pickers_change_what_is_drawn(page):
-    seen = [page.screenshot("main")]
+def test_pickers_change_the_drawing(page):
+    screenshots = [page.screenshot("main")]
     for picker, value in (("layer", 1), ("head", 2), ("head", "mean"), ("top", 1), ("kind", 1), ("layer", 3)):
         page.choose(f"#{picker}", value)
-        seen.append(page.screenshot("main"))
-    assert all(not np.array_equal(a, b) for a, b in itertools.combinations(seen, 2))
-    # The head is still the mean: of the cross attention's two heads now.
+        screenshots.append(page.screenshot("main"))
+    assert all(not np.array_equal(a, b) for a, b in itertools.combinations(screenshots, 2))
+    # The selected head is still the mean, now of the two heads of cross-attention.
     assert settings(page) == ["1", "3", "mean", "1"]
     assert page.run(SHOWN.format("#keys")) == list(map(visible, SOURCE))
     page.hover("#queries .token", 4)
@@ -144,6 +137,116 @@ def test_fewer_edges_are_the_strongest(page):
     ends = (np.abs(page.screenshot("#edges").astype(int)[:, -2] - 255).max(-1) > 8).reshape(-1)
     strongest = set(MAPS["decoder"].weights[0, 0].argmax(-1))
     assert {key for key in range(5) if ends[24 * key + 8:24 * key + 16].any()} == strongest
+
+
+def edges(page):
+    """Returns the keys to which each query is joined, after a check of the number that the page
+    states."""
+    assert page.run("document.getElementById('edges').ariaLabel").endswith(f": {page.run('edgesNow().length')}")
+    return page.run("current.edges")
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.003])
+def test_the_number_of_top_edges_holds_for_each_query_with_equal_weights(browser, tmp_path, spread):
+    # 60 weights of about 1/60: all have one or two codes, and the order of their values is kept.
+    weights = np.exp(spread * np.random.default_rng(1).normal(size=(1, 2, 60, 60)))
+    weights = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+    order = np.argsort(-weights[0, 0], axis=-1, kind="stable")
+    with opened(browser, tmp_path, {"self": AttentionMaps(weights, list(map(str, range(60))))}) as page:
+        for top in (5, 1, 20):
+            page.choose("#top", top)
+            assert edges(page) == order[:, :top].tolist()
+        page.choose("#top", 0)
+        assert set(map(len, edges(page))) == {60}
+        page.choose("#top", 3)
+        page.choose("#head", "mean")
+        assert set(map(len, edges(page))) == {3}
+        page.hover("#queries .token", 7)
+        assert page.run("edgesNow().length") == 3
+
+
+def test_no_edge_goes_where_nothing_is_attended_to(browser, tmp_path):
+    weights = np.tril(np.ones((1, 1, 8, 8))) / np.arange(1, 9)[:, None]
+    with opened(browser, tmp_path, {"self": AttentionMaps(weights, list("abcdefgh"))}) as page:
+        assert edges(page) == [list(range(min(query + 1, 5))) for query in range(8)]
+
+
+@pytest.mark.parametrize(("layer", "head"), [(2, 1), (-1, 0), (0, -1)])
+def test_it_opens_at_the_layer_that_was_asked_for_and_comes_back_to_it(browser, tmp_path, layer, head):
+    maps = {"self": AttentionMaps(attention(4, 2, 3, 3), list("abc")),
+            "encoder": AttentionMaps(attention(2, 2, 3, 3), list("abc"))}
+    wanted = [str(layer % 4), str(head % 2)]
+    with opened(browser, tmp_path, maps, layer=layer, head=head) as page:
+        assert settings(page)[1:3] == wanted
+        assert page.run("document.getElementById('status').textContent") == f"layer {wanted[0]}, head {wanted[1]}"
+        np.testing.assert_allclose(page.run("[...current.weights]"), maps["self"].weights[layer, head].ravel(),
+                                   atol=1 / 255)
+        page.choose("#kind", 1)
+        assert settings(page)[1:3] == [str(min(layer % 4, 1)), wanted[1]], "the last one that this kind has"
+        page.choose("#kind", 0)
+        assert settings(page)[1:3] == wanted
+
+
+def test_all_heads_are_scrolled_to_the_one_on_show(browser, tmp_path):
+    with opened(browser, tmp_path, {"self": AttentionMaps(attention(30, 6, 3, 3), list("abc"))}, layer=-1,
+                width=700) as page:
+        page.click("[data-view=model]")
+        box, main = page.box("#model [aria-current=true]"), page.box("main")
+        assert main["y"] <= box["y"] and box["y"] + box["height"] <= main["y"] + main["height"] + 1
+
+
+def test_several_texts_are_on_one_page(browser, tmp_path):
+    texts = [{"self": AttentionMaps(attention(2, 2, 5, 5), WORDS)},
+             {"self": AttentionMaps(attention(2, 2, 3, 3, seed=1), [" caf", "<0xC3>", "<0xA9>"])}]
+    with opened(browser, tmp_path, texts, layer=1) as page:
+        assert page.run("[...document.querySelectorAll('#text option')].map(each => each.textContent)") == [
+            "0: <s> Ela derramou água.", "1: café"]
+        for number, labels in ((1, ["·caf", "é 1/2", "é 2/2"]), (0, list(map(visible, WORDS)))):
+            page.choose("#text", number)
+            assert page.run(SHOWN.format("#keys")) == labels
+            page.hover("#queries .token", 2)
+            np.testing.assert_allclose(numbers(page, "keys"), texts[number]["self"].weights[1, 0, 2],
+                                       atol=1 / 255 + 0.005)
+        page.choose("#text", 1)
+        page.click("[data-view=model]")
+        assert page.run("document.querySelector('#model canvas').width") == 3
+    with opened(browser, tmp_path, MAPS) as page:
+        assert page.run("document.getElementById('text').parentElement.hidden"), "there is one text"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(400, False), (1300, True), (2400, False)])
+def test_every_width_is_used(browser, tmp_path, width, dark):
+    title = "a title of some ninety characters, which is shown whole, if need be in a row of its own."
+    with opened(browser, tmp_path, {"self": AttentionMaps(attention(6, 4, 14, 14), list("abcdefghijklmn"))},
+                title=title, width=width, dark=dark) as page:
+        def reach():  # what is drawn, from the first to the last column that is not bare
+            shot = page.screenshot("main").astype(int)
+            columns = np.flatnonzero((np.abs(shot - shot[-3, 3]).max(-1) > 20).any(0))
+            return (columns[-1] - columns[0]) / width
+
+        assert page.run("document.documentElement.scrollWidth") <= width
+        heading = page.run("(({scrollWidth, clientWidth}) => [scrollWidth, clientWidth])(document.querySelector('h1'))")
+        assert heading[0] <= heading[1] or width < 600, "the title is not cut"
+        assert page.run("document.querySelector('h1').title") == title
+        assert reach() > 0.7
+        both = page.run("[document.getElementById('lines').hidden, document.getElementById('matrix').hidden]")
+        assert both == [False, width < 1100]
+        for text, box in zip(page.run("[...document.querySelectorAll('#lines h2')].map(each => each.textContent)"),
+                             (page.box("#lines h2", index) for index in range(3)), strict=True):
+            assert box["width"] > 6 * len(text), "headings are not cut"
+        page.click("[data-view=model]")
+        assert reach() > 0.7
+
+
+def test_a_cell_beside_the_lines_shows_its_tokens(page):
+    page.hover("#cells", at=(0.3, 0.5))  # the key 1 and the query 2
+    assert page.run("[...document.querySelectorAll('#lines .chosen .token')].map(each => each.textContent)") == [
+        visible(WORDS[2]), visible(WORDS[1])]
+    assert page.run("edgesNow()") == [[2, 1]]
+    page.hover("#queries .token", 2)
+    cursor, cells = page.box("#cursor"), page.box("#cells")
+    assert (cursor["width"], cursor["height"]) == (cells["width"], cells["height"] / 5), "a row of the matrix"
+    assert page.run("document.getElementById('tip').hidden")
 
 
 def test_thumbnails_open_their_map(page):
@@ -199,7 +302,7 @@ def test_shift_and_arrows_go_through_tokens(page):
     page.click("[data-view=matrix]")
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):  # the first chooses the first cell
         page.press(key, shift=True)
-    assert page.run("document.getElementById('tip').textContent").startswith("“▁Ela” → “▁Ela” ")
+    assert page.run("document.getElementById('tip').textContent").startswith("“·Ela” → “·Ela” ")
     assert settings(page)[1:3] == ["0", "0"]
 
 

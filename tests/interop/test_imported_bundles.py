@@ -1,5 +1,5 @@
-"""What is done with a model and its tokenizer together works on a directory of transformers', and
-as there."""
+"""Functions that use a model and its tokenizer together work on a directory of transformers, with
+the results of transformers."""
 
 import numpy as np
 import pytest
@@ -65,12 +65,12 @@ def test_translations(kind, tmp):
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_of_a_text(kind, tmp):
     _, bundle = imported(kind, tmp)
-    seen = tj.inspect_text(bundle, TEXTS[0])
+    inspected = tj.inspect_text(bundle, TEXTS[0])
     pair = bundle.config.family == "encoder_decoder"
-    maps = np.asarray(seen.attention("encoder" if pair else "self"))
+    maps = np.asarray(inspected.attention("encoder" if pair else "self"))
     ids = bundle.tokenizer.encode_source(TEXTS[0])
     assert maps.shape == (2, 2, len(ids), len(ids))
     np.testing.assert_allclose(maps.sum(-1), 1.0, atol=1e-5)
     if pair:
-        assert seen.ids[:len(bundle.config.start_ids)].tolist() == list(bundle.config.start_ids)
-        assert seen.attention("cross").shape[2:] == (len(seen.ids), len(ids))
+        assert inspected.ids[:len(bundle.config.start_ids)].tolist() == list(bundle.config.start_ids)
+        assert inspected.attention("cross").shape[2:] == (len(inspected.ids), len(ids))

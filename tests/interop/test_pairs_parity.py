@@ -1,4 +1,5 @@
-"""BART, mBART, Marian, Pegasus and T5 compute, generate and search what transformers does."""
+"""BART, mBART, Marian, Pegasus and T5 give the same outputs, generated texts and beams as
+transformers."""
 
 import functools
 import tempfile
@@ -100,9 +101,9 @@ def test_loss_and_gradients(kind, tmp_path):
     to_huggingface(Bundle(gradient, None, bundle.config), tmp_path)
     for name, values in load_file(tmp_path / "model.safetensors").items():
         if name == "final_logits_bias":
-            continue  # theirs does not learn
+            continue  # their model has no gradient for it
         wanted = theirs.get_parameter(name).grad.numpy()
-        if name == "model.shared.weight":  # torch leaves out what is looked up for padding, which starts their targets
+        if name == "model.shared.weight":  # torch has no gradient for the row of padding
             values, wanted = (np.delete(x, KINDS[kind][3], axis=0) for x in (values, wanted))
         np.testing.assert_allclose(values, wanted, atol=1e-4, rtol=1e-4, err_msg=name)
 
@@ -122,8 +123,7 @@ def test_round_trip_is_exact(kind, tmp_path):
 
 
 def new_tokens(sequence, bundle, end):
-    """What was generated after the tokens that start every target, without the padding behind
-    it."""
+    """The generated tokens, without the tokens that start every target and without padding."""
     tokens = sequence[len(bundle.config.start_ids):].tolist()
     return tokens[:tokens.index(end) + 1] if end in tokens else tokens
 
@@ -156,15 +156,15 @@ def test_beam_search(kind, alpha):
     """All n best and their scores.
 
     Both define the same where a score is log P over length^alpha and a search goes on until nothing
-    can become better (``early_stopping="never"`` there). There a token that is forced counts as one
-    of the length, and here it is part of the start, so that BART is compared with alpha = 0.
+    can become better (``early_stopping="never"`` there). transformers counts a forced token in the
+    length, and this library counts it as part of the start, so BART is compared with alpha = 0.
     """
     theirs, bundle = loaded(kind, 1, 0.3)
     source, mask, _ = batch(kind, 1)
     end = KINDS[kind][4]
     with torch.no_grad():
         if kind == "marian":
-            theirs.final_logits_bias[0, 60] = 5.0  # padding would be the best of all, were it allowed
+            theirs.final_logits_bias[0, 60] = 5.0  # padding would have the largest probability if it were allowed
             bundle.model.embeddings.output_bias[...] = bundle.model.embeddings.output_bias[...].at[60].set(5.0)
         wanted = theirs.generate(
             of_torch(source), attention_mask=of_torch(mask), num_beams=4, num_return_sequences=4, do_sample=False,
@@ -182,7 +182,7 @@ def test_beam_search(kind, alpha):
 
 @pytest.mark.parametrize("kind", ["marian", "t5"])
 def test_in_bfloat16_logits_stay_within_three_percent(kind, tmp_path):
-    """Root mean square of the difference, of that of the logits."""
+    """The root mean square of the difference, divided by that of the logits."""
     theirs, bundle = loaded(kind, 1)
     source, mask, target = batch(kind, 0)
     to_huggingface(bundle, tmp_path)

@@ -82,11 +82,24 @@ def llama():
     names = ["<unk>", "<s>", "</s>"]
     found.train_from_iterator(CORPUS, trainers.BpeTrainer(
         vocab_size=500, special_tokens=[*names, *(f"<0x{byte:02X}>" for byte in range(256))], show_progress=False))
-    stored = json.loads(found.to_str())  # bytes are no special tokens, but had to be in the vocabulary
+    stored = json.loads(found.to_str())  # bytes are not special tokens, but they must be in the vocabulary
     stored["added_tokens"] = [entry for entry in stored["added_tokens"] if entry["content"] in names]
     found = tokenizers.Tokenizer.from_str(json.dumps(stored))
     found.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return found, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, "LlamaTokenizer"
+
+
+@pytest.mark.parametrize(("single", "message"), [
+    ("<s>", "does not contain the text"), ("$A $A", "does not contain the text"), ("$B:1", "does not contain the text"),
+    (["<s>:0", "$A:0"], "several parts of its post_processor add special tokens")])
+def test_a_frame_that_is_none(single, message):
+    from tokenizers import processors
+
+    found, names, _ = llama()
+    frame = processors.TemplateProcessing(single=single, pair="$A $B", special_tokens=[("<s>", 1)])
+    found.post_processor = processors.Sequence([frame, frame]) if isinstance(single, list) else frame
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceTokenizer.make(found.to_str(), names, {})
 
 
 KINDS = {kind.__name__: kind for kind in (gpt2, roberta, bert, t5, llama)}
@@ -147,7 +160,7 @@ def test_bytes_and_back(kind):
             tokenizer.bos_id, tokenizer.eos_id, tokenizer.end_ids, tokenizer.mask_id)
 
 
-def test_either_kind_is_told_by_its_bytes():
+def test_both_kinds_of_file_are_recognised_by_their_bytes():
     ours = Tokenizer.train(["some text"], kind="char")
     assert tokenizer_from_bytes(ours.to_bytes()).digest == ours.digest
     with pytest.raises(ValueError, match=r"not a tokenizer of Hugging Face \(9 bytes\)"):
@@ -173,7 +186,7 @@ def test_pieces_are_shown_with_their_spaces():
     assert "".join(made("bert").pieces(made("bert").encode("A dog"))) == " a dog"
     emoji = made("gpt2").encode("🙏")
     assert made("gpt2").pieces(emoji[-1:])[0].startswith("<0x")
-    with pytest.raises(ValueError, match="word pieces do not say how many bytes"):
+    with pytest.raises(ValueError, match="word pieces do not store white space"):
         _ = made("bert").byte_lengths
 
 
@@ -208,14 +221,16 @@ def test_special_tokens_that_config_json_names(tmp_path):
     assert tokenizer.end_ids == (2, 260)
 
 
-def test_what_is_refused(tmp_path):
+def test_unreadable_tokenizer_files_raise(tmp_path):
     assert read_tokenizer(tmp_path, {}) is None
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(ValueError, match=r"has its tokenizer as merges.txt; expected tokenizer.json"):
+    with pytest.raises(ValueError, match=r"\(merges.txt\) cannot be read: .* from tokenizer.json or tokenizer.model"):
         read_tokenizer(tmp_path, {})
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="tokenizer.json is not one"):
+    with pytest.raises(ValueError, match=r"\(tokenizer.json, merges.txt\) cannot be read"):
         read_tokenizer(tmp_path, {})
+    with pytest.raises(ValueError, match="tokenizer.json is not a valid tokenizer"):
+        HuggingFaceTokenizer.make("{}", {}, {})
     tokenizer = made("gpt2")
     with pytest.raises(ValueError, match=f"token id {tokenizer.vocab_size} is outside the vocabulary"):
         tokenizer.decode([tokenizer.vocab_size])

@@ -19,6 +19,10 @@ KINDS = {
     "bert": ("BertForMaskedLM", "BertConfig", dict(**_ENCODER, max_position_embeddings=40), 0, None),
     "bert-untied": ("BertForMaskedLM", "BertConfig",
                     dict(**_ENCODER, max_position_embeddings=40, tie_word_embeddings=False), 0, None),
+    "bert-gelu_new": ("BertForMaskedLM", "BertConfig",
+                      dict(**_ENCODER, max_position_embeddings=40, hidden_act="gelu_new"), 0, None),
+    "roberta-relu": ("RobertaForMaskedLM", "RobertaConfig",
+                     dict(**_ENCODER, max_position_embeddings=42, type_vocab_size=1, hidden_act="relu"), 1, None),
     "roberta": ("RobertaForMaskedLM", "RobertaConfig",
                 dict(**_ENCODER, max_position_embeddings=42, type_vocab_size=1), 1, None),
     "bart": ("BartForConditionalGeneration", "BartConfig", _PAIR, 1, 2),
@@ -39,8 +43,8 @@ KINDS = {
 def make(kind, seed=0, std=0.2, turned=False):
     """A model in evaluation mode whose weights are all random, those of norms around 1.
 
-    Turned, the last norm is around -1, and what is the same for all tokens is small: so texts do
-    not repeat a token.
+    The last norm is around -1, and values that are the same for all tokens are small, so that texts
+    do not repeat one token.
     """
     name, config, settings, _, end = KINDS[kind]
     torch.manual_seed(seed)

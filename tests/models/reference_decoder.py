@@ -18,13 +18,13 @@ ACTIVATIONS = {
 
 
 def abstract_decoder(config):
-    """A decoder of shapes only."""
+    """A decoder whose arrays have shapes but no values."""
     return jax.eval_shape(lambda key: tj.Decoder(config, key=key), jax.random.key(0))
 
 
 def random_decoder(config, seed=0):
-    """A decoder with every weight random, those of norms around 1 (NumPy's generator compiles
-    nothing)."""
+    """Makes a decoder whose weights are all random; those of norms are near 1 (NumPy's generator
+    compiles nothing)."""
     rng = np.random.default_rng(seed)
 
     def weight(path, leaf):
@@ -45,9 +45,12 @@ def linear(module, layer, x):
 
 
 def norm(module, layer, x, kind, epsilon):
-    if kind == "layernorm":
+    if kind != "rmsnorm":
         x = x - x.mean(-1, keepdims=True)
-    y = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * array(module.scale, layer)
+    y = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+    if kind == "layernorm_without_weights":
+        return y
+    y = y * array(module.scale, layer)
     return y if module.bias is None else y + array(module.bias, layer)
 
 
@@ -56,6 +59,18 @@ def sinusoids(positions, dim):
     table = np.zeros((len(positions), dim))
     table[:, 0::2], table[:, 1::2] = np.sin(angles), np.cos(angles)
     return table
+
+
+def rotate_part(x, positions, config):
+    """Rotates the channels that the config's layout names, after putting pairs into halves."""
+    layout = config.rope_layout
+    width = x.shape[-1] if layout.dim is None else layout.dim
+    order = np.arange(width)
+    if layout.pairs == "interleaved":
+        order = np.concatenate([order[::2], order[1::2]])
+    y = x.copy()
+    y[..., order] = rotate(x[..., order], positions, config.rope_base)
+    return y
 
 
 def rotate(x, positions, base):
@@ -93,7 +108,7 @@ def run(model, tokens, positions=None):
             q = norm(blocks.attention.query_norm, layer, q, "rmsnorm", c.norm_epsilon)
             k = norm(blocks.attention.key_norm, layer, k, "rmsnorm", c.norm_epsilon)
         if c.positions == "rope":
-            q, k = rotate(q, positions, c.rope_base), rotate(k, positions, c.rope_base)
+            q, k = rotate_part(q, positions, c), rotate_part(k, positions, c)
         heads = np.zeros((T, c.num_heads, c.head_dim))
         for n in range(c.num_heads):
             shared = n // (c.num_heads // c.num_kv_heads)
@@ -105,10 +120,17 @@ def run(model, tokens, positions=None):
                 weights = np.exp(scores - scores.max())
                 maps[layer, n, t, first : t + 1] = weights / weights.sum()
             heads[:, n] = maps[layer, n] @ v[:, shared]
+        before = x
         x = x + linear(blocks.attention.output, layer, heads.reshape(T, -1))
         if c.norm_position == "post":
             x = norm(blocks.attention_norm, layer, x, c.norm, c.norm_epsilon)
-        h = norm(blocks.mlp_norm, layer, x, c.norm, c.norm_epsilon) if c.norm_position == "pre" else x
+        if c.residual == "parallel_shared":
+            pass  # the feed-forward layer reads what attention reads
+        elif c.norm_position == "pre":
+            read = before if c.residual == "parallel" else x
+            h = norm(blocks.mlp_norm, layer, read, c.norm, c.norm_epsilon)
+        else:
+            h = x
         up = linear(blocks.mlp.up, layer, h)
         if c.activation == "swiglu":
             gate = linear(blocks.mlp.gate, layer, h)
@@ -121,4 +143,7 @@ def run(model, tokens, positions=None):
     if c.norm_position == "pre":
         x = norm(model.final_norm, None, x, c.norm, c.norm_epsilon)
     table = model.embeddings.token if c.tie_embeddings else model.embeddings.output
-    return x @ array(table).T, maps
+    logits = x @ array(table).T
+    if c.use_output_bias:
+        logits = logits + array(model.embeddings.output_bias)
+    return logits, maps

@@ -41,7 +41,8 @@ def _embed(model, tokens, types, positions, own=None):
         x = x + np.concatenate([waves[:, 0::2], waves[:, 1::2]], axis=1)
     if c.num_token_types:
         x = x + array(e.token_type)[types]
-    return _norm(own.norm, None, x, c) if c.use_embedding_norm else x
+    x = _norm(own.norm, None, x, c) if c.use_embedding_norm else x
+    return x if c.embedding_dim == c.model_dim else linear(e.projection, None, x)
 
 
 def relative_bias(table, query, key, num_buckets, max_distance, causal):
@@ -59,8 +60,8 @@ def relative_bias(table, query, key, num_buckets, max_distance, causal):
 
 
 def _attend(module, layer, x, memory, c, allowed, positions, bias=0.0):
-    """What attention adds, and its maps ``[N, T, S]``; ``positions`` is ``None`` in attention to a
-    memory."""
+    """Returns what attention adds, and its maps ``[N, T, S]``; ``positions`` is ``None`` in
+    attention to a memory."""
     bias = np.broadcast_to(bias, (c.num_heads, len(x), len(memory)))
     q = linear(module.query, layer, x).reshape(len(x), c.num_heads, c.head_dim)
     k = linear(module.key, layer, memory).reshape(len(memory), c.num_kv_heads, c.head_dim)
@@ -112,7 +113,7 @@ def _stack(c, stack, x, *, causal, memory=None, positions=None):
             return x + function(_norm(norm_module, layer, x, c))
         return _norm(norm_module, layer, x + function(x), c)
 
-    for layer in range(stack.num_layers):
+    for layer in [0] * stack.num_layers if c.shared_layers else range(stack.num_layers):
         def self_attention(h, layer=layer):
             out, attention = _attend(blocks.attention, layer, h, h, c, allowed, positions, bias)
             maps.append(attention)
@@ -131,8 +132,8 @@ def _stack(c, stack, x, *, causal, memory=None, positions=None):
 
 
 def encode(model, tokens, types=None, positions=None):
-    """Of an ``Encoder``: hidden states ``[T, D]``, logits ``[T, V]`` and attention maps
-    ``[L, N, T, T]``."""
+    """Returns the outputs of an ``Encoder``: hidden states ``[T, D]``, logits ``[T, V]`` and
+    attention maps ``[L, N, T, T]``."""
     c, tokens = model.config, np.asarray(tokens)
     positions = np.arange(len(tokens)) if positions is None else positions
     x = _embed(model, tokens, np.zeros_like(tokens) if types is None else types, positions)
@@ -146,8 +147,8 @@ def encode(model, tokens, types=None, positions=None):
 
 
 def translate(model, source, target):
-    """Of an ``EncoderDecoder``: logits ``[T, V]``, and maps of the encoder, the decoder, and
-    across."""
+    """Returns the outputs of an ``EncoderDecoder``: logits ``[T, V]``, and maps of the encoder, the
+    decoder and cross-attention."""
     c, source, target = model.config, np.asarray(source), np.asarray(target)
     memory, encoder_maps, _ = _stack(c, model.encoder, _embed(model, source, 0, np.arange(len(source))), causal=False)
     if c.norm_position == "pre":

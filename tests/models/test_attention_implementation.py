@@ -29,7 +29,8 @@ def test_maps_are_the_same_under_every_kernel(implementation, plain, monkeypatch
         monkeypatch.setattr(attention, "platform", lambda: "tpu")
         monkeypatch.setattr(attention, "splash_attend", lambda *args: kernel(*args, interpret=True))
     found = traced(implementation)
-    # The first layer's queries and keys know nothing of the kernel; later ones see its rounding.
+    # The queries and keys of the first layer do not depend on the kernel; those of later layers
+    # contain its rounding errors.
     np.testing.assert_array_equal(found.attention(layers=0), plain.attention(layers=0))
     np.testing.assert_allclose(found.attention(layers=1), plain.attention(layers=1), atol=2e-6)
     np.testing.assert_allclose(found.residual, plain.residual, atol=2e-5)
@@ -37,7 +38,7 @@ def test_maps_are_the_same_under_every_kernel(implementation, plain, monkeypatch
 
 def test_a_kernel_that_cannot_run_here_is_refused():
     model = tj.Decoder(CONFIG.replace(attention_implementation="cudnn"), key=jax.random.key(0))
-    with pytest.raises(ValueError, match="'cudnn' cannot take this attention: it runs on a GPU, and this is a CPU"):
+    with pytest.raises(ValueError, match="'cudnn' cannot compute this attention: it runs on a GPU, and this is a CPU"):
         tj.forward(model, TOKENS)
 
 

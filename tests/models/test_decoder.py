@@ -13,6 +13,7 @@ import reference_decoder
 from reference_decoder import abstract_decoder, random_decoder
 
 import transformer_jax as tj
+from transformer_jax.config import RopeLayout
 from transformer_jax.models import functional
 from transformer_jax.models.inputs import positions_in_segments
 from transformer_jax.nn.attention import AttentionContext
@@ -40,10 +41,16 @@ VARIANTS = {
     "untied": dict(tie_embeddings=False),
     "llama": dict(positions="rope", norm="rmsnorm", activation="swiglu", use_bias=False, num_kv_heads=2,
                   tie_embeddings=False, use_qk_norm=True),
+    "gpt-neox": dict(positions="rope", rope_layout=RopeLayout(2), residual="parallel", tie_embeddings=False),
+    "gpt-j": dict(positions="rope", rope_layout=RopeLayout(2, "interleaved"), residual="parallel_shared",
+                  use_bias=False, use_mlp_bias=True, use_norm_bias=True, use_output_bias=True, tie_embeddings=False),
+    "norms without weights": dict(positions="rope", rope_layout=RopeLayout(None, "interleaved"),
+                                  norm="layernorm_without_weights"),
 }
 
 
-# Machine code that is quick to make, where the program itself is the test or a gradient is computed once.
+# Machine code that is quick to make, where the program itself is the test or a gradient is computed
+# once.
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -164,7 +171,7 @@ def test_dropout_is_decided_by_the_key():
     first, again, other = (run(model, key_of(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other, atol=1e-2) and not np.allclose(first, without, atol=1e-2)
-    np.testing.assert_array_equal(run(make(), key_of(1)), without)  # rate 0: the key does nothing
+    np.testing.assert_array_equal(run(make(), key_of(1)), without)  # with rate 0 the key has no effect
 
 
 def test_every_layer_has_its_own_dropout():
@@ -234,7 +241,8 @@ def without_trace(model, tokens_BT):
 
 
 def program(forward, model, gradient):
-    """What a compiled program consists of: the instructions with their shapes, counted, and its memory."""
+    """What a compiled program consists of: the instructions with their shapes, counted, and its
+    memory."""
     def loss(model, tokens_BT):
         return tj.ops.cross_entropy(forward(model, tokens_BT), tokens_BT).mean()
 

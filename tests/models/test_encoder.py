@@ -1,4 +1,5 @@
-"""The encoder against plain NumPy, against Hugging Face's BERT and RoBERTa, and by its properties."""
+"""The encoder against plain NumPy, against Hugging Face's BERT and RoBERTa, and by its
+properties."""
 
 import functools
 import re
@@ -22,6 +23,7 @@ BASE = tj.ModelConfig(family="encoder", vocab_size=19, max_len=12, num_layers=2,
                       num_token_types=2, norm_position="post", activation="gelu", use_embedding_norm=True)
 VARIANTS = {
     "bert": {},
+    "albert": dict(embedding_dim=6, shared_layers=True, num_layers=3),
     "pre-norm": dict(norm_position="pre", use_embedding_norm=False),
     "rope": dict(positions="rope", rope_base=100.0, num_kv_heads=2, num_token_types=0),
     "no biases": dict(use_bias=False, norm="rmsnorm", activation="swiglu", mlp_dim=24, positions="rope"),
@@ -64,9 +66,9 @@ def run(model, tokens_BT, options, intervene=None):
     return model(tokens_BT, **options, intervene=intervene)
 
 
-# The whole of RoBERTa trained on one book; the others as Hugging Face counts them: BertForMaskedLM of bert-base-uncased
-# and bert-large-uncased, and RobertaForMaskedLM of roberta-base less the two rows of its position table that no token
-# ever reads.
+# The whole of RoBERTa trained on one book; the others as Hugging Face counts them: BertForMaskedLM
+# of bert-base-uncased and bert-large-uncased, and RobertaForMaskedLM of roberta-base less the two
+# rows of its position table that no token ever reads.
 @pytest.mark.parametrize(("preset", "count"), [
     ("roberta-book", 83_502_880), ("bert-base", 109_514_298), ("bert-large", 335_174_458),
     ("roberta-base", 124_697_433 - 2 * 768)])
@@ -75,8 +77,9 @@ def test_parameter_counts(preset, count):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_rows_alone_padded_and_packed_equal_plain_numpy(variant):
-    """Four rows of 12 places: one text and padding on either side, a shorter one likewise, and two in one row."""
+def test_single_padded_and_packed_rows_equal_numpy(variant):
+    """Four rows of 12 places: one text and padding on either side, a shorter one likewise, and two
+    in one row."""
     model = make(variant)
     tokens, types = np.ones((4, 12), np.int32), np.ones((4, 12), np.int32)
     segments = np.zeros((4, 12), np.int32)
@@ -217,7 +220,7 @@ def batch_with_masks():
 
 
 def loss_in_float64(model, batch, smoothing):
-    """The sum of the masked tokens' losses by hand, from the plain NumPy logits of each text alone."""
+    """Sums the losses of the masked tokens, computed from the NumPy logits of each text."""
     losses = []
     for line, start, stop in ((0, 0, 12), (1, 0, 7), (2, 0, 5), (2, 5, 11)):
         logits = reference_families.encode(model, batch["tokens"][line, start:stop])[1]
@@ -253,9 +256,10 @@ def test_masked_token_loss_and_its_gradient_equal_those_of_all_logits(smoothing)
     assert got_weight == weight == 9
     in_float64 = loss_in_float64(model, batch, smoothing)
     np.testing.assert_allclose(got, in_float64, rtol=1e-5)
-    # What the bias of the keys adds to all scores of a query, a softmax takes away again: the loss does not depend on
-    # it. Its gradient is a sum of terms that cancel to rounding errors, which differ from one matrix product kernel of
-    # XLA to another. The terms are those of the gradient of the keys' kernel, and errors are measured by their size.
+    # The bias of the keys adds the same number to all scores of a query, which does not change the
+    # softmax, so the loss does not depend on it. Its gradient is a sum of terms that cancel to
+    # rounding errors, which differ from one matrix product kernel of XLA to another. The terms are
+    # those of the gradient of the keys' kernel, and errors are measured by their size.
     shifted = nnx.clone(model)
     bias = shifted.stack.blocks.attention.key.bias
     bias[...] = bias[...] + jnp.linspace(-1.0, 1.0, bias[...].size).reshape(bias[...].shape)
@@ -317,7 +321,8 @@ def test_the_residual_stream_is_normed_after_each_addition():
     ("bert", False), ("relative", False), *((name, True) for name in ("bert", "rope", "alibi", "relative",
                                                                       "sliding window"))])
 def test_a_large_batch_goes_through_the_layers_in_parts(variant, is_packed, monkeypatch):
-    """Outputs, every field of the trace, its maps, and gradients: as of all rows together."""
+    """Outputs, every field of the trace, its maps, and gradients equal those of all rows computed
+    together."""
     model = make(variant)
     rng = np.random.default_rng(0)
     tokens = rng.integers(2, BASE.vocab_size, (6, 8), np.int32)
@@ -346,7 +351,7 @@ def test_parts_of_a_large_batch():
     assert stack.rows_at_a_time(4, 4096) is None, "a row is more than a part"
 
 
-def test_of_a_large_batch_only_what_is_read_is_kept(monkeypatch):
+def test_a_large_batch_keeps_only_the_outputs_that_are_read(monkeypatch):
     model, tokens = make("bert"), np.ones((64, 12), np.int32)
     monkeypatch.setattr(stack, "_CACHED_TOKENS", 96)
 
@@ -358,20 +363,20 @@ def test_of_a_large_batch_only_what_is_read_is_kept(monkeypatch):
     assert hidden < temporaries(lambda output: (output.hidden, output.trace.queries.sum())) - 0.9 * queries
 
 
-SITES = ["residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output", "neurons",
-         "mlp_output", "final"]
+SITES = ["residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output", "mlp_input",
+         "neurons", "mlp_output", "final"]
 
 
 def test_interventions_see_every_site_and_the_identity_changes_nothing():
-    seen = []
+    sites = []
 
     def identity(site, layer, value):
-        seen.append(site)
+        sites.append(site)
         return value
 
     tokens, types = row(9)
     out = run(make(), tokens[None], {"token_types_BT": types[None]}, identity)
-    assert seen == SITES
+    assert sites == SITES
     assert_close(out.logits[0], expected("bert", 9)[1])
     np.testing.assert_allclose(out.trace.attention()[:, 0], expected("bert", 9)[2], atol=3e-6)
 
@@ -429,14 +434,14 @@ def test_logits_compile_once_for_equal_shapes():
 
 ERRORS = [
     (lambda: make("rope")(jnp.zeros((1, 3), int), token_types_BT=jnp.zeros((1, 3), int)),
-     "token_types_BT is given, but config.num_token_types is 0"),
+     "token_types_BT was given, but config.num_token_types is 0"),
     (lambda: make()(jnp.zeros((1, 13), int)), "13 tokens are longer than the 12 that config.max_len has room for"),
-    (lambda: make()(jnp.zeros((1, 3))), r"tokens are integers \[B, T\], not float32 \(1, 3\)"),
-    (lambda: make()(jnp.zeros(3, int)), r"not int32 \(3,\)"),
+    (lambda: make()(jnp.zeros((1, 3))), r"tokens must be integers \[B, T\], but they are float32 \(1, 3\)"),
+    (lambda: make()(jnp.zeros(3, int)), r"but they are int32 \(3,\)"),
     (lambda: tj.forward(make(), jnp.asarray([[19]])), "token id 19 is outside the vocabulary of 19"),
     (lambda: tj.Encoder(BASE.replace(family="decoder"), key=jax.random.key(0)),
-     "the config has family='decoder'; this model is of family 'encoder'"),
-    (lambda: tj.Decoder(BASE, key=jax.random.key(0)), "family='encoder'; this model is of family 'decoder'"),
+     "the config has family='decoder', but this model needs family='encoder'"),
+    (lambda: tj.Decoder(BASE, key=jax.random.key(0)), "family='encoder', but this model needs family='decoder'"),
     (lambda: tj.Encoder(BASE.replace(vocab_size=None), key=jax.random.key(0)), "vocab_size is not set"),
 ]
 

@@ -1,4 +1,5 @@
-"""The encoder-decoder against plain NumPy, against Hugging Face, with its cache, and by its properties."""
+"""The encoder-decoder against plain NumPy, against Hugging Face, with its cache, and by its
+properties."""
 
 import collections
 import dataclasses
@@ -109,7 +110,8 @@ def packed(order=(0, 1)):
 
 
 def stack_parameters(layers, attentions, width, hidden):
-    """By the paper: projections of D x D with biases, two matrices of the feed-forward layer, a norm a sub-layer."""
+    """Computes the number from the paper: projections of D x D with biases, two matrices of the
+    feed-forward layer, and one norm for each sub-layer."""
     feed_forward = 2 * width * hidden + hidden + width
     return layers * (attentions * 4 * (width * width + width) + feed_forward + (attentions + 1) * 2 * width)
 
@@ -302,7 +304,8 @@ def test_cached_decoding_by_a_model_prepared_for_it(variant):
 
 
 def check_cached_decoding(variant, model, step):
-    """A target of seven tokens and one of three with padding before them, so many tokens at once."""
+    """A target of seven tokens and one of three with padding before them, so many tokens at
+    once."""
     source, source_ids = np.stack([tokens(9), np.pad(tokens(4), (0, 5))]), np.array([[1] * 9, [1] * 4 + [0] * 5])
     target = np.stack([np.pad(tokens(7), (1, 0)), np.pad(tokens(3), (5, 0))])
     target_ids = np.array([[0] + [1] * 7, [0] * 5 + [1] * 3])
@@ -374,21 +377,23 @@ def test_the_streams_of_a_pre_norm_model_add_up():
 
 
 ATTENTION_SITES = ["queries", "keys", "values", "attention_bias", "head_output", "attention_output"]
-DECODER_SITES = ["residual", *ATTENTION_SITES, *(f"cross_{site}" for site in ATTENTION_SITES), "neurons", "mlp_output",
-                 "final"]
-ENCODER_SITES = [f"encoder_{site}" for site in ("residual", *ATTENTION_SITES, "neurons", "mlp_output", "final")]
+DECODER_SITES = ["residual", *ATTENTION_SITES, *(f"cross_{site}" for site in ATTENTION_SITES), "mlp_input", "neurons",
+                 "mlp_output", "final"]
+ENCODER_SITES = [f"encoder_{site}" for site in ("residual", *ATTENTION_SITES, "mlp_input", "neurons", "mlp_output",
+                                              "final")]
 
 
 def test_interventions_see_every_site_and_the_identity_changes_nothing():
-    seen = []
+    values = []
 
     def identity(site, layer, value):
-        seen.append((site, value.shape))
+        values.append((site, value.shape))
         return value
 
     out = run(make("rope"), tokens(9)[None], tokens(7)[None], {}, identity)
-    assert [site for site, _ in seen] == ENCODER_SITES + DECODER_SITES
-    assert dict(seen)["cross_attention_bias"] == (1, 4, 7, 9) and dict(seen)["encoder_attention_bias"] == (1, 4, 9, 9)
+    assert [site for site, _ in values] == ENCODER_SITES + DECODER_SITES
+    shapes = dict(values)
+    assert shapes["cross_attention_bias"] == (1, 4, 7, 9) and shapes["encoder_attention_bias"] == (1, 4, 9, 9)
     assert_close(out.logits[0], expected("rope", 9, 7)[0])
     for part, wanted in zip(parts(out.trace), expected("rope", 9, 7)[1], strict=True):
         np.testing.assert_allclose(part.attention()[:, 0], wanted, atol=3e-6)
@@ -483,7 +488,8 @@ def without_trace(model, source_BS, target_BT):
 
 
 def program(forward, gradient):
-    """What a compiled program consists of: the instructions with their shapes, counted, and its memory."""
+    """What a compiled program consists of: the instructions with their shapes, counted, and its
+    memory."""
     def loss(model, source_BS, target_BT):
         return tj.ops.cross_entropy(forward(model, source_BS, target_BT), target_BT).mean()
 
@@ -519,11 +525,12 @@ def test_dropout_is_decided_by_the_key():
     assert_close(plain[0], expected("paper", 9, 7)[0])
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other, atol=1e-2) and not np.allclose(first, plain, atol=1e-2)
-    np.testing.assert_array_equal(dropped().logits, plain)  # rate 0: the key does nothing
+    np.testing.assert_array_equal(dropped().logits, plain)  # with rate 0 the key has no effect
 
 
 def test_dropout_of_attention_weights_has_a_rate_of_its_own():
-    """In the first layers, where what comes before is the same: heads that mix, and the streams that enter."""
+    """Compares the first layers, whose inputs are the same in both passes: the head outputs and the
+    streams that enter."""
     def mixed(part):  # what the heads return when no weight is dropped
         return np.einsum("bnts,bsnh->btnh", part.attention(layers=0), part.values[0])
 
@@ -554,16 +561,16 @@ def test_every_sub_layer_has_its_own_dropout():
 
     source, target = np.tile(tokens(9), (4, 1)), np.tile(tokens(7), (4, 1))
     trace = run(model, source, target, {"key": key_of(0)}, ones).trace
-    seen = []
+    masks = []
     for residual, powers in ((trace.encoder.residual, (0, 2)), (trace.decoder.residual, (0, 1, 2))):
         added = np.asarray(residual[1:] - residual[:-1]).round(2)
         for power in powers:
             digit = np.floor(added / 10**power + 0.01) % 10
             assert set(np.unique(digit)) == {0.0, 2.0}
             assert abs(digit.mean() - 1) < 5 / np.sqrt(digit.size)
-            seen += list(digit.reshape(2, -1)[:, : 4 * 7 * 16])
-    for i, one in enumerate(seen):
-        for other in seen[:i]:
+            masks += list(digit.reshape(2, -1)[:, : 4 * 7 * 16])
+    for i, one in enumerate(masks):
+        for other in masks[:i]:
             assert abs(((one - 1) * (other - 1)).mean()) < 5 / np.sqrt(one.size)
 
 
@@ -603,21 +610,21 @@ def test_decode_needs_a_memory_or_a_cache():
     memory = jax.eval_shape(lambda: model.encode(tokens(9)[None]))
     cache = jax.eval_shape(lambda: start(model, tokens(9)[None], np.ones((1, 9), np.int32)))
     for given in ({}, {"memory": memory, "cache": cache}):
-        with pytest.raises(ValueError, match=r"either a memory \(from encode\) or a cache \(from start\)"):
+        with pytest.raises(ValueError, match=r"either a memory \(from encode\) or a cache \(from start\); .* given"):
             model.decode(tokens(7)[None], **given)
 
 
 ERRORS = [
     (lambda: make()(jnp.zeros((1, 13), int), jnp.zeros((1, 2), int)), "13 tokens are longer than the 12"),
     (lambda: make()(jnp.zeros((1, 2), int), jnp.zeros((1, 13), int)), "13 tokens are longer than the 12"),
-    (lambda: make()(jnp.zeros((1, 2)), jnp.zeros((1, 2), int)), r"not float32 \(1, 2\)"),
-    (lambda: make()(jnp.zeros((1, 2), int), jnp.zeros(2, int)), r"not int32 \(2,\)"),
+    (lambda: make()(jnp.zeros((1, 2)), jnp.zeros((1, 2), int)), r"but they are float32 \(1, 2\)"),
+    (lambda: make()(jnp.zeros((1, 2), int), jnp.zeros(2, int)), r"but they are int32 \(2,\)"),
     (lambda: make().decode(jnp.zeros((1, 2), int), make().encode(jnp.zeros((1, 2), int)),
-                           visible_BTS=jnp.ones((1, 2, 2), bool)), "there is no cache"),
+                           visible_BTS=jnp.ones((1, 2, 2), bool)), "visible_BTS was given without a cache"),
     (lambda: tj.forward(make(), [[19]], [[0]]), "token id 19 is outside"),
     (lambda: tj.forward(make(), [[0]], [[-1]]), "token id -1 is outside"),
     (lambda: tj.EncoderDecoder(BASE.replace(vocab_size=None), key=jax.random.key(0)), "vocab_size is not set"),
-    (lambda: tj.EncoderDecoder(tj.ModelConfig(vocab_size=9), key=jax.random.key(0)), "is of family 'encoder_decoder'"),
+    (lambda: tj.EncoderDecoder(tj.ModelConfig(vocab_size=9), key=jax.random.key(0)), "needs family='encoder_decoder'"),
     (lambda: tj.ModelConfig(num_encoder_layers=2), "num_encoder_layers belongs to family='encoder_decoder'"),
     (lambda: BASE.replace(num_decoder_layers=0), "num_decoder_layers=0 must be a positive integer"),
     (lambda: BASE.replace(attention_dropout=1.0), r"attention_dropout=1.0 must be in \[0, 1\)"),
@@ -636,7 +643,7 @@ def test_layers_of_the_halves_follow_the_number_of_layers():
     assert (config.num_encoder_layers, config.num_decoder_layers) == (2, 2)
     deeper = config.replace(num_layers=5)
     assert (deeper.num_encoder_layers, deeper.num_decoder_layers) == (5, 5)
-    assert BASE.replace(num_layers=5).num_encoder_layers == 3  # given, not derived
+    assert BASE.replace(num_layers=5).num_encoder_layers == 3  # given explicitly, not derived
     assert from_dict(tj.ModelConfig, to_dict(BASE)) == BASE
 
 

@@ -1,4 +1,4 @@
-"""The names by which traces are read and forward passes changed, and texts in place of arrays."""
+"""The names for reading traces and changing forward passes, and texts in place of arrays."""
 
 import functools
 import pathlib
@@ -19,7 +19,8 @@ from transformer_jax.nn.sites import SITES
 BASE = tj.ModelConfig(vocab_size=17, max_len=12, num_layers=3, num_heads=4, num_kv_heads=2, model_dim=16, mlp_dim=24,
                       activation="swiglu", positions="alibi")
 TOKENS = jax.random.randint(jax.random.key(5), (2, 9), 0, BASE.vocab_size)
-STORED = ("residual", "queries", "keys", "values", "head_output", "attention_output", "neurons", "mlp_output")
+STORED = ("residual", "queries", "keys", "values", "head_output", "attention_output", "mlp_input", "neurons",
+          "mlp_output")
 
 
 @functools.cache
@@ -50,10 +51,13 @@ def test_every_name_has_the_shape_that_is_listed(family):
     assert ("layers.1.encoder_neurons" in trace.names()) == (family == "encoder_decoder")
 
 
-def test_names_are_those_of_what_they_say():
+def test_the_names_of_captured_values_match_the_values():
     trace, model = traced(), make()
     for site in STORED:
         np.testing.assert_array_equal(trace[site], getattr(trace.layers, site))
+    norm = model.stack.blocks.mlp_norm
+    np.testing.assert_allclose(trace["mlp_input"], jax.vmap(lambda norm, x: norm(x))(
+        norm, trace["residual"] + trace["attention_output"]), atol=1e-5)
     np.testing.assert_array_equal(trace["final"], trace.final)
     pattern, scores = np.asarray(trace["pattern"], np.float64), np.asarray(trace["scores"], np.float64)
     exponents = np.exp(scores - scores.max(-1, keepdims=True))
@@ -68,14 +72,15 @@ def test_names_are_those_of_what_they_say():
 
 @pytest.mark.parametrize(("name", "words"), [
     ("layers.1.head_ouput", "did you mean 'layers.1.head_output'"), ("patern", "did you mean 'pattern'"),
-    ("layers.3.keys", "no 'layers.3.keys'"), ("layers.0.final", "no 'layers.0.final'"), ("x", "names.. lists"),
+    ("layers.3.keys", "no value named 'layers.3.keys'"), ("layers.0.final", "no value named 'layers.0.final'"),
+    ("x", "names.. lists"),
 ])
 def test_a_name_that_there_is_not(name, words):
     with pytest.raises(KeyError, match=words):
         traced()[name]
 
 
-def test_what_is_not_read_is_not_computed():
+def test_unread_values_are_not_computed():
     def program(function):
         return jax.jit(function).lower(make(), TOKENS).compile().as_text()
 
@@ -88,7 +93,7 @@ def test_what_is_not_read_is_not_computed():
 
 
 @pytest.mark.parametrize("site", ["queries", "keys", "values", "neurons"])
-def test_what_another_text_computed_can_be_put_in_place(site):
+def test_activations_of_another_text_can_be_patched_in(site):
     other = tj.trace(make(), (TOKENS + 1) % 17)
     out = tj.trace(make(), TOKENS, intervene=patch(site, 1, other[f"layers.1.{site}"], positions=4))
     wanted = traced()[f"layers.1.{site}"].at[:, 4].set(other[f"layers.1.{site}"][:, 4])
@@ -108,7 +113,7 @@ def test_a_head_of_the_keys_is_one_of_the_key_heads():
         tj.forward(make(), TOKENS, intervene=patch("keys", 0, 0.0, heads=2))
 
 
-def test_mistakes_in_an_intervention_of_ones_own_say_what_to_write():
+def test_mistakes_in_a_custom_intervention_say_what_to_write():
     def asks_if(site, layer, value):
         if site == "residual" and layer == 1:
             return value * 0
@@ -136,6 +141,10 @@ class Letters:
     def encode_source(self, text):
         return [*self.encode(text), 2]
 
+    def encode_target(self, text, *, after=()):
+        assert after == (1,)
+        return self.encode(text)
+
     def encode_masked(self, text):
         return [1, *self.encode(text), 2]
 
@@ -159,10 +168,10 @@ def test_strings_and_lists_are_read_as_arrays_are(family):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("abc", "strings need tokenizer"), ([], "there is no text"), ([[1], []], "is no text"), ([1.5], "is no text"),
-    ([1, 17], "outside the vocabulary"),
+    ("abc", "strings need tokenizer"), ([], "the list of texts is empty"), ([[1], []], "is not a text"),
+    ([1.5], "is not a text"), ([1, 17], "outside the vocabulary"),
 ])
-def test_what_is_no_text(text, words):
+def test_unsuitable_texts_raise(text, words):
     with pytest.raises(ValueError, match=words):
         tj.trace(make(), text)
 
@@ -175,6 +184,8 @@ def test_the_page_of_names_runs():
     names["tokens"] = jnp.asarray([tokenizer.encode_prompt("The key to the cabinets")])
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(block, str(page), "exec"), names)
+    np.testing.assert_allclose(names["gradients"]["neurons"][3], names["gradient"], atol=1e-5)
+    assert names["gradients"]["head_output"].shape == names["trace"]["head_output"].shape
     step = jnp.zeros_like(names["gradient"]).at[0, -1, 2].set(1e-2)
     slope = (names["loss"](step) - names["loss"](-step)) / 2e-2
     np.testing.assert_allclose(names["gradient"][0, -1, 2], slope, rtol=2e-2)

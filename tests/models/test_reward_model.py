@@ -31,7 +31,7 @@ def texts():
 
 
 def padded(texts, on_the_left):
-    """Padding is token 7, a token like others."""
+    """Padding is token 7, which also occurs as an ordinary token."""
     tokens, segment_ids = np.full((len(texts), 12), 7, np.int32), np.zeros((len(texts), 12), np.int32)
     for row, text in enumerate(texts):
         place = slice(12 - len(text), 12) if on_the_left else slice(0, len(text))
@@ -40,7 +40,7 @@ def padded(texts, on_the_left):
 
 
 @pytest.mark.parametrize("on_the_left", [False, True])
-def test_a_text_has_one_score_whatever_the_padding(model, texts, on_the_left):
+def test_padding_does_not_change_a_score(model, texts, on_the_left):
     tokens, segment_ids = padded(texts, on_the_left)
     found = jax.jit(lambda model: model(tokens, segment_ids_BT=segment_ids))(model)
     alone = [float(model(text[None])[0]) for text in texts]
@@ -78,8 +78,41 @@ def test_saved_and_loaded(model, texts, tmp_path):
 def test_it_does_not_generate(model):
     with pytest.raises(ValueError, match=r"generate is for models of family decoder or encoder_decoder, not reward"):
         tj.generate(model, [[1, 2]], key=jax.random.key(0))
-    with pytest.raises(ValueError, match=r"the config has family='decoder'; this model is of family 'reward'"):
+    with pytest.raises(ValueError, match=r"the config has family='decoder', but this model needs family='reward'"):
         RewardModel(CONFIG.replace(family="decoder"), key=jax.random.key(0))
+
+
+def test_its_decoder_is_traced_and_edited(model, texts):
+    """The trace of a reward model is that of its decoder, and an intervention changes the score."""
+    tokens = texts[0][None]
+    trace = tj.trace(model, tokens)
+    np.testing.assert_array_equal(trace.residual, tj.trace(model.trunk, tokens).residual)
+    assert model.stacks() == {"self": model.trunk.stack}
+    normed = model.trunk.final_norm(trace.final)
+    np.testing.assert_allclose(model(tokens), model.head(normed[:, -1]), rtol=1e-5)
+    ablated = model(tokens, intervene=tj.inspection.ablate_head(1, 0))
+    expected = model.trunk(tokens, intervene=tj.inspection.ablate_head(1, 0)).hidden
+    np.testing.assert_allclose(ablated, model.head(expected[:, -1]), rtol=1e-5)
+    assert abs(float(ablated[0] - model(tokens)[0])) > 1e-3
+    np.testing.assert_array_equal(tj.trace(model, texts[0].tolist()).residual, trace.residual)
+
+
+def test_a_text_is_read_in_parts_with_a_cache(model, texts):
+    tokens = texts[0][None]
+    cache = model.step(tokens[:, :7], model.start_cache(1, 12)).cache
+    hidden = model.step(tokens[:, 7:], cache).hidden
+    np.testing.assert_allclose(model.head(hidden[:, -1]), model(tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_calls_that_need_logits_refuse_a_reward_model(model, texts):
+    for call in (lambda: tj.forward(model, texts[0][None]), lambda: model.unembed(jnp.zeros((1, 16)))):
+        with pytest.raises(ValueError, match=r"a reward model has no logits.* one number.*model\.trunk"):
+            call()
+    with pytest.raises(ValueError, match="a reward model scores texts and cannot generate them"):
+        tj.prepare_for_decoding(model)
+    for function in (tj.beam_search, tj.score, tj.fill_mask):
+        with pytest.raises(ValueError, match="not reward"):
+            function(model, [[1, 2]], tokenizer=None)
 
 
 def test_the_head_keeps_float32_under_bfloat16():

@@ -54,7 +54,7 @@ def test_maps_equal_plain_numpy(variant):
     dict(layers=2, heads=1, queries=5), dict(layers=[0, -1], heads=[1], queries=[-1]), dict(layers=0, queries=range(3)),
     dict(layers=np.int64(1), heads=jnp.int32(-1)), dict(heads=jnp.asarray([2]), queries=np.arange(4)),
 ], ids=str)
-def test_only_what_was_asked_for(wanted):
+def test_only_the_requested_maps_are_computed(wanted):
     rows = expected("alibi")
     for axis, name in ((3, "queries"), (2, "heads"), (0, "layers")):
         if name in wanted:
@@ -143,15 +143,15 @@ def run(model, intervene=None):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_identity_changes_nothing(variant):
-    seen = []
+    sites = []
 
     def identity(site, layer, value):
-        seen.append(site)
+        sites.append(site)
         return value
 
     out, plain = run(make(variant), identity), run(make(variant))
-    assert seen == ["residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output",
-                    "neurons", "mlp_output", "final"]
+    assert sites == ["residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output",
+                    "mlp_input", "neurons", "mlp_output", "final"]
     np.testing.assert_allclose(out.logits, plain.logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(out.trace.attention(), expected(variant), atol=3e-6)
 
@@ -178,13 +178,13 @@ def test_a_silenced_head_is_one_with_no_output_rows(variant):
 
 
 def test_every_site_reaches_what_comes_after_it():
-    sites = ("residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output", "neurons",
-             "mlp_output")
+    sites = ("residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output",
+             "mlp_input", "neurons", "mlp_output")
 
     @jax.jit
     def moved(strengths):
         def move(site, layer, value):
-            if site == "final":  # nothing but the logits comes after it
+            if site == "final":  # only the logits are computed after it
                 return value
             noise = np.random.default_rng(0).normal(size=value.shape).astype(np.float32)
             return value + jnp.where(layer == 1, strengths[sites.index(site)], 0.0) * noise

@@ -1,4 +1,5 @@
-"""Adapters: their gradients beside a float64 formula, what they cost, merging, and training with them anywhere."""
+"""Adapters: their gradients compared with a float64 formula, their cost, merging, and training in
+every family."""
 
 import functools
 
@@ -34,7 +35,7 @@ def model_of(family="decoder", **changes):
 
 
 def trained(adapters, size=0.1):
-    """Adapters as training leaves them: nothing is zero."""
+    """Adapters as after training: no matrix is zero."""
     leaves, structure = jax.tree.flatten(adapters)
     keys = jax.random.split(jax.random.key(7), len(leaves))
     return jax.tree.unflatten(structure, [leaf + size * jax.random.normal(key, leaf.shape)
@@ -77,7 +78,8 @@ def test_a_linear_map_with_an_adapter_beside_a_float64_formula():
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_gradients_in_stacked_layers_are_those_of_the_explicit_sum(family):
-    # d loss / d A = scale * dW B^T and d loss / d B = scale * A^T dW, where dW is the gradient of the merged kernel.
+    # d loss / d A = scale * dW B^T and d loss / d B = scale * A^T dW, where dW is the gradient of
+    # the merged kernel.
     base, loss_fn, batch = model_of(family), LOSSES[family], batch_of(family)
     adapters = trained(make_adapters(base, LORA, key=jax.random.key(1)))
     gradient = jax.jit(jax.grad(lambda adapters: adapted_loss(loss_fn, base)(adapters, batch)[0]))(adapters)
@@ -134,8 +136,8 @@ def test_merging_is_exact_and_unmerging_gives_the_bits_of_the_base():
     query, adapter = "stack.blocks.attention.query", adapters["stack.blocks.attention.query"]
     explicit = kernel_at(base, query) + 8.0 * np.asarray(adapter.a[...], np.float64) @ np.asarray(adapter.b[...])
     np.testing.assert_allclose(kernel_at(merged, query), explicit, rtol=1e-6, atol=1e-6)
-    # Merging makes another model and leaves the base as it was: taking adapters off is going back to it. The weights
-    # without an adapter are the same arrays.
+    # Merging makes a new model and does not change the base model, so the base is the model without
+    # adapters. The weights without an adapter are the same arrays.
     assert tree_digest(base) == before
     assert jax.tree.structure(base) == jax.tree.structure(merged)
     differing = [jax.tree_util.keystr(path) for (path, a), b in zip(
@@ -267,6 +269,7 @@ def losses_on(name):
     return losses, state.params
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MESHES)
 def test_eight_devices_give_the_losses_of_one(name):
     losses, params = losses_on(name)
@@ -295,7 +298,7 @@ def test_patterns_that_fit_no_weight(lora, message):
 
 @pytest.mark.parametrize(("lora", "message"), [
     (dict(rank=-1), "lora.rank=-1"), (dict(alpha=0.0), "lora.alpha=0.0"), (dict(dropout=1.0), "lora.dropout=1.0"),
-    (dict(weights="a("), "lora.weights='a\\(' is no regular expression")])
+    (dict(weights="a("), "lora.weights='a\\(' is not a valid regular expression")])
 def test_bad_settings(lora, message):
     with pytest.raises(ValueError, match=message):
         LoraConfig(**lora)

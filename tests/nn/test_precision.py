@@ -63,6 +63,7 @@ def test_an_unknown_precision_is_refused():
         CONFIG.replace(matmul_precision="float32")
 
 
+@pytest.mark.long
 def test_bfloat16_learns_what_float32_does():
     """200 steps on texts that count up: no loss is off by more than 2 % of the first, and the last
     agree to 5 %."""

@@ -1,5 +1,5 @@
-"""What a layer keeps for its gradient: no float32 activation, of the wide ones what products need,
-and no weight."""
+"""The arrays that a layer keeps for its gradient: no float32 activation, no weight, and only those
+wide activations that matrix products need."""
 
 import re
 
@@ -26,8 +26,7 @@ def test_a_bfloat16_layer_keeps_no_float32_and_no_weight(capsys, changes):
     activations = [dtype for dtype, shape in kept if shape in (f"{B},{T},{D}", f"{B * T},{D}")]
     assert activations and set(activations) == {"bf16"}, kept
     wide = [dtype for dtype, shape in kept if shape in (f"{B},{T},{F}", f"{B * T},{F}")]
-    # What goes into the activation and what goes into the product after it; a gate's factors are
-    # two more.
+    # The inputs of the activation and of the product after it; a gate has two more.
     assert wide == ["bf16"] * (4 if config.activation == "swiglu" else 2), kept
     weights = {f"{rows},{columns}" for rows in (D, F) for columns in (D, F)}
     assert weights.isdisjoint(shape for _, shape in kept), kept  # no copies in bfloat16

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from transformer_jax import ops
-from transformer_jax.ops import AttentionMask, LinearBias, alibi_slopes
+from transformer_jax.ops import AttentionMask, LinearBias, alibi_slopes, kernels
 from transformer_jax.ops.attention import masked_softmax
 
-attend = jax.jit(ops.attend, static_argnames=("scale", "dropout", "implementation"))
-attention_weights = jax.jit(ops.attention_weights, static_argnames="scale")
+attend = jax.jit(ops.attend, static_argnames=("scale", "dropout", "implementation", "cap"))
+attention_weights = jax.jit(ops.attention_weights, static_argnames=("scale", "cap"))
 
 
-def reference_weights(q, k, allowed=None, bias=None, scale=None):
+def reference_weights(q, k, allowed=None, bias=None, scale=None, cap=None):
     """softmax(q k^T * scale + bias) head by head, row by row, in float64."""
     q, k = np.asarray(q, np.float64), np.asarray(k, np.float64)
     B, T, N, H = q.shape
@@ -24,7 +24,8 @@ def reference_weights(q, k, allowed=None, bias=None, scale=None):
     bias = np.broadcast_to(0.0 if bias is None else np.asarray(bias, np.float64), (B, N, T, S))
     weights = np.zeros((B, N, T, S))
     for b, n, t in np.ndindex(B, N, T):
-        scores = scale * k[b, :, n // (N // K)] @ q[b, t, n] + bias[b, n, t]
+        scores = scale * k[b, :, n // (N // K)] @ q[b, t, n]
+        scores = (scores if cap is None else cap * np.tanh(scores / cap)) + bias[b, n, t]
         keys = np.flatnonzero(allowed[b, n, t])
         if keys.size:
             exponentials = np.exp(scores[keys] - scores[keys].max())
@@ -81,6 +82,25 @@ def test_mask_bias_and_scale_together():
                                atol=2e-6)
 
 
+def test_scores_are_capped_before_the_bias_is_added():
+    q, k, v = qkv()
+    bias = normal(6, 4, 5, 7)
+    expected = dict(bias=np.asarray(bias)[None], cap=0.7)
+    np.testing.assert_allclose(attention_weights(q, k, bias=bias, cap=0.7), reference_weights(q, k, **expected),
+                               atol=1e-6)
+    np.testing.assert_allclose(attend(q, k, v, bias=bias, cap=0.7), reference_attend(q, k, v, **expected), atol=2e-6)
+
+
+def test_kernels_that_cannot_cap_say_so(monkeypatch):
+    kernel = ops.Kernel("without cap", lambda *args, **settings: None, lambda *args, **settings: 0 * args[0])
+    monkeypatch.setitem(kernels.KERNELS, "without cap", kernel)
+    q, k, v = qkv()
+    assert not ops.attend(q, k, v).any()
+    np.testing.assert_allclose(ops.attend(q, k, v, cap=0.7), reference_attend(q, k, v, cap=0.7), atol=2e-6)
+    with pytest.raises(ValueError, match="the kernel 'without cap' cannot cap scores; let implementation='auto'"):
+        ops.attend(q, k, v, cap=0.7, implementation="without cap")
+
+
 @pytest.mark.parametrize("shape", [(5, 7), (2, 5, 7), (2, 1, 5, 7), (1, 4, 5, 7), (2, 4, 5, 7), (1, 1, 1, 7)])
 def test_boolean_masks_broadcast(shape):
     q, k, v = qkv()
@@ -122,7 +142,7 @@ def test_bfloat16_has_a_float32_softmax():
     q, k, v = qkv(S=300, dtype=jnp.bfloat16)
     weights, out = attention_weights(q, k), attend(q, k, v)
     assert weights.dtype == jnp.float32 and out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)  # in bfloat16 it would be off by about 1e-3
+    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)  # in bfloat16 the error would be about 1e-3
     np.testing.assert_allclose(weights, reference_weights(q, k), rtol=0.05, atol=1e-5)
     np.testing.assert_allclose(out.astype(jnp.float32), reference_attend(q, k, v), atol=0.01)
 

@@ -1,4 +1,5 @@
-"""cuDNN's kernel: what is lowered for CUDA on any machine, and its numbers where there is a GPU."""
+"""cuDNN's kernel: the program that is lowered for CUDA on any machine, and its results where there
+is a GPU."""
 
 import types
 
@@ -15,7 +16,7 @@ from transformer_jax.sharding import make_mesh
 
 B, T, N, K, H = 2, 64, 4, 2, 32
 SEGMENTS = np.sort(np.random.default_rng(3).integers(0, 4, (B, T)), axis=1)
-# The mask, the bias, and what the kernel is told.
+# The mask, the bias, and the arguments of the kernel.
 CASES = {
     "causal": (lambda: AttentionMask.causal(), None, "CAUSAL"),
     "everything": (lambda: None, None, "NO_MASK"),
@@ -36,7 +37,8 @@ def qkv(dtype=jnp.bfloat16):
 
 @pytest.fixture
 def on_a_gpu(monkeypatch):
-    """Tracing asks which cuDNN there is; the program is not run."""
+    """Replaces the version check of cuDNN, which runs while tracing. The program itself is not
+    run."""
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions",
@@ -61,15 +63,15 @@ def test_the_program_for_cuda_holds_the_kernel_forward_and_backward(case, on_a_g
 REASONS = {
     "not queries of float32": dict(dtype=jnp.float32),
     "head dim that is a multiple of 8": dict(head_dim=36),
-    "middle of a cache": dict(mask=AttentionMask.causal(query_start=3)),
-    "past keys only": dict(mask=AttentionMask.sliding_window(3)),
+    "after those in a cache": dict(mask=AttentionMask.causal(query_start=3)),
+    "only together with a causal mask": dict(mask=AttentionMask.sliding_window(3)),
     "even lengths": dict(length=63, bias=jnp.ones((63, 63))),
-    "a large one": dict(length=8192, mask=AttentionMask.segments(jnp.ones((B, 8192), int))),
+    "is too large": dict(length=8192, mask=AttentionMask.segments(jnp.ones((B, 8192), int))),
 }
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_what_it_cannot_take_is_said(reason):
+def test_unsupported_inputs_raise_with_the_reason(reason):
     asked = REASONS[reason]
     x = jax.ShapeDtypeStruct((B, asked.get("length", T), N, asked.get("head_dim", H)),
                              asked.get("dtype", jnp.bfloat16))
@@ -79,12 +81,12 @@ def test_what_it_cannot_take_is_said(reason):
 def test_queries_divided_over_a_mesh_are_not_for_it():
     x = jax.ShapeDtypeStruct((B, T, N, H), jnp.bfloat16)
     with jax.set_mesh(make_mesh(MeshConfig(sequence=2), jax.devices()[:2])):
-        assert "over a mesh" in why_not_cudnn(x, x, None, None)
+        assert "on a mesh" in why_not_cudnn(x, x, None, None)
     with jax.set_mesh(make_mesh(MeshConfig(tensor=2), jax.devices()[:2])):
         assert why_not_cudnn(x, x, None, None) is None
 
 
-def test_what_it_cannot_take_is_chosen_away(on_a_gpu):
+def test_auto_skips_unsupported_inputs(on_a_gpu):
     q, k, v = qkv(jnp.float32)
     assert np.isfinite(attend(q, k, v)).all()
     q, k, v = qkv()

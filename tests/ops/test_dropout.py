@@ -13,7 +13,7 @@ RATES = [0.0, 0.001, 0.1, 0.25, 0.5, 0.9, 0.999]
 
 
 def dropped_of(rate):
-    """How many of 256 values of a byte drop an entry; never all."""
+    """The number of the 256 values of a byte that drop an entry, which is never 256."""
     return min(round(rate * 256), 255)
 
 

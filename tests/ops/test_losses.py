@@ -9,7 +9,7 @@ from jax.extend.core import jaxprs_in_params
 from transformer_jax import ops
 
 cross_entropy = jax.jit(ops.cross_entropy, static_argnames=("label_smoothing", "z_loss"))
-linear_cross_entropy = jax.jit(ops.linear_cross_entropy, static_argnums=(3, 4, 5, 7))
+linear_cross_entropy = jax.jit(ops.linear_cross_entropy, static_argnums=(3, 4, 5, 7), static_argnames="cap")
 
 B, T, D, V = 2, 3, 8, 11
 SETTINGS = [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.3, 0.05)]
@@ -95,17 +95,19 @@ def test_gradient_equals_the_float64_formula():
     np.testing.assert_allclose(d_unembedding, d_logits.T @ h, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize(("chunk", "parts"), [(3, 1), (3, 2), (6, 3), (None, 4)])
-def test_a_bias_and_a_vocabulary_in_parts(chunk, parts):
+@pytest.mark.parametrize(("chunk", "parts", "cap"), [(3, 1, None), (3, 2, 0.9), (6, 3, None), (None, 4, None)])
+def test_a_bias_a_cap_and_a_vocabulary_in_parts(chunk, parts, cap):
     rng = np.random.default_rng(1)
     hidden, unembedding, bias = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((5, D), (12, D), (12,)))
     targets = jnp.asarray([0, 5, 6, 11, 7])
 
     def plain(hidden, unembedding, bias):
-        return cross_entropy(hidden @ unembedding.T + bias, targets, label_smoothing=0.1, z_loss=0.02).sum()
+        logits = hidden @ unembedding.T + bias
+        logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+        return cross_entropy(logits, targets, label_smoothing=0.1, z_loss=0.02).sum()
 
     def chunked(hidden, unembedding, bias):
-        return linear_cross_entropy(hidden, unembedding, targets, 0.1, 0.02, chunk, bias, parts).sum()
+        return linear_cross_entropy(hidden, unembedding, targets, 0.1, 0.02, chunk, bias, parts, cap=cap).sum()
 
     got, wanted = (jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(hidden, unembedding, bias) for loss in (chunked, plain))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):

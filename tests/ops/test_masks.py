@@ -76,7 +76,7 @@ def test_query_start_places_queries_among_the_keys(start):
     mask = AttentionMask.causal(start) & AttentionMask.sliding_window(3)
     expected = table(lambda b, n, t, s: s <= t + start and abs(s - t - start) < 3, num_queries=T, num_keys=S)
     np.testing.assert_array_equal(full(mask, T, S), expected)
-    # Traced: one compiled function serves every start.
+    # The start is traced, so one compiled function serves every start.
     function = jax.jit(lambda start: (AttentionMask.causal(start) & AttentionMask.sliding_window(3)).materialize(T, S))
     np.testing.assert_array_equal(np.broadcast_to(function(jnp.int32(start)), expected.shape), expected)
     rows = jnp.asarray([3, 1])
@@ -140,13 +140,13 @@ def test_lengths_equal_a_loop_and_the_shorter_one_counts():
     np.testing.assert_array_equal(mask.block(2, 5).materialize(3, 5), expected[:, :1, 2:5, :5])
 
 
-def test_some_rows_and_columns_are_those_of_the_whole():
+def test_single_rows_and_columns_equal_those_of_the_whole_array():
     mask = joined(PARTS) & AttentionMask.lengths(jnp.asarray([5, 2]))
     rows, columns = np.array([4, 0, 4]), np.array([5, 1])
     whole = np.asarray(mask.materialize(T, S))
     np.testing.assert_array_equal(mask.materialize(T, S, jnp.asarray(rows), jnp.asarray(columns)),
                                   whole[:, :, rows][..., columns])
-    # Beyond the end, as in a last block that is not full, the last row and key of what is stored
-    # stand in.
+    # For indices beyond the end, as in a last block that is not full, the last stored row and key
+    # are used.
     beyond = mask.materialize(T, S, jnp.asarray([T + 1]), jnp.asarray([1]))
     assert beyond.shape == (B, N, 1, 1)

@@ -47,6 +47,19 @@ def test_rotary_multiplies_complex_numbers():
     np.testing.assert_allclose(rotated, expected, atol=2e-5)
 
 
+def test_interleaved_pairs_of_the_first_channels():
+    B, T, N, H, R = 1, 4, 2, 10, 6
+    x = np.asarray(jax.random.normal(jax.random.key(0), (B, T, N, H)))
+    positions = np.array([[0, 1, 5, 40]])
+    numbers = x[..., 0:R:2].astype(np.float64) + 1j * x[..., 1:R:2]
+    numbers = numbers * np.exp(1j * positions[:, :, None, None] * 10_000.0 ** (-2 * np.arange(R // 2) / R))
+    expected = x.copy()  # the last channels stay
+    expected[..., 0:R:2], expected[..., 1:R:2] = numbers.real, numbers.imag
+    rotated = jax.jit(lambda x, at: rotary(x, rotary_angles(at, R), interleaved=True))(x, positions)
+    np.testing.assert_allclose(rotated, expected, atol=2e-5)
+    np.testing.assert_array_equal(rotated[..., R:], x[..., R:])
+
+
 def test_rotary_keeps_norms_and_sees_only_distances():
     q, k = jax.random.normal(jax.random.key(1), (2, 1, 1, 1, 16))
 
@@ -91,7 +104,7 @@ def test_linear_bias_equals_loops_in_full_and_by_row():
 
 
 def test_a_bias_of_given_positions_is_that_of_a_text_in_order():
-    """Keys in any order of slots have the bias of their places in the text, row by row."""
+    """The bias of a key depends on its position in the text and not on its slot, row by row."""
     rng = np.random.default_rng(0)
     keys, queries = np.stack([rng.permutation(9) for _ in range(2)]), np.array([[8, 2, 5], [0, 7, 3]])
     table = jnp.asarray(rng.normal(size=(8, 3)), jnp.float32)

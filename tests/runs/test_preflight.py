@@ -1,5 +1,4 @@
-"""What a run needs, said before it starts: against what the shapes, formulas and the run itself
-say."""
+"""Preflight predicts what a run needs. The tests compare it with shapes, formulas and real runs."""
 
 import dataclasses
 
@@ -56,10 +55,11 @@ def test_the_page_says_what_was_found(found):
 
 
 def test_fsdp_divides_weights_and_moments_among_devices(found):
-    divided = tj.preflight(CONFIG, mesh=make_mesh(MeshConfig(fsdp=8)), device="v5e", search=False)
-    assert found.parameters / 8 <= divided.parameters < 0.2 * found.parameters
-    assert divided.mesh == {"data": 1, "fsdp": 8, "sequence": 1, "tensor": 1} and "mesh: fsdp 8" in str(divided)
-    assert divided.flops == found.flops
+    sharded = tj.preflight(CONFIG, mesh=make_mesh(MeshConfig(fsdp=8)), device="v5e", search=False)
+    assert found.parameters / 8 <= sharded.parameters < 0.2 * found.parameters
+    assert sharded.mesh == {"data": 1, "fsdp": 8, "expert": 1, "sequence": 1, "tensor": 1}
+    assert "mesh: fsdp 8" in str(sharded)
+    assert sharded.flops == found.flops
 
 
 def test_the_largest_batch_is_found_where_the_peak_reaches_the_memory(monkeypatch):
@@ -95,8 +95,8 @@ def test_batches_of_the_other_families_have_what_their_losses_read(family):
         assert shapes["masked_targets"].shape == (4, 3)  # the ceiling of 0.15 x 16
 
 
-def test_what_cannot_be_planned_is_refused():
-    with pytest.raises(ValueError, match="the task 'reward' does not say how large"):
+def test_preflight_refuses_configs_that_it_cannot_plan():
+    with pytest.raises(ValueError, match="the task 'reward' does not define the shapes"):
         tj.preflight(CONFIG.replace(model=MODEL.replace(family="reward")))
     with pytest.raises(ValueError, match="lora.rank=4"):
         tj.preflight(CONFIG.replace(lora=LoraConfig(rank=4)))
@@ -106,7 +106,7 @@ def test_what_cannot_be_planned_is_refused():
         tj.preflight(CONFIG, device="abacus")
 
 
-def test_a_device_that_is_too_small_is_said_so(found):
+def test_preflight_reports_a_device_that_is_too_small(found):
     small = dataclasses.replace(found, chip=Chip("tiny", 1e6, 1e12, 1e9), fits=False, largest_batch=0)
     assert "DOES NOT FIT; largest batch: none" in str(small)
 

@@ -4,12 +4,14 @@ import pathlib
 import re
 
 import jax
+import pytest
 
 import transformer_jax as tj
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "extending" / "training.md"
 
 
+@pytest.mark.long
 def test_the_page_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
     scope: dict = {}

@@ -88,9 +88,9 @@ def test_eight_devices_and_a_saved_model(model, tmp_path):
     np.testing.assert_array_equal(tj.forward(loaded.model, TOKENS), expected)
 
 
-def test_what_it_cannot_take_is_said(model):
+def test_unsupported_inputs_raise_with_the_reason(model):
     q = jnp.ones((1, 4, 2, 8))
-    with pytest.raises(ValueError, match="implementation='plain' cannot take this attention: it takes no bias"):
+    with pytest.raises(ValueError, match="implementation='plain' cannot compute this attention: it takes no bias"):
         tj.ops.attend(q, q, q, bias=jnp.zeros((1, 2, 4, 4)), implementation="plain")
     tj.ops.attend(q, q, q, bias=jnp.zeros((1, 2, 4, 4)))  # "auto" passes over it
     with pytest.raises(ValueError, match="'xla' is a built-in"):

@@ -1,4 +1,4 @@
-"""A block of one's own, defined in this file alone: parallel residual, gated attention, squared
+"""A custom block, defined only in this file: parallel residual, gated attention, squared
 activations."""
 
 import dataclasses
@@ -15,8 +15,9 @@ from flax import nnx
 import transformer_jax as tj
 from transformer_jax.config import MeshConfig
 from transformer_jax.nn.attention import Attention
-from transformer_jax.nn.blocks import feed_forward, prepared, self_attention
+from transformer_jax.nn.blocks import prepared, self_attention
 from transformer_jax.nn.layers import Linear, Norm
+from transformer_jax.nn.mlp import feed_forward
 from transformer_jax.nn.sites import Sites
 from transformer_jax.sharding import batch_sharding, make_mesh, shardings
 
@@ -27,7 +28,7 @@ TOKENS = jax.random.randint(jax.random.key(5), (2, 9), 0, CONFIG.vocab_size)
 
 
 class SquaredRelu(nnx.Module):
-    """A feed-forward layer that is a call and nothing else (So et al., 2021, Primer)."""
+    """A feed-forward layer that defines only ``__call__`` (So et al., 2021, Primer)."""
 
     def __init__(self, config, *, key):
         up_key, down_key = jax.random.split(key)
@@ -50,13 +51,13 @@ class GatedParallelBlock(nnx.Module):
         self.mlp = SquaredRelu(config, key=mlp_key)
 
     def __call__(self, x_BTD, context, layer, *, cache=None, key=None, intervene=None):
-        seen = Sites(intervene, layer)
-        x_BTD = seen("residual", x_BTD)
+        sites = Sites(intervene, layer)
+        x_BTD = sites("residual", x_BTD)
         read_BTD = self.norm(x_BTD)
         gate_BTN1 = jax.nn.sigmoid(self.gate(read_BTD))[..., None]
-        trace, cache = self_attention(self.attention, x_BTD, read_BTD, context, seen, cache=cache, key=key,
+        trace, cache = self_attention(self.attention, x_BTD, read_BTD, context, sites, cache=cache, key=key,
                                       gate_BTNH=gate_BTN1)
-        mlp_BTD, neurons_BTF = feed_forward(self.mlp, read_BTD, seen)
+        mlp_BTD, neurons_BTF = feed_forward(self.mlp, read_BTD, sites)
         trace = dataclasses.replace(trace, mlp_output=mlp_BTD, neurons=neurons_BTF)
         return x_BTD + trace.attention_output + mlp_BTD, trace, cache
 
@@ -192,11 +193,11 @@ def test_eight_devices_compute_what_one_does():
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_what_was_saved_loads_with_a_template(tmp_path):
+def test_a_saved_custom_block_loads_with_a_template(tmp_path):
     tj.save(tmp_path, tj.Bundle(model=make(), tokenizer=None, config=CONFIG))
-    with pytest.raises(ValueError, match=r"GatedParallelBlock at 'stack.blocks'.*template=model.*block=Gated"):
+    with pytest.raises(ValueError, match=r"GatedParallelBlock at 'stack.blocks'.*template=model.*block=GatedP"):
         tj.load(tmp_path)
-    with pytest.raises(ValueError, match="GatedParallelBlock at 'stack.blocks', the template has .*blocks.Block"):
+    with pytest.raises(ValueError, match="GatedParallelBlock at 'stack.blocks', but the template has .*blocks.Block"):
         tj.load(tmp_path, template=tj.Decoder(CONFIG, key=jax.random.key(1)))
     template = jax.eval_shape(lambda key: tj.Decoder(CONFIG, key=key, block=GatedParallelBlock), jax.random.key(1))
     loaded = tj.load(tmp_path, template=template).model
@@ -224,3 +225,29 @@ def test_the_recipe_of_the_documentation_runs():
     assert namespace["maps"].shape == (1, 4, 3, 3) and len(namespace["tokens"][0]) == 4
     np.testing.assert_array_equal(namespace["bundle"].model.stack.blocks.gate.kernel[...],
                                   namespace["model"].stack.blocks.gate.kernel[...])
+
+
+@pytest.mark.long
+def test_a_run_that_begins_from_a_model_with_such_a_block_keeps_it(tmp_path):
+    texts = ["abcab", "bcabc"] * 20
+    tokenizer = tj.Tokenizer.train(texts, kind="char")
+    config = CONFIG.replace(vocab_size=tokenizer.vocab_size, max_len=8)
+    model = tj.Decoder(config, key=jax.random.key(0), block=GatedParallelBlock)
+    base = tj.Bundle(model=model, tokenizer=tokenizer, config=config)
+    run = tj.ExperimentConfig(steps=1, batch_size=8, sample=tj.config.SampleConfig(every=0),
+                              optim=tj.config.OptimConfig(warmup_steps=0))
+    trained = tj.train(run, texts, base=base, workdir=tmp_path)
+    assert isinstance(trained.model.stack.blocks, GatedParallelBlock)
+    with pytest.raises(ValueError, match=r"GatedParallelBlock at 'stack.blocks'.*load\(directory, template=model\)"):
+        tj.load(tmp_path)
+    loaded = tj.load(tmp_path, template=model)
+    assert all(np.array_equal(*pair) for pair in zip(jax.tree.leaves(loaded.model), jax.tree.leaves(trained.model),
+                                                     strict=True))
+    with pytest.raises(ValueError, match="has custom modules .* its settings cannot be changed"):
+        tj.train(run.replace(model=tj.ModelConfig(dropout=0.5)), texts, base=base)
+
+
+@pytest.mark.parametrize("block", [int, 3, None])
+def test_what_makes_no_block_is_refused(block):
+    with pytest.raises(TypeError, match="cannot make the block of a layer; expected a subclass of nnx.Module"):
+        tj.Decoder(tj.ModelConfig(vocab_size=5, model_dim=4, num_heads=1), key=jax.random.key(0), block=block)

@@ -1,4 +1,4 @@
-"""A Hugging Face family of one's own, whose tables stand in this file."""
+"""A custom Hugging Face family, whose tables are in this file."""
 
 import contextlib
 import json
@@ -43,7 +43,7 @@ OWN = Family(
     ),
     fixed={"family": "decoder", "positions": "learned"},
     requires={"causal": True},
-    # Two settings of theirs for one field of ours, and one that counts otherwise.
+    # Two of their settings express one field of ours, and one setting counts differently.
     read=lambda settings: {"num_heads": settings["width"] // settings["head_width"],
                            "max_len": settings["last_position"] + 1},
     write=lambda config: {"head_width": config.head_dim, "last_position": config.max_len - 1},
@@ -53,7 +53,7 @@ CONFIG = tj.ModelConfig(vocab_size=19, max_len=12, num_layers=3, num_heads=2, mo
 
 @pytest.fixture
 def known():
-    """The family is known in one test, and in no other."""
+    """Registers the family for one test only."""
     before = dict(FAMILIES)
     register_family(OWN)
     yield
@@ -126,14 +126,14 @@ def test_onto_eight_devices_and_into_a_bundle(known, tmp_path):
     (dict(norm_epsilon=1e-6, dropout=0.1), r"norm_epsilon=1e-06 \(expected 1e-05\), dropout=0.1 \(expected 0.0\)"),
     (dict(activation="gelu"), r"renamed_gpt2: activation='gelu' \(expected 'relu' or 'gelu_tanh'\)"),
 ])
-def test_what_the_tables_do_not_express_is_refused(known, changes, words, tmp_path):
+def test_fields_that_the_tables_cannot_express_are_refused(known, changes, words, tmp_path):
     bundle = random_bundle(CONFIG.replace(**changes))
     with pytest.raises(ValueError, match=words):
         tj.to_huggingface(bundle, tmp_path / "own", model_type="renamed_gpt2")
     assert not (tmp_path / "own").exists()
 
 
-def test_what_is_wrong_with_their_files(known, tmp_path):
+def test_invalid_files_of_a_custom_family_raise(known, tmp_path):
     tj.to_huggingface(random_bundle(CONFIG), tmp_path, model_type="renamed_gpt2")
     path = tmp_path / "config.json"
     settings = json.loads(path.read_text())
@@ -146,13 +146,13 @@ def test_what_is_wrong_with_their_files(known, tmp_path):
 
 
 def test_a_name_is_taken_once(known):
-    with pytest.raises(ValueError, match=r"'renamed_gpt2' is known already; .*replace=True"):
+    with pytest.raises(ValueError, match=r"'renamed_gpt2' is already registered; .*replace=True"):
         register_family(OWN)
     assert register_family(OWN, replace=True) is OWN
 
 
 def test_a_family_that_is_not_registered(tmp_path):
-    with pytest.raises(ValueError, match=r"no family of models has the type 'renamed_gpt2'; .*register_family"):
+    with pytest.raises(ValueError, match=r"model_type='renamed_gpt2' is not supported; .*register_family"):
         tj.to_huggingface(random_bundle(CONFIG), tmp_path, model_type="renamed_gpt2")
 
 

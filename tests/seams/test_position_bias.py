@@ -1,4 +1,4 @@
-"""A bias of one's own, defined in this file alone: its maps, its gradients, and the same on eight
+"""A custom bias, defined only in this file: its maps, its gradients, and the same results on eight
 devices."""
 
 import dataclasses
@@ -77,7 +77,7 @@ def model_with_bias(monkeypatch):
     return tj.Decoder(CONFIG, key=jax.random.key(0))
 
 
-def test_a_bias_is_what_has_the_method():
+def test_a_bias_is_any_object_with_the_method():
     assert isinstance(Undeclared(jnp.asarray(STRENGTH)), PositionBias)
     assert not isinstance(jnp.zeros(3), PositionBias)
 
@@ -105,17 +105,17 @@ def test_the_maps_of_a_model_are_those_of_a_float64_softmax(model_with_bias):
 
 
 def test_an_intervention_sees_the_bias_as_an_array(model_with_bias):
-    seen = {}
+    shapes = {}
 
     def look(site, layer, value):
         if site == "attention_bias":
-            seen["shape"] = value.shape
+            shapes["shape"] = value.shape
             return value + 1.0  # the same for every key: the softmax does not change
         return value
 
     tokens = jnp.arange(T)[None] % 16
     plain, changed = tj.trace(model_with_bias, tokens), tj.trace(model_with_bias, tokens, intervene=look)
-    assert seen["shape"] == (1, N, T, T)
+    assert shapes["shape"] == (1, N, T, T)
     np.testing.assert_allclose(changed.attention(), plain.attention(), atol=2e-6)
 
 

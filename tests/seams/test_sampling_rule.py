@@ -1,5 +1,4 @@
-"""A sampling rule of one's own, as the documentation writes it, and interventions while
-decoding."""
+"""A custom sampling rule, as in the documentation, and interventions during decoding."""
 
 import pathlib
 import re
@@ -26,7 +25,8 @@ def model() -> tj.Decoder:
 @pytest.fixture(scope="module")
 def recipe(model) -> dict:
     names = {"model": model, "__name__": "recipe"}
-    exec(compile(re.search(r"```python\n(.*?)```", RECIPE.read_text(), re.S)[1], str(RECIPE), "exec"), names)
+    for part in re.findall(r"```python\n(.*?)```", RECIPE.read_text(), re.S):
+        exec(compile(part, str(RECIPE), "exec"), names)
     return names
 
 
@@ -49,7 +49,7 @@ def penalized(logits, context):
 
 
 def test_the_rule_equals_a_plain_loop_in_a_batch_and_alone(model, recipe):
-    rule = recipe["PresencePenalty"](2.0)
+    rule = recipe["UsedTokenPenalty"](2.0)
     together_ = tj.generate(model, PROMPTS, processors=[rule], sampling=GREEDY, max_new_tokens=12).tokens
     assert together_ == [plain_loop(model, prompt, 12, penalized) for prompt in PROMPTS]
     assert together_ != tj.generate(model, PROMPTS, sampling=GREEDY, max_new_tokens=12).tokens
@@ -64,7 +64,7 @@ def test_a_new_setting_compiles_nothing(model, recipe):
         lambda event, duration, **_: compiles.append(event) if "backend_compile" in event else None)
     for penalty in (1.0, 3.0):
         compiles.clear()
-        tj.generate(model, PROMPTS, processors=[recipe["PresencePenalty"](penalty)], sampling=GREEDY,
+        tj.generate(model, PROMPTS, processors=[recipe["UsedTokenPenalty"](penalty)], sampling=GREEDY,
                     max_new_tokens=12)
     assert not compiles
 
@@ -72,12 +72,12 @@ def test_a_new_setting_compiles_nothing(model, recipe):
 def test_stream_applies_the_rule(recipe):
     tokenizer = tj.Tokenizer.train(["abcdefgh"], kind="char")
     model = tj.Decoder(CONFIG.replace(vocab_size=tokenizer.vocab_size), key=jax.random.key(2))
-    options = dict(tokenizer=tokenizer, processors=[recipe["PresencePenalty"](5.0)], sampling=GREEDY, max_new_tokens=9)
+    options = dict(tokenizer=tokenizer, processors=[recipe["UsedTokenPenalty"](5.0)], sampling=GREEDY, max_new_tokens=9)
     assert "".join(tj.stream(model, "abc", **options)) == tj.generate(model, "abc", **options).texts[0]
 
 
-def test_what_is_no_rule_is_refused(model, recipe):
-    for wrong in (recipe["PresencePenalty"], 3):
+def test_invalid_sampling_rules_raise(model, recipe):
+    for wrong in (recipe["UsedTokenPenalty"], 3):
         with pytest.raises(ValueError, match="processors has"):
             tj.generate(model, PROMPTS, processors=[wrong], sampling=GREEDY, max_new_tokens=8)
 
@@ -108,3 +108,15 @@ def test_the_prepared_model_replaces_the_original(model):
     for decode in (lambda m: tj.generate(m, PROMPTS, sampling=GREEDY, max_new_tokens=8).tokens,
                    lambda m: tj.beam_search(m, PROMPTS, max_new_tokens=8).tokens):
         assert decode(prepared) == decode(model)
+
+
+def test_a_pass_without_a_cache_refuses_the_prepared_model(model):
+    prepared = tj.prepare_for_decoding(model)
+    pair = tj.prepare_for_decoding(tj.EncoderDecoder(CONFIG.replace(family="encoder_decoder"), key=jax.random.key(0)))
+    tokenizer = tj.Tokenizer.train(["abcdefgh"], kind="char")
+    tokens = np.array([[1, 2]])
+    for call in (lambda: tj.forward(prepared, tokens), lambda: tj.trace(prepared, tokens), lambda: prepared(tokens),
+                 lambda: tj.score(prepared, "abc", tokenizer=tokenizer), lambda: tj.embed(prepared, tokens.tolist()),
+                 lambda: jax.grad(lambda model: model(tokens).logits.sum())(prepared), lambda: pair(tokens, tokens)):
+        with pytest.raises(ValueError, match=r"form for decoding .* needs the original model"):
+            call()

@@ -1,5 +1,5 @@
-"""An objective of one's own, in one file: contrastive embeddings of pairs of texts, by every
-program and preflight."""
+"""A custom objective in one file: contrastive embeddings of pairs of texts, with every program and
+preflight."""
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def leaves(bundle):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(bundle.model)]
 
 
-def test_it_trains_evaluates_and_resumes(tmp_path, capsys):
+def test_it_trains_evaluates_and_resumes(one_device, tmp_path, capsys):
     bundle = tj.train(CONFIG, PAIRS, workdir=tmp_path)
     measured = tj.evaluate(bundle, PAIRS)
     untrained = tj.Bundle(model=tj.Encoder(bundle.config, key=jax.random.key(5)), tokenizer=bundle.tokenizer,
@@ -97,6 +97,7 @@ def test_it_trains_evaluates_and_resumes(tmp_path, capsys):
     assert "resuming from step 30" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_eight_devices_learn_what_one_learns():
     one, eight = (tj.train(CONFIG.replace(steps=5, mesh=mesh), PAIRS, mesh=tj.sharding.make_mesh(mesh, devices))
                   for mesh, devices in ((MeshConfig(), jax.devices()[:1]),
@@ -105,7 +106,7 @@ def test_eight_devices_learn_what_one_learns():
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_preflight_knows_it():
+def test_preflight_plans_the_custom_task():
     config = CONFIG.replace(model=CONFIG.model.replace(vocab_size=20))
     found = tj.preflight(config, mesh=tj.sharding.make_mesh(devices=jax.devices()[:1]), device="cpu", search=False)
     assert found.batch_size == 8 and found.peak > found.parameters > 0
@@ -115,7 +116,7 @@ def test_names_are_checked():
     class Other(tj.Task):
         name = "contrastive"
 
-    with pytest.raises(ValueError, match="there is a task 'contrastive' already"):
+    with pytest.raises(ValueError, match="a task with the name 'contrastive' is already registered"):
         tj.tasks.register(Other)
     with pytest.raises(ValueError, match="did you mean 'contrastive'"):
         tj.tasks.get("contrastiv")

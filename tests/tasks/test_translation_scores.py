@@ -15,8 +15,8 @@ HYPOTHESES = ["Ein Hund läuft über die Wiese.", "Zwei Männer sitzen auf der B
 
 
 def plain_bleu(hypotheses: list[str], references: list[str]) -> float:
-    """BLEU of tokens parted by spaces, by the formula of Papineni et al. 2002, section 2.3, not
-    smoothed."""
+    """BLEU of tokens separated by spaces, by the formula of Papineni et al. 2002, section 2.3,
+    without smoothing."""
     matches, totals = [0] * 4, [0] * 4
     hypotheses, references = ([text.split() for text in texts] for texts in (hypotheses, references))
     for hypothesis, reference in zip(hypotheses, references, strict=True):
@@ -89,7 +89,7 @@ def test_tokens_are_those_of_moses(language, text, tokens):
 
 
 def test_errors(monkeypatch):
-    with pytest.raises(ValueError, match="2 translations and 1 references; expected as many of both"):
+    with pytest.raises(ValueError, match="2 translations and 1 references; expected equal numbers"):
         scores(["a", "b"], ["a"], language="en")
     with pytest.raises(ValueError, match="0 translations and 0 references"):
         scores([], [], language="en")

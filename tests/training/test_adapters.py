@@ -49,14 +49,14 @@ def test_adapters_belong_to_one_model(base, adapters, tmp_path):
         load_adapters(tmp_path, jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1e-6), base))
 
 
-def test_what_is_no_directory_of_adapters(base, adapters, tmp_path):
+def test_loading_adapters_from_another_directory_raises(base, adapters, tmp_path):
     with pytest.raises(ValueError, match="holds steps"):
         load_adapters(tmp_path / "nowhere", base)
     tj.save(tmp_path / "whole", tj.Bundle(model=base, tokenizer=None, config=CONFIG))
-    with pytest.raises(ValueError, match="holds a whole model, and no adapters"):
+    with pytest.raises(ValueError, match="contains a whole model and no adapters"):
         load_adapters(tmp_path / "whole", base)
     save_adapters(tmp_path / "later", adapters, LORA, base, step=5)
-    with pytest.raises(ValueError, match="holds step 5 already, later than step 4"):
+    with pytest.raises(ValueError, match="already contains step 5, which is later than step 4"):
         save_adapters(tmp_path / "later", adapters, LORA, base, step=4)
 
 

@@ -1,14 +1,19 @@
-"""Checkpoints: what is saved comes back bit for bit, and nothing else ever does."""
+"""Checkpoints: saved values are restored bit for bit, and a damaged checkpoint is never
+restored."""
 
+import contextlib
 import errno
+import hashlib
 import json
 import os
 import pathlib
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -128,7 +133,7 @@ def test_names_in_the_store_are_paths_and_know_no_class(saved):
     assert "net/layers/0/kernel/value" in str(raised.value) and "net/layers/1/kernel" not in str(raised.value)
 
 
-def test_a_module_is_restored_whole(tmp_path):
+def test_a_module_is_restored_with_all_its_weights(tmp_path):
     net = Net(jax.random.key(3))
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 0, net)
@@ -260,6 +265,9 @@ elif moment == "published":
     pathlib.Path.rename = lambda *args: (rename(*args), die())
 elif moment == "retired":
     checkpoint.shutil.rmtree = lambda path, **kwargs: die() if str(path).endswith("deleting") else rmtree(path)
+elif moment == "replaced":
+    pathlib.Path.rename = lambda *args: (rename(*args), die() if str(args[1]).endswith("replaced") else None)
+    save(1)
 elif moment == "half deleted":
     checkpoint.shutil.rmtree = lambda path, **kwargs: (rmtree(path / "state"), die())
 save(2)
@@ -273,6 +281,7 @@ STEPS_LEFT = {
     "published": [1, 2],
     "retired": [2],
     "half deleted": [2],
+    "replaced": [1],
 }
 
 
@@ -283,7 +292,8 @@ def start_writer(directory, moment):
 
 
 def check_what_a_killed_writer_left(directory):
-    """Every step reported is whole; a reader leaves the leftovers alone, the next writer removes them."""
+    """Every reported step is complete. A reader does not touch incomplete files, and the next
+    writer removes them."""
     names = names_in(directory)
     reader = Checkpoints(directory, read_only=True)
     for step in reader.steps():
@@ -299,6 +309,7 @@ def check_what_a_killed_writer_left(directory):
     assert writer.steps() == [*steps, 77]
 
 
+@pytest.mark.long
 def test_a_writer_killed_at_a_chosen_moment_leaves_whole_steps(tmp_path):
     writers = {moment: start_writer(tmp_path / moment, moment) for moment in STEPS_LEFT}
     for moment, writer in writers.items():
@@ -321,6 +332,78 @@ def test_a_writer_killed_at_any_moment_leaves_whole_steps(tmp_path):
         steps = Checkpoints(tmp_path / str(i), read_only=True).steps()
         assert steps and steps[-1] >= confirmed
         check_what_a_killed_writer_left(tmp_path / str(i))
+
+
+# Names of directories
+
+ODD_NAMES = ["a\\b", "[ab]", "\\", "a\\..\\b", "\\\\host\\c", "gs:", "\udcff", "a b", "new\nline", "100%", "a%2Fb",
+             "#1", "ü, 日本", "~", "*", "a?b", "{x}", "$HOME", "1.writing", "-rf", "x" * 200]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_a_directory_may_have_any_name(tmp_path, name):
+    state = {"w": jnp.arange(300.0), "key": jax.random.key(1)}
+    checkpoints = Checkpoints(tmp_path / "linked" / name)
+    (tmp_path / "linked").rename(tmp_path / "real")
+    (tmp_path / "linked").symlink_to(tmp_path / "real")
+    save(checkpoints, 1, state, files={"note": b"x"})
+    restored = Checkpoints(f"{tmp_path}/linked/{name}/", read_only=True).restore(abstract(state))
+    assert tree_digest(restored.state) == tree_digest(state) and restored.files == {"note": b"x"}
+    assert names_in(tmp_path) == ["linked", "real"] and os.listdir(tmp_path / "real") == [name]
+
+
+def test_a_step_is_sealed_only_with_all_its_arrays(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "plainly_named", contextlib.nullcontext)  # so that they are written elsewhere
+    for name in ("a\\b", "[ab]"):
+        checkpoints = Checkpoints(tmp_path / name)
+        place = re.escape(str(tmp_path / name))
+        with pytest.raises(CheckpointError, match=f"^cannot save step 1 in {place}: 23 of 23 arrays were not written"):
+            save(checkpoints, 1, make_state())
+        assert checkpoints.steps() == []
+    with pytest.raises(CheckpointError, match="files/tokenizer.model was not written"):
+        manifest.seal(tmp_path, {"step": 1, "arrays": {}, "key_impls": {}}, ["files/tokenizer.model"])
+
+
+def sealed_again(directory, change):
+    """Changes the manifest of a step as somebody who knows how it is checked."""
+    content = json.loads((directory / "manifest.json").read_text())
+    change(content)
+    changed = json.dumps(content).encode()
+    (directory / "manifest.json").write_bytes(changed)
+    (directory / "manifest.sha256").write_bytes(manifest.checksum_line(changed))
+
+
+def test_a_manifest_names_no_file_outside(saved, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"1234")
+    record = {"bytes": 4, "sha256": hashlib.sha256(b"1234").hexdigest()}
+    for name in (str(secret), "../../../secret", "files/../../../../secret", "", "files/a\0b"):
+        sealed_again(saved / "2", lambda content, name=name: content.update(files={name: record}))
+        with pytest.raises(CheckpointError, match="run/2 is damaged: manifest.json names a file outside of it"):
+            Checkpoints(saved, read_only=True).restore({}, step=2)
+
+
+def test_a_step_that_was_sealed_without_its_arrays_is_damaged(saved):
+    reader = Checkpoints(saved, read_only=True)
+    for change, message in (
+        (lambda content: content["files"].pop("state/manifest.ocdbt"), "it was sealed without state/manifest.ocdbt"),
+        (lambda content: content["files"].pop("metadata.json"), "it was sealed without metadata.json and state/"),
+        (lambda content: content["files"].update(a=3), ".*manifest.json: files.a is 3; expected a JSON object"),
+        (lambda content: content.pop("arrays"), ".*manifest.json has no 'arrays'; found the keys"),
+    ):
+        sealed_again(saved / "2", change)
+        with pytest.raises(CheckpointError, match=f"run/2 is damaged: {message}"):
+            reader.restore({}, step=2)
+    with pytest.warns(UserWarning, match="run/2 is damaged: .*; using step 1 instead"):
+        assert reader.restore({}).step == 1
+
+
+def test_an_error_of_orbax_becomes_one_line(saved, monkeypatch):
+    reader = Checkpoints(saved, read_only=True)
+    error = ValueError("NOT_FOUND: Error opening \"zarr\" driver\n  [source locations]")
+    monkeypatch.setattr(reader._handler, "restore", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(CheckpointError, match=r"^cannot read the arrays in .*/run/2/state: NOT_FOUND: .*locations\]$"):
+        reader.restore(abstract(make_state()))
 
 
 # Damage
@@ -367,7 +450,7 @@ def test_nothing_is_deserialised_before_everything_is_verified(saved, monkeypatc
         reader.restore(abstract(make_state()), step=2)
 
 
-def test_no_good_step(saved, tmp_path):
+def test_restoring_without_an_undamaged_step_is_an_error(saved, tmp_path):
     for step in "12":
         (saved / step / "metadata.json").unlink()
     reader = Checkpoints(saved, read_only=True)
@@ -454,7 +537,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 2 MiB, where this machine lets the test mount one."""
+    """Mounts a file system of 2 MiB. Skips the test if this machine does not allow it."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)]
     try:
         mounted = subprocess.run(mount, capture_output=True).returncode == 0
@@ -493,6 +576,22 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(small_disk, caplog):
     assert checkpoints.steps() == [1, 3]
 
 
+def test_a_full_disk_prints_no_stack_trace(small_disk, monkeypatch):
+    """Orbax closes its loop when the first array fails, and tensorstore still has to tell it of the
+    others."""
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(str(unraisable.exc_value)))
+    arrays = {str(i): jax.random.normal(jax.random.key(i), (20_000,)) for i in range(60)}
+    with contextlib.closing(Checkpoints(small_disk / "run")) as checkpoints:
+        for step in range(4):
+            checkpoints.save(step, arrays, metadata={})
+            with pytest.raises(CheckpointError, match="No space left on device"):
+                checkpoints.wait()
+    assert printed == []
+    sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError("another")))  # every other message is still printed
+    assert printed == ["another"]
+
+
 @pytest.mark.parametrize("function", ["seal", "flush"])
 def test_a_disk_that_fills_up_late(tmp_path, monkeypatch, function):
     def full(*_):
@@ -507,12 +606,12 @@ def test_a_disk_that_fills_up_late(tmp_path, monkeypatch, function):
     assert names_in(tmp_path) == ["1"]
 
 
-def test_what_cannot_be_stored_is_refused_before_anything_is_written(tmp_path):
+def test_values_that_cannot_be_stored_are_refused_before_anything_is_written(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     good = {"state": {"w": jnp.zeros(2)}, "metadata": {}}
     for change, message in (
-        ({"metadata": {"w": jnp.zeros(2)}}, "metadata is not JSON"),
-        ({"files": {"../escape": b""}}, r"'\.\./escape' must have no directory"),
+        ({"metadata": {"w": jnp.zeros(2)}}, "metadata cannot be written as JSON"),
+        ({"files": {"../escape": b""}}, r"'\.\./escape' must not contain a directory"),
         ({"state": {"w": np.zeros(2)}}, "w is a ndarray; a checkpoint stores jax.Array leaves only"),
         ({"state": {"a": {"b": jnp.zeros(1)}, "a/b": jnp.zeros(1)}}, "two leaves of the state have the same path"),
     ):

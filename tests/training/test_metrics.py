@@ -96,7 +96,7 @@ def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path):
     assert starts[-1] == 5
 
 
-def test_no_file_is_no_line(tmp_path):
+def test_a_missing_file_has_no_lines(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 

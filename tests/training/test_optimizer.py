@@ -119,8 +119,7 @@ def test_muon_orthogonalises_hidden_matrices_and_leaves_the_rest_to_adamw():
         for update in history[step]["stacked"] - history[step + 1]["stacked"]:
             singular = np.linalg.svd(update, compute_uv=False) / (0.05 * np.sqrt(6 / 4))
             assert singular.min() > 0.6 and singular.max() < 1.25
-    # A layer of the stack has the update of that layer alone: of the polar factor of its own
-    # gradient.
+    # Each layer of the stack has its own update: the polar factor of its own gradient.
     g = values(gradients(0))["stacked"]
     for layer in range(3):
         u, _, vt = np.linalg.svd(g[layer], full_matrices=False)
@@ -146,8 +145,8 @@ def test_decay_is_times_the_learning_rate_and_on_matrices_only(name):
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd", "muon"])
 def test_falls_on_a_quadratic(name):
-    """Least squares: each optimizer takes the loss of a stacked matrix and a bias to a small part
-    of what it was."""
+    """Least squares: each optimizer reduces the loss of a stacked matrix and a bias to a small part
+    of its first value."""
     rng = np.random.default_rng(0)
     goal = jnp.asarray(rng.normal(size=(2, 40, 40)), jnp.float32)
     params = {"w": nnx.Param(jnp.zeros((2, 40, 40)), axes=("embed", "mlp")),

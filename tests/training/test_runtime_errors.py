@@ -1,4 +1,4 @@
-"""What the runtime's errors become."""
+"""Errors of the JAX runtime become clear messages."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ def test_too_large_an_array_names_the_levers_in_order():
     with pytest.raises(OutOfMemoryError) as caught, explained(CONFIG, 8):
         jax.block_until_ready(jnp.zeros((1 << 24, 1 << 24)))  # a petabyte
     message = str(caught.value)
-    levers = ["smaller batch_size (12)", "larger optim.accumulation (1)", "model.remat=full (none)",
-              "larger mesh.fsdp (1 of 8 devices)", "model.dtype=bfloat16 (float32)", "loss.most_logits=0",
+    levers = ["smaller batch_size (now 12)", "larger optim.accumulation (now 1)", "model.remat=full (now none)",
+              "larger mesh.fsdp (now 1 of 8 devices)", "model.dtype=bfloat16 (now float32)", "loss.most_logits=0",
               "experiments.preflight"]
     places = [message.index(lever) for lever in levers]
     assert places == sorted(places) and "\n" not in message

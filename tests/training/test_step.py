@@ -60,7 +60,7 @@ def make_batch(seed=0, weights=None):
         batch["weights"] = jnp.ones((B, T))
     elif weights == "random":
         batch["weights"] = jnp.asarray(rng.random((B, T)) * (rng.random((B, T)) > 0.3), jnp.float32)
-    elif weights == "sparse":  # together less than one token
+    elif weights == "sparse":  # the sum of their weights is less than one token
         batch["weights"] = jnp.zeros((B, T)).at[1, 2].set(0.25).at[6, 3].set(0.5)
     return batch
 
@@ -149,7 +149,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(accumulation):
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_further_sums_come_out_as_means(accumulation):
-    """Over the same weights as the loss, whatever the microbatches."""
+    """The mean uses the same weights as the loss, for any number of microbatches."""
     def loss_fn(params, batch, key):
         loss, weight = next_token_loss()(params, batch, key)
         return loss, weight, {"double": 2.0 * loss, "place": (batch["weights"] * jnp.arange(T)).sum()}
@@ -196,11 +196,11 @@ def test_dropout_depends_on_the_key_and_the_step_only():
 
     def losses(seed, num_steps=3, first=0):
         state = dataclasses.replace(start("none", dropout=0.5), key=jax.random.key(seed), step=jnp.int32(first))
-        seen = []
+        losses = []
         for _ in range(num_steps):
             state, metrics = step(state, make_batch())
-            seen.append(float(metrics["loss"]))
-        return seen
+            losses.append(float(metrics["loss"]))
+        return losses
 
     assert losses(1) == losses(1)
     assert len(set(losses(1))) == 3  # the weights and the batch stay: only the dropout changes

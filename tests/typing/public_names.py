@@ -16,7 +16,7 @@ from transformer_jax.runs import Preflight
 def bundles() -> None:
     bundle = tj.load("runs/book")
     assert_type(bundle, tj.Bundle)
-    assert_type(bundle.model, tj.Decoder | tj.Encoder | tj.EncoderDecoder | tj.RewardModel)
+    assert_type(bundle.model, tj.Decoder | tj.Encoder | tj.EncoderDecoder | tj.RewardModel | tj.Classifier)
     assert_type(bundle.config, tj.ModelConfig)
     assert_type(bundle.tokenizer, tj.Tokenizer | HuggingFaceTokenizer | None)
     assert_type(tj.from_huggingface("gpt2"), tj.Bundle)
@@ -46,6 +46,24 @@ def decoding(decoder: tj.Decoder, encoder: tj.Encoder, tokenizer: tj.Tokenizer) 
     assert_type(tj.score(decoder, "To be", tokenizer=tokenizer), tj.decoding.Score)
     assert_type(tj.fill_mask(encoder, "To <mask>", tokenizer=tokenizer), list[list[list[tj.decoding.Candidate]]])
     assert_type(tj.embed(encoder, "To be", tokenizer=tokenizer), np.ndarray | list[np.ndarray])
+
+
+def a_loaded_model_needs_no_cast(vectors_ND: np.ndarray) -> None:
+    """The family of the model is known only at run time, so the functions check it there."""
+    bundle = tj.load("runs/book")
+    model, tokenizer = bundle.model, bundle.tokenizer
+    assert_type(tj.generate(model, "To be", tokenizer=tokenizer), tj.Generation)
+    assert_type(tj.stream(model, "To be", tokenizer=tokenizer), Iterator[str])
+    assert_type(tj.beam_search(model, ["To be"], tokenizer=tokenizer), tj.BeamSearch)
+    assert_type(tj.score(model, "To be", tokenizer=tokenizer), tj.decoding.Score)
+    assert_type(tj.fill_mask(model, "To <mask>", tokenizer=tokenizer), list[list[list[tj.decoding.Candidate]]])
+    assert_type(tj.embed(model, "To be", tokenizer=tokenizer), np.ndarray | list[np.ndarray])
+    assert_type(tj.similarity(vectors_ND, vectors_ND), jax.Array)
+    assert_type(tj.inspect_text(bundle, "To be"), tj.Inspection)
+    assert_type(tj.inspect_text(model, "To be", tokenizer), tj.Inspection)
+    assert_type(tj.trace(model, "To be", tokenizer=tokenizer), tj.Trace | tj.models.PairTrace)
+    assert_type(tj.forward(model, "To be", tokenizer=tokenizer), jax.Array)
+    assert_type(tj.prepare_for_decoding(model), tj.Decoder | tj.EncoderDecoder)
 
 
 def tokenizers(ours: tj.Tokenizer, theirs: HuggingFaceTokenizer) -> list[tj.data.TextTokenizer]:

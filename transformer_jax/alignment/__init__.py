@@ -1,5 +1,5 @@
-"""From a base model to an assistant: reward models, reinforcement learning, preferences,
-judging."""
+"""Methods that turn a base model into an assistant: reward models, reinforcement learning, direct
+preference optimisation, and the comparison of models by a judge."""
 
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from transformer_jax.alignment.rankings import Rankings
     from transformer_jax.alignment.reward import expected_calibration_error, ranking_loss, reward_loss
-    from transformer_jax.alignment.rollout import Rollout, collect
+    from transformer_jax.alignment.rollouts import Rollout, collect
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

@@ -1,12 +1,15 @@
-"""Direct preference optimisation: the policy as its own reward model."""
+"""Direct preference optimisation (DPO): train the policy on comparisons without a reward model."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Float
 from tqdm import tqdm
 
 from transformer_jax.alignment.rankings import Rankings
@@ -16,9 +19,17 @@ from transformer_jax.models.decoder import Decoder
 from transformer_jax.training.step import Batch, LossFn, Sums
 
 
-def response_logprobs(model: Decoder, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-    """log P of every response given its prompt, float32 ``[B, K]`` in nats, for a batch of
-    :class:`Rankings`."""
+def response_logprobs(model: Decoder, batch: Batch, key: jax.Array | None = None) -> Float[Array, "B K"]:
+    """Computes the log probability of every response given its prompt.
+
+    Args:
+      model: the decoder.
+      batch: a batch of ``Rankings``: ``tokens``, ``segment_ids`` and ``mask``, each ``[B, K, T]``.
+      key: a PRNG key that switches dropout on; ``None`` runs the model without dropout.
+
+    Returns:
+      The log probabilities, float32 ``[B, K]``, in nats; 0 where there is no response.
+    """
     B, K, T = batch["tokens"].shape
     tokens_MT, mask_MT = batch["tokens"].reshape(B * K, T), batch["mask"].reshape(B * K, T)
     logits_MTV = model(tokens_MT, segment_ids_BT=batch["segment_ids"].reshape(B * K, T), key=key).logits
@@ -31,28 +42,46 @@ _measure = jax.jit(response_logprobs)
 
 
 def with_reference(rankings: Rankings, reference: Decoder, batch_size: int = 32) -> Rankings:
-    """The rankings with the log-probabilities of the reference, measured once.
+    """Adds the log probabilities of the responses under the reference model to rankings.
+
+    The reference model does not change during training, so they are computed only once.
+
+    Args:
+      rankings: the ranked responses, N prompts with up to K responses each.
+      reference: the reference model, usually the model before training.
+      batch_size: number of prompts that are processed at a time.
+
+    Returns:
+      A copy of the rankings in which ``reference_logprobs_NK`` is set.
 
     Raises:
-      ValueError: for a reference of another vocabulary.
+      ValueError: if the rankings contain a token that is not in the vocabulary of the reference.
     """
     largest = int(rankings.tokens_NKT.max())
-    if largest >= reference.config.vocab_size:
-        raise ValueError(f"the rankings hold token {largest}, but the reference has a vocabulary of "
-                         f"{reference.config.vocab_size}; both must have the same tokenizer")
+    if largest >= cast(int, reference.config.vocab_size):  # None only in a config that has no model yet
+        raise ValueError(f"the rankings contain the token id {largest}, but the reference model has a vocabulary of "
+                         f"{reference.config.vocab_size} tokens; build the rankings with the tokenizer of the "
+                         "reference model")
     parts = [np.asarray(_measure(reference, batch)) for batch in tqdm(
         rankings.batches(batch_size), unit="batch", desc="reference", leave=False)]
     return dataclasses.replace(rankings, reference_logprobs_NK=np.concatenate(parts)[:len(rankings)])
 
 
 def dpo_loss(config: PreferenceConfig) -> LossFn:
-    """Batches of :class:`Rankings` with reference log-probabilities; pairs as published, rankings
-    by Plackett-Luce.
+    """Makes the DPO loss for pairs and longer rankings of responses.
 
-    A response's reward is ``beta`` times the log ratio of its probabilities under the policy and
-    under the reference.
+    The implicit reward of a response is ``beta`` times the log ratio of its probabilities under the
+    policy and under the reference model. The loss is the negative log-likelihood of the rankings
+    under the Plackett-Luce model of these rewards; for pairs it is the published DPO loss.
 
-    Source: Rafailov et al. (2023), equation 7, and for rankings appendix A.3.
+    Source: Rafailov et al. (2023), equation 7, and appendix A.3 for rankings.
+
+    Args:
+      config: the settings of preference learning, of which ``beta`` is used.
+
+    Returns:
+      A loss function for ``make_train_step``. It takes batches of ``Rankings`` that contain
+      ``reference_logprobs`` (see ``with_reference``).
     """
     def loss_fn(model: Decoder, batch: Batch, key: jax.Array | None = None) -> Sums:
         log_ratios_BK = response_logprobs(model, batch, key) - batch["reference_logprobs"]

@@ -1,5 +1,4 @@
-"""Which model answers better: win rates under a judge, Elo ratings, distance from the base,
-diversity."""
+"""Measures of how well models answer: win rates under a judge, Elo ratings, and diversity."""
 
 from __future__ import annotations
 
@@ -7,27 +6,35 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
+
+Scores = Sequence[float] | Float[np.ndarray, " prompts"]
 
 
-def win_rate(scores_a: Sequence[float], scores_b: Sequence[float], z: float = 1.96) -> tuple[float, float, float]:
-    """How often A's answer is better than B's to the same prompt; a tie is half a win.
+def win_rate(scores_a: Scores, scores_b: Scores, z: float = 1.96) -> tuple[float, float, float]:
+    """Computes how often model A's answer scores higher than model B's answer to the same prompt.
+
+    A tie counts as half a win.
 
     Args:
-      scores_a: the judge's score of A's answer to each prompt.
-      scores_b: likewise of B's.
-      z: standard deviations of the interval; 1.96 for 95 %.
+      scores_a: the judge's scores of A's answers, one per prompt.
+      scores_b: the judge's scores of B's answers, in the same order of prompts.
+      z: width of the interval in standard deviations; 1.96 gives a 95 % interval.
 
     Returns:
-      The rate, and the lower and upper end of its Wilson (1927) score interval.
+      The win rate of A in [0, 1], and the lower and the upper end of its Wilson (1927) score
+      interval.
 
     Raises:
-      ValueError: for no score, not as many of both, or one that is not a number.
+      ValueError: if there are no scores, the two models do not have the same number of scores, or a
+        score is NaN.
     """
     a, b = np.asarray(scores_a, np.float64), np.asarray(scores_b, np.float64)
     if a.shape != b.shape or a.ndim != 1 or not a.size:
-        raise ValueError(f"scores of shapes {a.shape} and {b.shape}; expected one a prompt of each model")
+        raise ValueError(f"got scores of the shapes {a.shape} and {b.shape}; expected one score per prompt for each "
+                         "model, for the same prompts")
     if np.isnan(a).any() or np.isnan(b).any():
-        raise ValueError("a judge's score is NaN; it must be a number")
+        raise ValueError("a score of the judge is NaN; every score must be a number, so check the judge")
     n = len(a)
     rate = float((0.5 + 0.5 * np.sign(a - b)).mean())
     center = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -35,22 +42,26 @@ def win_rate(scores_a: Sequence[float], scores_b: Sequence[float], z: float = 1.
     return rate, max(center - half, 0.0), min(center + half, 1.0)
 
 
-def elo_ratings(scores: Mapping[str, Sequence[float]], mean: float = 1000.0) -> dict[str, float]:
-    """Ratings of several models that answered the same prompts: 400 points are odds of 10 to 1.
+def elo_ratings(scores: Mapping[str, Scores], mean: float = 1000.0) -> dict[str, float]:
+    """Computes Elo ratings of several models that answered the same prompts.
 
-    The maximum likelihood of the Bradley-Terry model over all pairs of answers to a prompt (Hunter,
-    2004, equation 3), with half a win each way added to every pair of models: else one that always
-    wins would rate infinitely high.
+    A difference of 400 points means odds of 10 to 1. The ratings are the maximum likelihood
+    estimate of the Bradley-Terry model over all pairs of answers to a prompt (Hunter, 2004,
+    equation 3). For every pair of models, half a win is added to both sides, because otherwise the
+    rating of a model that always wins would be infinite.
 
     Args:
-      scores: the judge's scores by model, in the order of the prompts.
-      mean: of the ratings.
+      scores: the judge's scores by the name of the model, in the same order of prompts.
+      mean: the mean of all ratings.
+
+    Returns:
+      The rating of each model, by its name.
 
     Raises:
-      ValueError: fewer than two models, or as in :func:`win_rate`.
+      ValueError: if there are fewer than two models, or if ``win_rate`` rejects the scores.
     """
     if len(scores) < 2:
-        raise ValueError(f"ratings compare models; expected two or more, got {list(scores)}")
+        raise ValueError(f"got scores of {list(scores)}; expected at least two models, because ratings compare models")
     names = list(scores)
     num_prompts = len(scores[names[0]])
     wins = np.array([[0.0 if a == b else win_rate(scores[a], scores[b])[0] * num_prompts + 0.5 for b in names]
@@ -60,18 +71,25 @@ def elo_ratings(scores: Mapping[str, Sequence[float]], mean: float = 1000.0) -> 
     for _ in range(10_000):
         updated = wins.sum(1) / (games / (strengths[:, None] + strengths)).sum(1)
         updated /= np.exp(np.log(updated).mean())
-        done = np.abs(np.log(updated / strengths)).max() < 1e-12
+        converged = np.abs(np.log(updated / strengths)).max() < 1e-12
         strengths = updated
-        if done:
+        if converged:
             break
     return dict(zip(names, (mean + 400 * np.log10(strengths)).tolist(), strict=True))
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words over all n-grams, in all texts together; 0 where there is none.
+    """Computes the diversity of texts: the fraction of their n-grams that are distinct.
 
     Source: Li et al. (2016), "A diversity-promoting objective function for neural conversation
       models".
+
+    Args:
+      texts: the texts, whose n-grams are counted together. White space separates words.
+      n: number of words in an n-gram.
+
+    Returns:
+      The fraction, in (0, 1]; 0 if no text has n words.
     """
     grams = [tuple(words[start:start + n]) for words in map(str.split, texts) for start in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

@@ -12,21 +12,21 @@ import transformer_jax as tj
 from transformer_jax.cli import loading
 from transformer_jax.cli.flags import run
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A directory that transformer-jax train wrote.")
-_MODEL = flags.DEFINE_string("model", None, "Instead: a directory, or an id, of a model of Hugging Face.")
-_STEP = flags.DEFINE_string("step", None, "A step kept there, or 'best'; by default the last.")
-_TEXT = flags.DEFINE_multi_string("text", None, "A text with <mask> (BERT: [MASK]) where a token is wanted; may be "
-                                  "repeated.")
-_TOP_K = flags.DEFINE_integer("top_k", 5, "How many candidates for each mask.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a run, which transformer-jax train wrote.")
+_MODEL = flags.DEFINE_string("model", None, "Instead of --workdir: a directory or id of Hugging Face, or a GGUF file.")
+_STEP = flags.DEFINE_string("step", None, "The step of a checkpoint in --workdir, or 'best'; by default the last.")
+_TEXT = flags.DEFINE_multi_string("text", None, "A text with <mask> (for BERT [MASK]) in the place of each token to "
+                                  "predict; may be repeated.")
+_TOP_K = flags.DEFINE_integer("top_k", 5, "The number of candidates for each mask.")
 
 
 def _main() -> None:
     loading.check(_WORKDIR.value, _MODEL.value)
     if not _TEXT.value:
-        raise ValueError("--text is missing")
+        raise ValueError("--text is missing: a text with at least one mask")
     bundle = loading.load(_WORKDIR.value, _MODEL.value, step=_STEP.value)
-    if bundle.config.family != "encoder" or bundle.tokenizer is None:
-        raise ValueError(f"{loading.name(_WORKDIR.value, _MODEL.value)} holds no masked language model with its "
+    if bundle.config.role != "encoder" or bundle.tokenizer is None:
+        raise ValueError(f"{loading.name(_WORKDIR.value, _MODEL.value)} is not a masked language model with its "
                          "tokenizer")
     filled = tj.fill_mask(bundle.model, _TEXT.value, tokenizer=bundle.tokenizer, top_k=_TOP_K.value)
     for text, masks in zip(_TEXT.value, filled, strict=True):
@@ -39,7 +39,7 @@ def _main() -> None:
 
 
 def main() -> None:
-    """``transformer-jax fill-mask``."""
+    """Runs ``transformer-jax fill-mask``."""
     run(_main)
 
 

@@ -1,45 +1,47 @@
-"""The model that a program works with: of a workdir, or of Hugging Face."""
+"""Loading of the model that a program uses, from a workdir or from Hugging Face."""
 
 from __future__ import annotations
 
-import pathlib
-
 import transformer_jax as tj
+from transformer_jax.runs.bases import load_base
 from transformer_jax.training.bundle import Bundle
 
 
 def load(workdir: str | None, model: str | None, *, step: str | None = None, average: int = 1) -> Bundle:
-    """The model of ``--workdir`` or of ``--model``, of which one must be given.
+    """Loads the model that ``--workdir`` or ``--model`` names. Exactly one of them must be given.
 
     Args:
-      workdir: a directory that a training program wrote.
-      model: a directory that transformers' ``save_pretrained`` wrote, the id of a model on the
-        Hugging Face hub, or a workdir too.
-      step: of a workdir, the checkpoint.
-      average: of a workdir, over how many checkpoints.
+      workdir: A directory that a training program wrote.
+      model: A directory that transformers' ``save_pretrained`` wrote, the id of a model on the
+        Hugging Face hub, or a workdir.
+      step: The step of a checkpoint in a workdir, or ``"best"``. ``None`` means the last one.
+      average: The number of last checkpoints of a workdir whose weights are averaged.
+
+    Returns:
+      The model with its tokenizer and config.
 
     Raises:
-      ValueError: for neither or both, for a checkpoint of what has none, or a model that cannot be
-        loaded.
+      ValueError: If neither or both are given, ``step`` or ``average`` is given for a model without
+        checkpoints, or the model cannot be loaded.
     """
     check(workdir, model)
-    directory = pathlib.Path(name(workdir, model))
-    if workdir is not None or ((directory / "checkpoints").is_dir() and not (directory / "config.json").is_file()):
-        return tj.load(directory, step=step, average=average)
-    if step is not None or average != 1:
-        raise ValueError(f"--step and --average choose among the checkpoints of a workdir; {model} has one state")
-    return tj.from_huggingface(model)
+    if workdir is not None:
+        return tj.load(workdir, step=step, average=average)
+    return load_base(name(workdir, model), step=step, average=average)
 
 
 def check(workdir: str | None, model: str | None) -> None:
-    """Raises ValueError unless one of the two flags is given."""
+    """Raises ValueError unless exactly one of ``--workdir`` and ``--model`` is given."""
+    for flag, value in (("workdir", workdir), ("model", model)):
+        if value is not None and not value.strip():
+            raise ValueError(f"--{flag} is empty: name a directory")
     if workdir is None and model is None:
-        raise ValueError("--workdir is missing: a directory that experiments.train wrote; or --model, a directory or "
-                         "an id of Hugging Face")
+        raise ValueError("--workdir is missing: the directory of a run, which transformer-jax train wrote; or pass "
+                         "--model, a directory or an id of Hugging Face")
     if workdir is not None and model is not None:
-        raise ValueError(f"--workdir={workdir} and --model={model} are two models; give one")
+        raise ValueError(f"--workdir={workdir} and --model={model} name two models; pass only one of them")
 
 
 def name(workdir: str | None, model: str | None) -> str:
-    """What error messages call the model."""
-    return model if workdir is None else workdir
+    """Returns the name of the model for error messages: the value of the flag that is given."""
+    return str(model if workdir is None else workdir)

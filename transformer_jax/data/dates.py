@@ -1,5 +1,5 @@
-"""Dates written in Portuguese and English words, and their ISO form: a translation task that needs
-no file."""
+"""A translation task that needs no file: dates in Portuguese or English words, and their ISO
+form."""
 
 import datetime
 import random
@@ -41,24 +41,24 @@ _PORTUGUESE_WEEKDAYS = [
 
 
 def generate_dates(num: int, seed: int, *, exclude: Collection[datetime.date] = ()) -> list[tuple[str, str]]:
-    """Draws dates from 1800 to 2099 and writes each in one of many ways.
+    """Draws dates from 1800 to 2099 and writes each one in one of many ways.
 
-    Half are Portuguese and half English; days and years are words or digits, the day of the week
-    comes first or not, letters are as usual, small or capital. Where a date is digits alone, it is
-    the language of what stands before it that tells day and month apart: Portuguese has the day
-    first, English the month.
+    Half of the dates are Portuguese and half are English. Days and years are words or digits, the
+    day of the week may come first, and letters may be lower-case or upper-case. If a date consists
+    of digits only, the language of the word before it decides which number is the day: Portuguese
+    writes the day first, English the month.
 
     Args:
-        num: How many; a date can come more than once.
-        seed: The same seed gives the same dates.
-        exclude: Dates not to draw.
+      num: Number of dates. A date can occur more than once.
+      seed: The same seed gives the same dates.
+      exclude: Dates that are not drawn.
 
     Returns:
-        Pairs of a written date and its ISO form, such as ("vinte e três de abril de 1998",
-        "1998-04-23").
+      Pairs of a written date and its ISO form, such as ("vinte e três de abril de 1998",
+      "1998-04-23").
 
     Raises:
-        ValueError: all dates are excluded.
+      ValueError: If all dates are excluded.
     """
     excluded = frozenset(exclude)
     num_days = (LAST_DATE - FIRST_DATE).days + 1
@@ -76,15 +76,18 @@ def generate_dates(num: int, seed: int, *, exclude: Collection[datetime.date] = 
 def dates_corpus(
     num_train: int, num_held_out: int, seed: int
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Returns pairs to train on and pairs held out, no date of which is among the former.
+    """Generates training pairs and held-out pairs that have no date in common.
 
     Args:
-        num_train: Pairs to train on.
-        num_held_out: Pairs held out.
-        seed: The same seed gives the same pairs.
+      num_train: Number of training pairs.
+      num_held_out: Number of held-out pairs.
+      seed: The same seed gives the same pairs.
+
+    Returns:
+      The training pairs and the held-out pairs, in the form of ``generate_dates``.
 
     Raises:
-        ValueError: so many are held out that no date is left to train on.
+      ValueError: If so many pairs are held out that no date is left for training.
     """
     held_out = generate_dates(num_held_out, 2 * seed)
     dates = {datetime.date.fromisoformat(iso) for _, iso in held_out}
@@ -92,7 +95,15 @@ def dates_corpus(
 
 
 def write_date(date: datetime.date, rng: random.Random) -> str:
-    """Writes a date in one of the ways of `generate_dates`, drawn from `rng`."""
+    """Writes a date in one of the ways of ``generate_dates``.
+
+    Args:
+      date: The date.
+      rng: Chooses the language and the format.
+
+    Returns:
+      The written date.
+    """
     write, weekdays = rng.choice([(_in_english, _ENGLISH_WEEKDAYS), (_in_portuguese, _PORTUGUESE_WEEKDAYS)])
     text = write(date, rng)
     needs_cue = "/" in text and text[0].isdecimal()
@@ -110,13 +121,13 @@ def english_number(number: int) -> str:
 
 
 def english_ordinal(number: int) -> str:
-    """Returns an ordinal from 1 to 31 in English words: "twenty-third"."""
+    """Returns an ordinal from 1 to 31 in English words, such as "twenty-third"."""
     tens, hyphen, last = english_number(number).rpartition("-")
     return tens + hyphen + _ENGLISH_IRREGULAR_ORDINALS.get(last, f"{last}th")
 
 
 def english_years(year: int) -> list[str]:
-    """Returns the ways to say a year from 1800 to 2099 in English words."""
+    """Returns all ways to write a year from 1800 to 2099 in English words."""
     century, rest = divmod(year, 100)
     if century == 20:
         if rest == 0:
@@ -148,6 +159,7 @@ def portuguese_number(number: int) -> str:
 
 
 def _in_english(date: datetime.date, rng: random.Random) -> str:
+    """Writes a date in one of several English formats."""
     name = _ENGLISH_MONTHS[date.month - 1]
     month = rng.choice([name, name, name[:3]])
     year = rng.choice([str(date.year), rng.choice(english_years(date.year))])
@@ -165,6 +177,7 @@ def _in_english(date: datetime.date, rng: random.Random) -> str:
 
 
 def _in_portuguese(date: datetime.date, rng: random.Random) -> str:
+    """Writes a date in one of several Portuguese formats."""
     name = _PORTUGUESE_MONTHS[date.month - 1]
     month = rng.choice([name, name, name[:3]])
     year = rng.choice([str(date.year), portuguese_number(date.year)])

@@ -1,52 +1,52 @@
-"""Tokenizers of models from Hugging Face: what a ``tokenizer.json`` says, run by the library ``tokenizers``."""
+"""Tokenizers of Hugging Face models, which the library ``tokenizers`` runs from their
+``tokenizer.json``."""
 
 import hashlib
 import itertools
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from transformer_jax.data.huggingface_pieces import BYTE_PIECE, bytes_of_piece, encodings, from_json, read_description
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.data.tokens import checked_ids
+from transformer_jax.data.tokens import Form, Span, StreamDecoder, checked_ids
 
 _ROLES = ("bos", "eos", "pad", "unk", "mask", "sep", "cls")
-_SPACE = "\u2581"
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _BLOCK_TEXTS = 256
+_MARGIN = 16  # characters that the removal of spaces before punctuation may still change
 
 
 class HuggingFaceTokenizer:
-    """An immutable tokenizer that encodes and decodes as transformers does, with `Tokenizer`'s methods on texts.
+    """An immutable tokenizer that encodes and decodes as transformers does. Its methods on texts
+    are those of ``Tokenizer``.
 
-    Unlike ours it may normalise text, so that `decode(encode(text))` need not be the text. Special tokens that a model
-    does not have are `None`.
+    It may normalize text, so ``decode(encode(text))`` can differ from the text. Special tokens that
+    a model does not have are None.
 
     Attributes:
-        vocab_size: Number of token ids, added tokens included.
-        bos_id, eos_id, pad_id, unk_id, mask_id: The special tokens; BERT's `[CLS]` and `[SEP]` serve as `bos_id` and
-            `eos_id`.
-        end_ids: The tokens that end a text.
-        mask_token: The name of the token with `mask_id`, such as `[MASK]`.
-        digest: SHA-256 of `to_bytes`, in hexadecimal.
+      vocab_size: Number of token ids, added tokens included.
+      bos_id, eos_id, pad_id, unk_id, mask_id: The special tokens. BERT's ``[CLS]`` and ``[SEP]``
+        are ``bos_id`` and ``eos_id``.
+      end_ids: The tokens that end a text.
+      mask_token: The name of the token ``mask_id``, such as ``[MASK]``.
+      digest: The SHA-256 digest of ``to_bytes``, in hexadecimal.
 
     Raises:
-        ValueError: `data` is not what `to_bytes` returned.
+      ValueError: If ``data`` is not a result of ``to_bytes``.
     """
 
-    def __init__(self, data: bytes):
-        import tokenizers
+    _has_byte_runs = False  # whether neighbouring byte tokens must be decoded together
 
+    def __init__(self, data: bytes):
         try:
             stored = json.loads(data)
             self._json, self._settings, ids = stored["tokenizer"], stored["settings"], stored["ids"]
-            self._tokenizer = tokenizers.Tokenizer.from_str(self._json)
-        except Exception as error:  # the library raises bare Exceptions
+            self._template = stored.get("chat_template")
+            self._tokenizer = from_json(self._json, self._settings.get("split_special_tokens") is True)
+        except Exception as error:  # the library raises Exception itself
             raise ValueError(f"not a tokenizer of Hugging Face ({len(data)} bytes): {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self._literal = None
         self._data = data
         self.digest: str = hashlib.sha256(data).hexdigest()
@@ -55,34 +55,39 @@ class HuggingFaceTokenizer:
             ids.get(role) for role in ("bos", "eos", "pad", "unk", "mask"))
         self.bos_id = ids.get("cls") if self.bos_id is None else self.bos_id
         self.eos_id = ids.get("sep") if self.eos_id is None else self.eos_id
-        if self.unk_id == self.eos_id:  # as GPT-2's files say, whose bytes leave nothing unknown
+        if self.unk_id == self.eos_id:  # so in GPT-2, whose byte tokens can encode every text
             self.unk_id = None
         self.end_ids: tuple[int, ...] = tuple(ids.get("end") or ([] if self.eos_id is None else [self.eos_id]))
         self.mask_token = None if self.mask_id is None else self._tokenizer.id_to_token(self.mask_id)
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token: entry.content for token, entry in added.items()}
         self._special = {token for token, entry in added.items() if entry.special}
-        self._kind = _kind(json.loads(self._json))
+        self._kind, self._frame, self._decoded = read_description(self._json, self._settings)
+        self._has_byte_runs = '"ByteFallback"' in json.dumps(json.loads(self._json).get("decoder"))
 
     @classmethod
     def make(cls, tokenizer_json: str, settings: Mapping[str, Any], ids: Mapping[str, Any]) -> "HuggingFaceTokenizer":
-        """Makes a tokenizer of a model's files.
+        """Creates a tokenizer from the files of a model.
 
         Args:
-            tokenizer_json: The text of `tokenizer.json`.
-            settings: Those of `tokenizer_config.json`; special tokens are named there, as in `"eos_token"`.
-            ids: Special tokens by role (`"bos"`, `"eos"`, ...) for those that `settings` does not name, and under
-                `"end"` a list of all tokens that end a text.
+          tokenizer_json: The text of ``tokenizer.json``.
+          settings: The content of ``tokenizer_config.json``, which names special tokens, as in
+            ``"eos_token"``.
+          ids: The special tokens by role (``"bos"``, ``"eos"``, ...) that ``settings`` does not
+            name, and under ``"end"`` a list of all tokens that end a text.
+
+        Returns:
+          The tokenizer.
 
         Raises:
-            ValueError: this is no tokenizer.
+          ValueError: If ``tokenizer_json`` is not valid.
         """
         import tokenizers
 
         try:
             tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # as the library raises it
-            raise ValueError(f"tokenizer.json is not one: {error}") from error
+        except Exception as error:  # the library raises Exception itself
+            raise ValueError(f"tokenizer.json is not a valid tokenizer: {error}") from error
         found = dict(ids)
         for role in _ROLES:
             name = settings.get(f"{role}_token")
@@ -94,74 +99,123 @@ class HuggingFaceTokenizer:
         return cls(json.dumps(stored, ensure_ascii=False, sort_keys=True).encode())
 
     def to_bytes(self) -> bytes:
-        """Returns the tokenizer as JSON; `digest` is its SHA-256 in hexadecimal."""
+        """Returns the tokenizer as JSON. ``digest`` is its SHA-256 digest in hexadecimal."""
         return self._data
 
     def __reduce__(self):
         return HuggingFaceTokenizer, (self._data,)
 
     @property
-    def files(self) -> dict[str, str]:
-        """The texts of `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
-        return {"tokenizer.json": self._json,
+    def settings(self) -> dict[str, Any]:
+        """The content of ``tokenizer_config.json``."""
+        return dict(self._settings)
+
+    @property
+    def files(self) -> dict[str, str | bytes]:
+        """The texts of ``tokenizer.json``, ``tokenizer_config.json`` and, if there is one, the chat
+        template, in the form that transformers reads."""
+        template: dict[str, str | bytes] = {} if self._template is None else {"chat_template.jinja": self._template}
+        return template | {"tokenizer.json": self._json,
                 "tokenizer_config.json": json.dumps(self._settings, indent=2, ensure_ascii=False, sort_keys=True)}
 
     def encode(self, text: str, *, allow_special: bool = True) -> list[int]:
-        """Returns the token ids of a text, without those that begin and end it.
+        """Returns the token ids of a text, without special tokens before and after it.
 
         Args:
-            text: Any Unicode string.
-            allow_special: Whether names of special tokens in the text become these tokens, as they do in
-                transformers. A text from outside should not be allowed to.
+          text: Any Unicode string.
+          allow_special: Whether names of special tokens in the text become these tokens, as in
+            transformers. Use False for text from an untrusted source.
 
         Raises:
-            ValueError: half a surrogate pair, which is no Unicode character.
+          ValueError: If the text is not a string, or has half a surrogate pair.
         """
         return self._encode([text], allow_special, framed=False)[0]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Returns the tokens that a decoder goes on from, for no text `start_id`; as in :meth:`encode_source`."""
+        """Returns the tokens that a decoder continues: those of ``encode_source``, or ``start_id``
+        if there are none."""
         return self.encode_source(text) or [self.start_id]
 
     def encode_source(self, text: str) -> list[int]:
-        """Returns the tokens of a text with those that its model expects before and after it, and special tokens."""
+        """Returns the tokens of a text with the special tokens that the model expects around it.
+        Names of special tokens in the text become these tokens."""
         return self._encode([text], True, framed=True)[0]
 
     def encode_masked(self, text: str) -> list[int]:
-        """Returns the tokens that an encoder reads; as :meth:`encode_source`."""
+        """Returns the tokens that an encoder reads: those of ``encode_source``."""
         return self.encode_source(text)
 
+    def encode_target(self, text: str, *, after: Sequence[int] = (), allow_special: bool = True) -> list[int]:
+        """Returns the tokens of a text to generate, after ``bos_id``, unless ``after`` ends with
+        it."""
+        before, _ = self.frame("target")
+        return [*(before if list(after[-1:]) != before else []), *self.encode(text, allow_special=allow_special)]
+
+    def frame(self, form: Form) -> tuple[list[int], list[int]]:
+        """Returns the special tokens around a text. Before a target there is at most ``bos_id``."""
+        before, after = self._frame
+        if form != "target":
+            return list(before), list(after)
+        return [token for token in before if token == self.bos_id], [] if self.eos_id is None else [self.eos_id]
+
+    def spans(self, text: str, form: Form = "source") -> list[Span]:
+        """Returns the character span of each token of a text: the first character, and the one
+        after the last.
+
+        Args:
+          text: The text before normalization.
+          form: How the model uses the text. The spans of special tokens around it are empty.
+        """
+        found = encodings(self._tokenizer, [text], framed=form != "target")[0].offsets
+        if form == "target":
+            return [(0, 0)] * len(self.frame(form)[0]) + found
+        return found or [(0, 0)] * (form == "prompt")
+
     def encode_role(self, role: str) -> list[int]:
-        """Returns what says who speaks in a conversation: `<|user|>` on a line of its own, a token or text."""
+        """Returns the tokens that start a message of a role: ``<|user|>`` on a line of its own,
+        which may be a special token or text."""
         return self.encode(f"\n<|{role}|>\n")
 
     def encode_batch(self, texts: Iterable[str], *, allow_special: bool = True) -> list[list[int]]:
-        """Returns `encode` of every text."""
+        """Returns ``encode`` of every text."""
         return self._encode(list(texts), allow_special, framed=False)
 
     def encode_corpus(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yields, in blocks, `end_of_text_id` and then the tokens of the document, for every document."""
+        """Yields, in blocks, for every document: ``end_of_text_id``, the special tokens before a
+        text, and the tokens of the document."""
         documents = iter(documents)
         while block := list(itertools.islice(documents, _BLOCK_TEXTS)):
-            rows = self._encode(block, False, framed=False)
-            yield np.asarray([token for row in rows for token in (self.end_of_text_id, *row)], np.int32)
+            start = [self.end_of_text_id, *(token for token in self._frame[0] if token != self.end_of_text_id)]
+            yield np.asarray([token for row in self._encode(block, False, False) for token in (*start, *row)], np.int32)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """Returns the text of token ids; special tokens vanish unless `skip_special` is False.
+        """Returns the text of token ids. Special tokens are left out unless ``skip_special`` is
+        False.
 
         Raises:
-            ValueError: an id outside the vocabulary.
+          ValueError: If an id is outside the vocabulary.
         """
-        return self._tokenizer.decode(checked_ids(ids, self.vocab_size), skip_special_tokens=skip_special)
+        text = self._tokenizer.decode(checked_ids(ids, self.vocab_size), skip_special_tokens=skip_special)
+        for change in self._decoded:
+            text = change(text)
+        return text
 
-    def stream_decoder(self) -> "HuggingFaceStreamDecoder":
-        """Returns a decoder that takes one token at a time."""
-        return HuggingFaceStreamDecoder(self)
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Returns the UTF-8 bytes of the pieces of token ids. Each piece is decoded
+        independently."""
+        return b"".join(map(self._token_bytes, checked_ids(ids, self.vocab_size)))
+
+    def stream_decoder(self, after: Iterable[int] = ()) -> StreamDecoder:
+        """Returns a decoder that takes one token at a time, after the tokens ``after``."""
+        cleans_up = self._settings.get("clean_up_tokenization_spaces") is True
+        return StreamDecoder(self, after, self._is_byte if self._has_byte_runs else None, _MARGIN if cleans_up else 0)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """Returns a string to show for each token: a special token's name, `<0xE2>` for a byte, else its text.
+        """Returns a string to display for each token: the name of a special token, ``<0xE2>`` for a
+        byte, and otherwise its text.
 
-        Text begins with a space where a space, or in BERT's pieces the beginning of a word, is part of the token.
+        The text begins with a space if a space, or the start of a word in BERT, is part of the
+        token.
         """
         shown = []
         for token in checked_ids(ids, self.vocab_size):
@@ -173,11 +227,11 @@ class HuggingFaceTokenizer:
         return shown
 
     def id_to_piece(self, token: int) -> str:
-        """Returns the vocabulary's own name of a token."""
+        """Returns the name of a token in the vocabulary."""
         return self._tokenizer.id_to_token(checked_ids([token], self.vocab_size)[0]) or ""
 
     def piece_to_id(self, piece: str) -> int:
-        """Returns the token that `id_to_piece` calls `piece`; ValueError when there is none."""
+        """Returns the id of the token with a name. Raises ValueError if there is none."""
         token = self._tokenizer.token_to_id(piece)
         if token is None:
             raise ValueError(f"the vocabulary has no piece {piece!r}")
@@ -185,10 +239,10 @@ class HuggingFaceTokenizer:
 
     @property
     def end_of_text_id(self) -> int:
-        """What ends a document: `eos_id`.
+        """The token that ends a document: ``eos_id``.
 
         Raises:
-            ValueError: this tokenizer has none.
+          ValueError: If this tokenizer has no such token.
         """
         if self.eos_id is None:
             raise ValueError("this tokenizer has no token that ends a text (eos_token in tokenizer_config.json, "
@@ -197,7 +251,8 @@ class HuggingFaceTokenizer:
 
     @property
     def start_id(self) -> int:
-        """The token from which the first of a text is predicted: `bos_id`, or in a model without, `end_of_text_id`."""
+        """The token from which the first token of a text is predicted: ``bos_id``, or
+        ``end_of_text_id`` if the model has no ``bos_id``."""
         return self.end_of_text_id if self.bos_id is None else self.bos_id
 
     @property
@@ -207,88 +262,38 @@ class HuggingFaceTokenizer:
 
     @property
     def byte_lengths(self) -> np.ndarray:
-        """The number of UTF-8 bytes of every token, int32 [V], 0 for special tokens: for bits per byte.
+        """The number of UTF-8 bytes of every token, int32 [V], for bits per byte. It is 0 for
+        special tokens.
 
         Raises:
-            ValueError: pieces of BERT's kind, which do not say what white space was between them.
+          ValueError: If the pieces are word pieces, which do not store the white space between
+            words.
         """
         if self._kind == "wordpiece":
-            raise ValueError("word pieces do not say how many bytes of a text they are")
+            raise ValueError("bits per byte need the size of each token, but word pieces do not store white space")
         return np.array([0 if token in self._special else len(self._token_bytes(token))
                          for token in range(self.vocab_size)], np.int32)
 
     def _encode(self, texts: list[str], allow_special: bool, framed: bool) -> list[list[int]]:
-        for text in texts:
-            text.encode()  # UnicodeEncodeError, a ValueError, for half a surrogate pair
         tokenizer = self._tokenizer if allow_special else self._without_special()
-        return [found.ids for found in tokenizer.encode_batch(texts, add_special_tokens=framed)]
+        return [found.ids for found in encodings(tokenizer, texts, framed)]
 
     def _without_special(self):
         if self._literal is None:
-            import tokenizers
-
-            self._literal = tokenizers.Tokenizer.from_str(self._json)
-            self._literal.no_truncation()
-            self._literal.no_padding()
-            self._literal.encode_special_tokens = True
+            self._literal = from_json(self._json, splits_special=True)
         return self._literal
 
+    def _is_byte(self, token: int) -> bool:
+        return BYTE_PIECE.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
+
     def _token_bytes(self, token: int) -> bytes:
-        piece = self._tokenizer.id_to_token(token) or ""
-        if token in self._added:
-            return piece.encode()
-        if self._kind == "bytes":
-            return bytes(_BYTE_OF_CHAR[char] for char in piece)
-        if self._kind == "wordpiece":
-            return (piece[2:] if piece.startswith("##") else f" {piece}").encode()
-        byte = _BYTE.fullmatch(piece)
-        return bytes.fromhex(byte[1]) if byte else piece.replace(_SPACE, " ").encode()
-
-
-class HuggingFaceStreamDecoder:
-    """Decodes tokens one at a time into whole characters; the strings together are `decode` of all the tokens."""
-
-    def __init__(self, tokenizer: HuggingFaceTokenizer):
-        self._tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._shown = ""
-
-    def push(self, token: int) -> str:
-        """Takes the next token and returns the characters that are now complete, often none or several."""
-        self._tokens.append(token)
-        text = self._tokenizer.decode(self._tokens)
-        # What may be the first bytes of a character waits for the others; what a later token changes (the white space
-        # before a full stop, in BERT's pieces) waits too.
-        return "" if text.endswith("\ufffd") else self._show(text)
-
-    def finish(self) -> str:
-        """Returns what is left of an incomplete last character."""
-        return self._show(self._tokenizer.decode(self._tokens))
-
-    def _show(self, text: str) -> str:
-        if not text.startswith(self._shown):
-            return ""
-        new, self._shown = text[len(self._shown):], text
-        return new
+        return bytes_of_piece(self._tokenizer.id_to_token(token) or "", "added" if token in self._added else self._kind)
 
 
 def tokenizer_from_bytes(data: bytes) -> Tokenizer | HuggingFaceTokenizer:
-    """The tokenizer of either kind that `to_bytes` was called of."""
+    """Creates a tokenizer from a result of ``to_bytes``. The bytes decide its class."""
+    if data.startswith(b'{"added"'):
+        from transformer_jax.data.vocabulary_tokenizer import VocabularyTokenizer
+
+        return VocabularyTokenizer(data)
     return HuggingFaceTokenizer(data) if data.startswith(b"{") else Tokenizer(data)
-
-
-def _kind(tokenizer: Mapping[str, Any]) -> str:
-    """How its pieces are written: "bytes" (a character stands for a byte), "wordpiece", or "text"."""
-    if tokenizer["model"].get("type") == "WordPiece":
-        return "wordpiece"
-    return "bytes" if '"ByteLevel"' in json.dumps(tokenizer.get("decoder")) else "text"
-
-
-def _bytes_of_characters() -> dict[str, int]:
-    """GPT-2's way to write bytes: those of visible Latin-1 characters as these, the others from U+0100 on."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-_BYTE_OF_CHAR = _bytes_of_characters()

@@ -1,4 +1,4 @@
-"""Lines of text in rows of fixed length, for masked language modelling."""
+"""Rows of fixed length that are filled with lines of text, for masked language modelling."""
 
 import dataclasses
 import functools
@@ -8,29 +8,39 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from transformer_jax.data.packing import lay_out
+from transformer_jax.data.packing import pack_rows, padding_id
+from transformer_jax.data.text import check_texts
 from transformer_jax.data.tokenizer import Tokenizer
 
 _LINE_END = re.compile("\r\n?|\n")
 
 
 def text_lines(documents: Iterable[str]) -> list[str]:
-    """Returns the lines of all documents, blank ones left out and the line ends LF, CRLF and CR
-    taken off."""
+    """Splits documents into lines.
+
+    Args:
+      documents: Texts, for instance those of ``read_documents``.
+
+    Returns:
+      The lines of all documents, without the line endings (LF, CRLF and CR) and without blank
+      lines.
+    """
     return [line for document in documents for line in _LINE_END.split(document) if line.strip()]
 
 
 def split_lines(documents: Iterable[str], validation_fraction: float) -> tuple[list[str], list[str]]:
-    """Cuts the lines of all documents, blank ones left out, in two, of which the second is the
-    validation split.
+    """Splits the lines of documents into a training part and a validation part.
 
     Args:
-        documents: Texts, such as `read_documents` gives; see `text_lines`.
-        validation_fraction: The last fraction of the lines; the cut is at line `int(n * (1 -
-          validation_fraction))`.
+      documents: Texts, for instance those of ``read_documents``. Blank lines are left out.
+      validation_fraction: The fraction of the n lines, at the end, for validation. The second part
+        starts at line ``int(n * (1 - validation_fraction))``.
+
+    Returns:
+      The lines for training and the lines for validation.
 
     Raises:
-        ValueError: the fraction is not within (0, 1), or leaves one part without lines.
+      ValueError: If the fraction is not between 0 and 1, or if a part would have no lines.
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
@@ -43,14 +53,16 @@ def split_lines(documents: Iterable[str], validation_fraction: float) -> tuple[l
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LineRows:
-    """Rows of lines, each `<s>` tokens `</s>`, several in a row where they fit, kept apart by
-    segment ids.
+    """Rows of lines, in the form that ``make_batches`` accepts.
+
+    Each line is ``<s>``, its tokens and ``</s>``. Several lines share a row if they fit, and
+    segment ids tell them apart.
 
     Attributes:
-        tokens: Ids [R, T] in the smallest unsigned type that holds the vocabulary; `pad_id` after
-          the last line.
-        segment_ids: 1, 2, ... for the lines of a row and 0 for padding, unsigned [R, T].
-        num_lines: How many lines were given.
+      tokens: Token ids [R, T], in the smallest unsigned type that holds the vocabulary. Padding
+        follows the last line.
+      segment_ids: 1, 2, ... for the lines of a row and 0 for padding, unsigned [R, T].
+      num_lines: Number of lines that were given to ``build``.
     """
 
     tokens: np.ndarray
@@ -59,27 +71,32 @@ class LineRows:
 
     @classmethod
     def build(cls, lines: Sequence[str], tokenizer: Tokenizer, length: int) -> "LineRows":
-        """Tokenises lines and packs them.
+        """Tokenizes lines and packs them into rows.
 
         Args:
-            lines: For instance one part of `split_lines`; from the empty line nothing is made.
-            tokenizer: Encodes them; names of special tokens in them are ordinary text.
-            length: T, tokens of a row; a line of more, `<s>` and `</s>` included, is cut into
-              several such blocks.
+          lines: Lines of text, for instance one part of ``split_lines``. Empty lines are skipped.
+          tokenizer: Encodes the lines. Names of special tokens in them are ordinary text.
+          length: T, the number of tokens in a row. A line that is longer, with ``<s>`` and
+            ``</s>``, is split into several blocks, each of which has its own ``<s>`` and ``</s>``.
+
+        Returns:
+          The rows.
 
         Raises:
-            ValueError: `length` below 3, or no text.
+          ValueError: If ``length`` is below 3, if there is no text, or if a line is not a string.
         """
-        if length < 3:
-            raise ValueError(f"length={length} must be at least 3: <s>, a token and </s>")
+        before, after = tokenizer.frame("masked")
+        room = length - len(before) - len(after)
+        if room < 1:
+            raise ValueError(f"length={length} must be at least {length - room + 1}: <s>, a token and </s>")
         blocks = []
-        for ids in tokenizer.encode_batch(lines):
-            for start in range(0, len(ids), length - 2):
-                blocks.append([tokenizer.bos_id, *ids[start : start + length - 2], tokenizer.eos_id])
+        for ids in tokenizer.encode_batch(check_texts(lines, "line of text"), allow_special=False):
+            for start in range(0, len(ids), room):
+                blocks.append([*before, *ids[start : start + room], *after])
         if not blocks:
             raise ValueError("there is no line of text to make rows of")
-        (tokens,), segment_ids = lay_out([np.array([block]) for block in blocks], length)
-        tokens = np.where(segment_ids, tokens, tokenizer.pad_id)
+        (tokens,), segment_ids = pack_rows([np.array([block]) for block in blocks], length)
+        tokens = np.where(segment_ids, tokens, padding_id(tokenizer))
         return cls(
             tokens.astype(np.min_scalar_type(tokenizer.vocab_size - 1)),
             segment_ids.astype(np.min_scalar_type(length)),
@@ -87,8 +104,13 @@ class LineRows:
         )
 
     @functools.cached_property
+    def num_tokens(self) -> int:
+        """The number of tokens in all rows, without padding."""
+        return int(np.count_nonzero(self.segment_ids))
+
+    @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the rows in hexadecimal."""
+        """The SHA-256 digest of the rows, in hexadecimal."""
         digest = hashlib.sha256(repr(self.tokens.shape).encode())
         for array in (self.tokens, self.segment_ids):
             digest.update(array.astype("<u4").tobytes())
@@ -98,9 +120,12 @@ class LineRows:
         return len(self.tokens)
 
     def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """Returns `tokens` and `segment_ids`, int32.
+        """Returns ``tokens`` and ``segment_ids``, int32.
 
         Args:
-            index: One row, for arrays [T], or B of them, for arrays [B, T].
+          index: One row, for arrays [T], or B rows, for arrays [B, T].
+
+        Returns:
+          The arrays by name.
         """
         return {"tokens": self.tokens[index].astype(np.int32), "segment_ids": self.segment_ids[index].astype(np.int32)}

@@ -1,4 +1,4 @@
-"""Conversations in rows of fixed length, for supervised fine-tuning."""
+"""Rows of fixed length that are filled with conversations, for supervised fine-tuning."""
 
 import dataclasses
 import functools
@@ -7,27 +7,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from transformer_jax.data.conversations import Conversation, encode_conversation
-from transformer_jax.data.packing import lay_out
-from transformer_jax.data.tokenizer import Tokenizer
+from transformer_jax.data.conversations import AnyTokenizer, Conversation, encode_conversation
+from transformer_jax.data.packing import pack_rows
+from transformer_jax.json_files import located
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedConversations:
-    """Rows in which conversations lie end to end, kept apart by segment ids; a source for
-    `make_batches`.
+    """Rows of conversations, in the form that ``make_batches`` accepts.
 
-    Each is encoded by `encode_conversation`, and its every token predicts the next one. What is
-    learned is what the assistant says.
+    Several conversations share a row, and segment ids tell them apart. ``encode_conversation``
+    encodes each conversation. Each token predicts the next one, and only the assistant's text is
+    learned.
 
     Attributes:
-        tokens: Ids [R, T] in the smallest unsigned type that holds the vocabulary; 0 after the last
-          conversation.
-        targets: The ids one place on, likewise.
-        is_learned: Which targets are to be learned, bool [R, T].
-        segment_ids: 1, 2, ... for the conversations of a row and 0 for padding, unsigned [R, T].
-        num_read: How many conversations there were.
-        num_overlong: How many of them are left out because they have more than T + 1 tokens.
+      tokens: Token ids [R, T], in the smallest unsigned type that holds the vocabulary. They are 0
+        after the last conversation.
+      targets: The next token of each position, in the same form.
+      is_learned: Whether each target is learned, bool [R, T].
+      segment_ids: 1, 2, ... for the conversations of a row and 0 for padding, unsigned [R, T].
+      num_read: Number of conversations that were read.
+      num_overlong: How many of them are left out because they have more than T + 1 tokens.
     """
 
     tokens: np.ndarray
@@ -39,25 +39,30 @@ class PackedConversations:
 
     @classmethod
     def build(
-        cls, conversations: Sequence[Conversation], tokenizer: Tokenizer, length: int
+        cls, conversations: Sequence[Conversation], tokenizer: AnyTokenizer, length: int
     ) -> "PackedConversations":
-        """Tokenises conversations and packs them; one longer than a row is left out whole, and
-        counted.
+        """Tokenizes conversations and packs them into rows.
+
+        A conversation that is longer than a row is left out, and is counted in ``num_overlong``.
 
         Args:
-            conversations: For instance what `read_demonstrations` returns.
-            tokenizer: One with role tokens.
-            length: T, tokens of a row: at most the context of the model.
+          conversations: The conversations, for instance those of ``read_demonstrations``.
+          tokenizer: A tokenizer with role tokens, or a tokenizer from Hugging Face.
+          length: T, the number of tokens in a row, at most the context of the model.
+
+        Returns:
+          The rows.
 
         Raises:
-            ValueError: no conversation, one without an answer of the assistant, none that fits a
-                row, or a tokenizer without role tokens.
+          ValueError: If there is no conversation, if one has no answer of the assistant, if none
+            fits into a row, or if the tokenizer has no role tokens.
         """
         if not conversations:
             raise ValueError("there is no conversation to make rows of")
         examples, shortest = [], None
         for number, conversation in enumerate(conversations, start=1):
-            ids, is_learned = encode_conversation(conversation, tokenizer)
+            with located(f"conversation {number}"):
+                ids, is_learned = encode_conversation(conversation, tokenizer)
             if not any(is_learned):
                 raise ValueError(f"conversation {number} has no answer of the assistant to learn")
             shortest = len(ids) if shortest is None else min(shortest, len(ids))
@@ -68,7 +73,7 @@ class PackedConversations:
                 f"none of {len(conversations):,} conversations fits a row: the shortest has {shortest} tokens, and a "
                 f"context of {length} takes {length + 1}"
             )
-        (tokens, targets, is_learned), segment_ids = lay_out(examples, length)
+        (tokens, targets, is_learned), segment_ids = pack_rows(examples, length)
         dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
         return cls(
             tokens.astype(dtype),
@@ -81,15 +86,18 @@ class PackedConversations:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the rows in hexadecimal."""
+        """The SHA-256 digest of the rows, in hexadecimal."""
         digest = hashlib.sha256(repr(self.tokens.shape).encode())
         for array in (self.tokens, self.targets, self.is_learned, self.segment_ids):
             digest.update(array.astype("<u4").tobytes())
         return digest.hexdigest()
 
     def summary(self) -> str:
-        """Returns one line: how many conversations were read and left out, and how densely the rows
-        are filled."""
+        """Describes the rows in one line.
+
+        Returns:
+          How many conversations were read and left out, and how much of the rows is filled.
+        """
         length = self.tokens.shape[1]
         return (
             f"{self.num_read:,} conversations, {self.num_overlong:,} longer than the context of {length} tokens left "
@@ -101,11 +109,14 @@ class PackedConversations:
         return len(self.tokens)
 
     def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """Returns `tokens`, `targets` and `segment_ids`, int32, and `weights`, float32, 1 for
-        targets to be learned.
+        """Returns ``tokens``, ``targets`` and ``segment_ids``, int32, and ``weights``, float32,
+        which is 1 for targets that are learned.
 
         Args:
-            index: One row, for arrays [T], or B of them, for arrays [B, T].
+          index: One row, for arrays [T], or B rows, for arrays [B, T].
+
+        Returns:
+          The arrays by name.
         """
         return {
             "tokens": self.tokens[index].astype(np.int32),

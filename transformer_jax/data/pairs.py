@@ -1,64 +1,76 @@
-"""Aligned sentences from text files, TSV files and TFDS translation sets."""
+"""Reads pairs of aligned sentences from text files, TSV files, JSON files and TFDS translation data
+sets."""
 
 import dataclasses
 import functools
-import gzip
 import hashlib
 import itertools
-import zlib
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
-from transformer_jax.data.text import BOM, decode_utf8, tfds_source, tfds_text
+from transformer_jax.data.files import check_characters, is_named_json, name_without_compression, read_lines
+from transformer_jax.data.records import first_object, found_keys, read_records
+from transformer_jax.data.text import tfds_source, tfds_text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs (source, target) of sentences, without white space at their ends and without pairs with
-    an empty side.
+    """Pairs (source, target) of sentences.
+
+    White space at the ends of the sentences is removed, and pairs with an empty side are left out.
 
     Args:
-        raw: The pairs as they are stored, a list for instance; every iteration reads them afresh.
+      raw: The pairs as they are stored, for instance a list. Every iteration reads them again.
 
     Raises:
-        ValueError: `raw` is an iterator; and when the pairs are counted, none is left.
+      ValueError: If ``raw`` is an iterator or a text. Also, when the pairs are read or counted, if
+        an entry is not a pair of texts or if no pair is left. The message gives the number of the
+        entry, counted from 1.
     """
 
     raw: Iterable[tuple[str, str]]
 
     def __post_init__(self):
         if isinstance(self.raw, Iterator):
-            raise ValueError("pairs are read twice: give a list or another re-iterable, not an iterator")
+            raise ValueError("pairs are read twice: pass a list or another iterable, not an iterator")
+        if isinstance(self.raw, str | bytes | Mapping) or not isinstance(self.raw, Iterable):
+            raise ValueError(f"expected pairs of sentences, such as a list of (source, target), not a "
+                             f"{type(self.raw).__name__}; use read_pairs to read a file")
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        return (pair for pair in map(_stripped, self.raw) if all(pair))
+        return (pair for pair in self._stripped() if all(pair))
 
     def __len__(self) -> int:
         return self.num_read - self.num_empty
 
     @property
     def num_read(self) -> int:
-        """How many pairs there are, those with an empty side included."""
+        """The number of pairs that were read, including those with an empty side."""
         return self.content["read"]
 
     @property
     def num_empty(self) -> int:
-        """How many pairs are left out because a side is empty."""
+        """The number of pairs that are left out because a side is empty."""
         return self.content["empty"]
 
     def report(self) -> str:
-        """Returns one line on what was read."""
-        return f"{self.num_read:,} pairs read, {self.num_empty:,} of them left out for an empty side"
+        """Describes in one line what was read.
+
+        Returns:
+          The number of pairs that were read and left out.
+        """
+        return f"{self.num_read:,} pairs read, {self.num_empty:,} of them left out because a side is empty"
 
     @functools.cached_property
     def content(self) -> dict:
-        """The counts, and what tells these pairs from others: the SHA-256 of those that are not
-        left out."""
+        """The numbers of pairs, and the SHA-256 digest of those that are not left out, which
+        identifies them."""
         digest, num_read, num_empty = hashlib.sha256(), 0, 0
-        for pair in map(_stripped, self.raw):
+        for pair in self._stripped():
             num_read += 1
             if not all(pair):
                 num_empty += 1
@@ -70,32 +82,55 @@ class Pairs:
             raise ValueError(f"no pair of sentences: {num_read:,} were read, {num_empty:,} of them with an empty side")
         return {"sha256": digest.hexdigest(), "read": num_read, "empty": num_empty}
 
+    def _stripped(self) -> Iterator[tuple[str, str]]:
+        """Yields all pairs, without white space at their ends."""
+        for number, pair in enumerate(self.raw, start=1):
+            if isinstance(pair, tuple | list) and len(pair) == 2:
+                source, target = pair
+                if isinstance(source, str) and isinstance(target, str):
+                    yield source.strip(), target.strip()
+                    continue
+            raise ValueError(f"pair {number} is {reprlib.repr(pair)}; expected two strings, a source and a target")
+
 
 def read_pairs(path: str, *, source: str | None = None, target: str | None = None) -> Pairs:
-    """Reads aligned sentences from files of UTF-8 text once through, to check and count them, and
-    returns them.
+    """Reads aligned sentences from UTF-8 files.
 
-    Lines end with a line feed and nothing else, as sentence pairs are aligned by it; a byte order
-    mark at the start of a file is left out. A file whose name ends in `.gz` is decompressed, and
-    byte offsets count what was in it.
+    The files are read once to check them and to count the pairs. Only a line feed ends a line,
+    because the two files are aligned by line feeds. Gzip files are decompressed, and byte offsets
+    in error messages refer to the decompressed content.
 
     Args:
-        path: "SOURCE_FILE,TARGET_FILE", of which the lines with the same number belong together; or
-            a TSV file, with a pair a line and no quoting.
-        source: The source's column in the TSV file, counted from "0"; "0" when None.
-        target: The target's column; "1" when None.
+      path: "SOURCE_FILE,TARGET_FILE", in which lines with the same number belong together; or a TSV
+        file with one pair on each line and no quoting; or a JSON file with one object on each line
+        or a list of objects. A JSON object has both sides, or has them in an object under
+        ``translation``.
+      source: In a TSV file, the column of the source, counted from "0"; None means "0". In a JSON
+        file, the key of the source; None means "source".
+      target: The same for the target; None means "1" or "target".
+
+    Returns:
+      The pairs. Every iteration reads the files again.
 
     Raises:
-        ValueError: no such file, too many of them, or columns given for two files; and with file
-            and place: files with different numbers of lines, an empty file, text that is not UTF-8,
-            a NUL, a line without the columns; a broken gzip file; no pair left.
+      ValueError: If a file does not exist, if more than two files are given, or if columns are
+        given for two files. Also, with the file and the line, if the files have different numbers
+        of lines, if a file is empty, is a CSV file or cannot be decompressed, if a text is not
+        UTF-8 or has a NUL character, if JSON is not valid, if a line or object lacks a side, or if
+        no pair is left.
     """
+    path = str(path)
     if Path(path).is_file():
-        raw = _Tsv(Path(path), _column("source", source or "0"), _column("target", target or "1"))
+        raw = _pairs_of_file(Path(path), source, target)
     elif path.count(",") == 1:
         if source is not None or target is not None:
             raise ValueError(f"{source=} and {target=} are columns of a TSV file, but {path!r} names two files")
-        raw = _AlignedFiles(*map(Path, path.split(",")))
+        files = [Path(part) for part in path.split(",")]
+        for file in files:
+            if is_named_json(file) or name_without_compression(file).endswith((".tsv", ".csv")):
+                raise ValueError(f"{str(file)!r} is one of two files of aligned sentences by {path!r}, which hold "
+                                 "sentences a line; a TSV file or one of JSON has both sides and is given alone")
+        raw = _AlignedFiles(*files)
     elif "," in path:
         raise ValueError(f"{path!r} names {path.count(',') + 1} files; expected SOURCE_FILE,TARGET_FILE or a TSV file")
     else:
@@ -106,28 +141,43 @@ def read_pairs(path: str, *, source: str | None = None, target: str | None = Non
 
 
 def read_tfds_pairs(name: str, split: str, *, source: str, target: str, data_dir: str | Path | None = None) -> Pairs:
-    """Returns the pairs of a TFDS translation set, through `tfds.data_source` and so without
-    TensorFlow.
+    """Reads the pairs of a TFDS translation data set.
+
+    It uses ``tfds.data_source``, which does not need TensorFlow.
 
     Args:
-        name: The data set's name, such as "wmt14_translate/de-en".
-        split: A split or a slice of one, such as "train" or "train[:10%]".
-        source: The language to translate from, as the data set names it, such as "en".
-        target: The language to translate into, such as "de".
-        data_dir: Where data sets lie; TFDS's own default when None. One that is not there is
-          downloaded and prepared.
+      name: The name of the data set, such as "wmt14_translate/de-en".
+      split: A split or a slice of a split, such as "train" or "train[:10%]".
+      source: The language to translate from, as the data set names it, such as "en".
+      target: The language to translate into, such as "de".
+      data_dir: The directory of the data sets. None means the default directory of TFDS. A data set
+        that is not there is downloaded and prepared.
+
+    Returns:
+      The pairs. Every iteration reads the data set again.
 
     Raises:
-        ImportError: tensorflow_datasets is not installed.
-        ValueError: the data set is unknown, cannot be prepared, is in a format without random
-            access, or has no such split; and when the pairs are read or counted, an example without
-            UTF-8 text in one of the languages.
+      ImportError: If tensorflow_datasets is not installed.
+      ValueError: If the data set is unknown, cannot be prepared, has a format without random
+        access, or does not have the split. Also, when the pairs are read or counted, if an example
+        has no UTF-8 text in one of the languages.
     """
     return Pairs(_TfdsPairs(tfds_source(name, split, data_dir), name, source, target))
 
 
+def _pairs_of_file(path: Path, source: str | None, target: str | None) -> Iterable[tuple[str, str]]:
+    """Returns the reader for a single file, which is a JSON file or a TSV file."""
+    if is_named_json(path) or first_object(path) is not None:
+        return _JsonPairs(path, source or "source", target or "target")
+    if name_without_compression(path).endswith(".csv"):
+        raise ValueError(f"{path} is a CSV file by its name, whose quotes would become text: write its pairs as JSON "
+                         'lines, {"source": "...", "target": "..."}, or as a TSV file without quotes')
+    return _Tsv(path, _column("source", source or "0"), _column("target", target or "1"))
+
+
 @dataclasses.dataclass(frozen=True)
 class _AlignedFiles:
+    """The pairs of two files in which lines with the same number belong together."""
     source: Path
     target: Path
 
@@ -146,6 +196,7 @@ class _AlignedFiles:
 
 @dataclasses.dataclass(frozen=True)
 class _Tsv:
+    """The pairs of two columns of a TSV file."""
     path: Path
     source: int
     target: int
@@ -163,7 +214,32 @@ class _Tsv:
 
 
 @dataclasses.dataclass(frozen=True)
+class _JsonPairs:
+    """The pairs of the objects of a JSON file."""
+    path: Path
+    source: str
+    target: str
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for where, record in read_records(self.path):
+            sides = record.get("translation", record)
+            sides = sides if isinstance(sides, Mapping) else record
+            yield _side(sides, self.source, where), _side(sides, self.target, where)
+
+
+def _side(sides: Mapping[str, Any], key: str, where: str) -> str:
+    """Returns the sentence under a key of a JSON object."""
+    text = sides.get(key)
+    if not isinstance(text, str):
+        raise ValueError(f"{where} has no text under the key {key!r}; {found_keys(sides)}; set data.source "
+                         "and data.target to the keys of the sentences")
+    check_characters(text, where)
+    return text
+
+
+@dataclasses.dataclass(frozen=True)
 class _TfdsPairs:
+    """The pairs of a TFDS data set."""
     examples: Sequence[Mapping[str, Any]]
     name: str
     source: str
@@ -175,37 +251,8 @@ class _TfdsPairs:
             yield tfds_text(example, self.source, where), tfds_text(example, self.target, where)
 
 
-def _stripped(pair: tuple[str, str]) -> tuple[str, str]:
-    source, target = pair
-    return source.strip(), target.strip()
-
-
 def _column(side: str, number: str) -> int:
+    """Converts the number of a column from text."""
     if not number.isdecimal():
-        raise ValueError(f"{side}={number!r} is no column of a TSV file; expected a number, counted from 0")
+        raise ValueError(f"{side}={number!r} is not a column of a TSV file; expected a number, counted from 0")
     return int(number)
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a file, each with its line end; what ends a line and the errors are
-    `read_pairs`'s."""
-    if not path.is_file():
-        raise ValueError(f"no file at {str(path)!r}")
-    offset = 0
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-        try:
-            for line in stream:
-                begin = len(BOM) if not offset and line.startswith(BOM) else 0
-                if begin:
-                    _warn_of_byte_order_mark(path)
-                yield decode_utf8(path, line[begin:], offset + begin)
-                offset += len(line)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} cannot be decompressed: {error}") from error
-    if not offset:
-        raise ValueError(f"{path} is empty; expected UTF-8 text")
-
-
-@functools.cache  # a file is read more than once
-def _warn_of_byte_order_mark(path: Path) -> None:
-    logging.warning("%s starts with a byte order mark; it is left out", path)

@@ -1,15 +1,19 @@
-"""Windows of a token stream, shuffled into training batches or read through for evaluation."""
+"""Fixed-length windows of a token stream, and the batches for training and evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
-_FOREVER = 1 << 48  # rows; grain's own endless repeat has 2**63 - 1, which its batch() rounds up to 2**63 and fails
+from transformer_jax.data.evaluation import fixed_batches
+from transformer_jax.data.mixture import Mixture
+
+_FOREVER = 1 << 48  # rows. grain's endless repeat has 2**63 - 1 rows, which its batch() rounds up to 2**63 and fails.
 
 
 class BatchSource(Protocol):
-    """What `make_batches` reads: examples numbered from 0, taken many at a time."""
+    """The input of ``make_batches``: examples with numbers from 0, which can be read many at a
+    time."""
 
     def __len__(self) -> int: ...
 
@@ -17,24 +21,28 @@ class BatchSource(Protocol):
 
 
 class Windows:
-    """Non-overlapping windows of a token stream: window i covers `tokens[i * length : (i + 1) *
-    length + 1]`.
+    """Windows of a token stream that do not overlap.
 
-    The last token of a window, its last target, is also the first of the next, its first input.
+    Window i covers ``tokens[i * length : (i + 1) * length + 1]``. The last token of a window is its
+    last target, and is also the first input of the next window.
 
     Args:
-        tokens: Token ids [num_tokens], for instance one part of `TokenFile.split`.
-        length: T, the number of inputs and of targets in a window.
-        end_of_text_id: When given, examples carry segment ids, which grow by 1 at each token with
-            this id; for streams of several documents.
+      tokens: Token ids [num_tokens], for instance one part of ``TokenFile.split``.
+      length: T, the number of inputs and of targets in a window.
+      end_of_text_id: For streams of several documents. If it is given, examples have segment ids,
+        which grow by 1 at each token with this id.
 
     Raises:
-        ValueError: fewer than `length` + 1 tokens.
+      ValueError: If there are fewer than ``length`` + 1 tokens, or if ``tokens`` is not an array of
+        integers [num_tokens].
     """
 
     def __init__(self, tokens: np.ndarray, length: int, *, end_of_text_id: int | None = None):
         if length < 1:
             raise ValueError(f"a window must have at least 1 token, got length={length}")
+        tokens = np.asanyarray(tokens)  # a memory-mapped array stays memory-mapped
+        if tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
+            raise ValueError(f"tokens must be integers [num_tokens], got {tokens.dtype} {list(tokens.shape)}")
         if len(tokens) < length + 1:
             raise ValueError(
                 f"the text is shorter than one window: {len(tokens)} tokens available, {length + 1} needed "
@@ -44,14 +52,23 @@ class Windows:
         self.length = length
         self.end_of_text_id = end_of_text_id
 
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens in all windows."""
+        return len(self) * self.length
+
     def __len__(self) -> int:
         return (len(self.tokens) - 1) // self.length
 
     def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """Returns `tokens`, `targets` and, for several documents, `segment_ids`, int32.
+        """Returns ``tokens``, ``targets`` and, if ``end_of_text_id`` is given, ``segment_ids``,
+        int32.
 
         Args:
-            index: One window, for arrays [T], or B of them, for arrays [B, T].
+          index: One window, for arrays [T], or B windows, for arrays [B, T].
+
+        Returns:
+          The arrays by name.
         """
         end = len(self) * self.length
         inputs = self.tokens[:end].reshape(-1, self.length)[index]
@@ -59,6 +76,7 @@ class Windows:
         return self._example(inputs, targets)
 
     def _example(self, inputs: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays of an example, given its inputs and targets."""
         example = {"tokens": inputs.astype(np.int32), "targets": targets.astype(np.int32)}
         if self.end_of_text_id is not None:
             starts = np.cumsum(inputs == self.end_of_text_id, axis=-1, dtype=np.int32)
@@ -77,33 +95,35 @@ def make_batches(
     num_epochs: int | None = None,
     transform: Callable[[Mapping[str, np.ndarray], np.random.Generator], Mapping[str, np.ndarray]] | None = None,
 ):
-    """Returns an iterator over batches, each epoch in another order, prefetched in one thread.
+    """Creates an iterator over batches that shuffles each epoch and prefetches in one thread.
 
-    Epochs follow each other without a gap: a batch may hold the end of one and the start of the
-    next. The rows that the processes read, process 0's first, are the rows of the one-process batch
-    in order.
+    Epochs follow each other without a gap: a batch may hold the end of one epoch and the start of
+    the next. If several processes share a batch, their rows, in the order of the processes, are the
+    rows of the batch of a single process.
 
     Args:
-        source: Examples; `source[indices_B]` returns arrays of B rows.
-        batch_size: Rows of a batch over all processes together.
-        seed: Orders every epoch; from 0 to 2**32 - 1.
-        process_index: Which share to read, such as `jax.process_index()`.
-        process_count: How many shares there are, such as `jax.process_count()`.
-        shuffle: False for the source's own order.
-        num_epochs: None repeats for ever; otherwise rows that fill no batch at the end are left
-          out.
-        transform: Applied to the rows of each batch, as a `Masking` is, with a generator that
-            depends only on the seed, the batch's number and, with several processes, on their count
-            and this one's index.
+      source: The examples. ``source[indices_B]`` returns arrays of B rows. Rows of a ``Mixture``
+        are drawn with its weights, and each of its corpora has its own epochs.
+      batch_size: Rows of a batch, over all processes together.
+      seed: Determines the order of every epoch; from 0 to 2**32 - 1.
+      process_index: The number of this process, such as ``jax.process_index()``.
+      process_count: The number of processes, such as ``jax.process_count()``.
+      shuffle: Whether to shuffle. False keeps the order of the source.
+      num_epochs: The number of epochs. Rows at the end that do not fill a batch are left out. None
+        repeats without end, which a mixture always does.
+      transform: A function of a batch and a random generator, such as ``Masking``, that is applied
+        to each batch. The generator depends only on the seed, on the number of the batch and, if
+        there are several processes, on their number and on ``process_index``.
 
     Returns:
-        A grain iterator; `get_state()` returns its position, which JSON can hold, and `set_state()`
-        continues from it.
+      A grain iterator. ``get_state()`` returns its position, which can be stored as JSON, and
+      ``set_state()`` continues from that position.
 
     Raises:
-        ImportError: grain is not installed.
-        ValueError: a batch size that the processes cannot share, a seed out of range, or too few
-          examples for a batch.
+      ImportError: If grain is not installed.
+      ValueError: If the batch size is not a multiple of the number of processes, if the seed is out
+        of range, if there are too few examples for a batch, or if ``num_epochs`` is given for a
+        mixture.
     """
     try:
         import grain
@@ -117,53 +137,71 @@ def make_batches(
         raise ValueError(f"seed={seed} must be from 0 to 2**32 - 1")
     if not len(source) or (num_epochs is not None and num_epochs * len(source) < batch_size):
         raise ValueError(f"{len(source)} examples, num_epochs={num_epochs}, do not fill a batch of {batch_size}")
-    # Only indices go through grain's per-element Python; the rows are gathered by one NumPy call a
-    # batch.
-    indices = grain.MapDataset.range(len(source)).seed(seed)
-    if shuffle:
-        indices = indices.shuffle()
-    indices = indices.repeat(num_epochs or _FOREVER // len(source))
+    if isinstance(source, Mixture):
+        if num_epochs is not None:
+            raise ValueError(f"num_epochs={num_epochs}: each corpus of a mixture has its own number of epochs; leave "
+                             "num_epochs out")
+        indices = _mixed_order(source, seed, shuffle)
+    else:
+        indices = _order(len(source), seed, shuffle, num_epochs)
+    # grain processes each element in Python, so it gets indices only. One NumPy call collects the
+    # rows of a batch.
     indices = indices[: len(indices) // batch_size * batch_size]
     index_batches = indices.batch(batch_size // process_count)
     if transform is None:
         batches = index_batches.map(lambda indices_B: source[indices_B])
-    else:  # before the processes part, so that each has generators of its own
+    else:  # before the split over processes, so that each process has its own generators
         batches = index_batches.random_map(lambda indices_B, rng: transform(source[indices_B], rng))
     share = batches[process_index::process_count]
     return iter(share.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
+def _order(num_rows: int, seed: int, shuffle: bool, num_epochs: int | None = None):
+    """Returns a grain data set of the numbers of rows, in the order of the epochs."""
+    import grain
+
+    indices = grain.MapDataset.range(num_rows).seed(seed)
+    if shuffle:
+        indices = indices.shuffle()
+    return indices.repeat(num_epochs or _FOREVER // num_rows)
+
+
+def _mixed_order(mixture: Mixture, seed: int, shuffle: bool):
+    """Returns a grain data set of the numbers of the rows of a mixture, drawn with its weights."""
+    import grain
+
+    seeds = np.random.SeedSequence(seed).generate_state(len(mixture.parts))
+    orders = [_order(len(part), int(own_seed), shuffle)
+              for part, own_seed in zip(mixture.parts.values(), seeds, strict=True)]
+    return grain.MapDataset.range(_FOREVER).seed(seed).map(mixture.order(orders))
+
+
 def evaluation_batches(windows: Windows, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields every window in order and the tail after the last, so that each token but the first is
-    a target once.
+    """Yields every window in order, and the rest of the tokens after the last window.
+
+    So every token except the first is a target exactly once.
 
     Args:
-        windows: The split to evaluate.
-        batch_size: Rows of every batch; the last one is filled up with padding.
+      windows: The windows to evaluate on.
+      batch_size: Rows of every batch. The last batch is filled with padding.
 
     Returns:
-        Batches as `windows` gives them, with `weights` float32 [B, T] beside: 1 for targets, 0 for
-        padding, whose tokens and segment ids are 0.
+      An iterator over batches, as ``windows`` returns them, with ``weights`` float32 [B, T] in
+      addition: 1 for targets and 0 for padding. Tokens and segment ids of the padding are 0.
 
     Raises:
-        ValueError: `batch_size` is not positive.
+      ValueError: If ``batch_size`` is not positive.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be positive, got {batch_size}")
-    return _evaluation_batches(windows, batch_size)
-
-
-def _evaluation_batches(windows: Windows, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     num_targets = len(windows.tokens) - 1
-    batch_tokens = batch_size * windows.length
-    for start in range(0, num_targets, batch_tokens):
-        end = min(start + batch_tokens, num_targets)
-        inputs, targets = np.zeros((2, batch_tokens), np.int32)
-        inputs[: end - start] = windows.tokens[start:end]
-        targets[: end - start] = windows.tokens[start + 1 : end + 1]
-        weights = (np.arange(batch_tokens) < end - start).astype(np.float32)
-        inputs, targets, weights = (array.reshape(batch_size, -1) for array in (inputs, targets, weights))
+
+    def read(rows: range) -> dict[str, np.ndarray]:
+        start, end = rows.start * windows.length, min(rows.stop * windows.length, num_targets)
+        padding = (0, len(rows) * windows.length - (end - start))
+        inputs, targets, weights = (np.pad(values, padding).reshape(len(rows), -1) for values in (
+            windows.tokens[start:end], windows.tokens[start + 1:end + 1], np.ones(end - start, np.float32)))
         batch = windows._example(inputs, targets)
         if "segment_ids" in batch:
             batch["segment_ids"] *= weights.astype(np.int32)
-        yield batch | {"weights": weights}
+        return batch | {"weights": weights}
+
+    return fixed_batches(-(-num_targets // windows.length), batch_size, read)

@@ -1,24 +1,33 @@
-"""One PRNG key for every row of a batch, so that a row's samples depend on its own key alone."""
+"""A separate PRNG key for every row of a batch, so that the samples of a row do not depend on other
+rows."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+Keys = Key[Array, "..."]  # one key, or one per row
 
 _fold_in_rows = jax.jit(lambda key, num_rows: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows)),
                         static_argnums=1)
 
 
-def row_keys(key: jax.Array | None, num_rows: int) -> jax.Array:
-    """Keys ``[num_rows]``: those given, or made from a single one, or any where none is needed.
+def row_keys(key: Keys | None, num_rows: int) -> Key[Array, " B"]:
+    """Returns one PRNG key per row, ``[num_rows]``.
+
+    Args:
+      key: keys for all rows, or a single key, from which the key of row i is ``fold_in(key, i)``;
+        ``None`` if decoding is greedy and needs no key.
+      num_rows: the number of rows.
 
     Raises:
-      ValueError: for what is not a PRNG key, or keys of another number of rows.
+      ValueError: if ``key`` is not a PRNG key, or if the number of keys is not the number of rows.
     """
     if key is None:
-        key = jax.random.key(0)  # greedy: never read
+        key = jax.random.key(0)  # greedy decoding does not use the key
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise ValueError(f"key={key!r} is no PRNG key; pass jax.random.key(seed)")
+        raise ValueError(f"key={key!r} is not a PRNG key; pass jax.random.key(seed)")
     if key.ndim == 0:
         return _fold_in_rows(key, num_rows)
     if key.shape != (num_rows,):

@@ -1,116 +1,154 @@
-"""Direct logit attribution: a logit as the sum of what each part of the model wrote for it."""
+"""Direct logit attribution: write a logit as the sum of the contributions of the model's parts."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
 
-from transformer_jax.inspection.parts import output_kernel, stack_of, trace_of
-from transformer_jax.models.functional import Model
+from transformer_jax.inspection.parts import (
+    LanguageModel,
+    as_ids,
+    blocks_of,
+    check_kind,
+    output_kernel,
+    stack_of,
+    stream_of,
+    trace_of,
+    vocab_size,
+)
+from transformer_jax.models.functional import check_tokens
 from transformer_jax.models.output import Index, PairTrace, Trace, resolve
 from transformer_jax.nn.attention import Attention
-from transformer_jax.nn.blocks import Block, LayerTrace
+from transformer_jax.nn.blocks import LayerTrace
 from transformer_jax.nn.layers import Norm
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Attribution:
-    """The parts of logits; in float32, over rows B and positions P.
+    """The contributions of a model's parts to logits, in float32, for rows B and positions P.
 
     Attributes:
-      embeddings: of the embeddings, with positions ``[B, P]``.
-      heads: of each head of self-attention ``[L, B, P, N]``.
-      cross_heads: of each head of attention to the source ``[L, B, P, N]``; ``None`` without an
-        encoder.
-      mlp: of each feed-forward layer ``[L, B, P]``.
-      bias: of the biases of norms, of attention's output projections, of logits and of an encoder's
-        head ``[B, P]``.
+      embeddings: the contribution of the token and position embeddings, ``[B, P]``.
+      heads: the contribution of each self-attention head, ``[L, B, P, N]``.
+      cross_heads: the contribution of each cross-attention head, ``[L, B, P, N]``; ``None`` for a
+        model without cross-attention.
+      mlp: the contribution of each feed-forward layer, ``[L, B, P]``.
+      bias: the summed contribution of all biases: those of norms, of attention output projections,
+        of the logits, and of an encoder's prediction head, ``[B, P]``.
     """
 
-    embeddings: jax.Array
-    heads: jax.Array
-    cross_heads: jax.Array | None
-    mlp: jax.Array
-    bias: jax.Array
+    embeddings: Float[Array, "*B_P"]
+    heads: Float[Array, "L ... N"]
+    cross_heads: Float[Array, "L ... N"] | None
+    mlp: Float[Array, "L ..."]
+    bias: Float[Array, "*B_P"]
 
     @property
-    def total(self) -> jax.Array:
-        """The sum of the parts, which is the logit ``[B, P]``."""
+    def total(self) -> Float[Array, "*B_P"]:
+        """The sum of all contributions, which equals the logit, ``[B, P]``."""
         cross = 0.0 if self.cross_heads is None else self.cross_heads.sum((0, -1))
         return self.embeddings + self.heads.sum((0, -1)) + cross + self.mlp.sum(0) + self.bias
 
 
-def direct_logit_attribution(model: Model, trace: Trace | PairTrace, targets_BP: jax.Array, *,
+def direct_logit_attribution(model: LanguageModel, trace: Trace | PairTrace,
+                             targets_BP: Int[Array | np.ndarray, "B P"] | Sequence[Sequence[int]], *,
                              positions: Index = None) -> Attribution:
-    """What each head, feed-forward layer and embedding adds to a logit, by way of the residual
-    stream alone.
+    """Computes how much each head, feed-forward layer and embedding adds directly to a logit.
 
-    The logit's direction is taken back through the last norm (and, in post-norm models, through
-    every norm), each with its scale as it was in this pass: then everything is linear, and the
-    parts sum to the logit. In an encoder's head the GELU, x * P(normal <= x), is taken with its
-    factor as it was.
+    "Directly" means through the residual stream alone, not through later layers. The function
+    propagates the logit's direction back through the final norm (in post-norm models, through every
+    norm). It keeps the scale of each norm fixed at its value in this forward pass, so everything is
+    linear and the contributions sum to the logit. In an encoder's prediction head, it keeps the
+    factor P(normal <= x) of the GELU, x * P(normal <= x), fixed in the same way. If the model caps
+    its logits (``config.limits.logits``), the contributions sum to the logit before the cap.
 
     Source: Elhage et al. (2021); nostalgebraist (2020); the frozen scale: Wang et al. (2022),
       section 3.
 
     Args:
       model: the model.
-      trace: of its forward pass without interventions; of an encoder-decoder, the target's stream
-        is read.
-      targets_BP: the token whose logit is wanted, for each position; the difference of two
-        attributions is that of the difference of two logits.
-      positions: one or several, ``None`` for all; negative ones count from the end.
+      trace: the trace of its forward pass without interventions. For an encoder-decoder, the
+        function reads the residual stream of the decoder.
+      targets_BP: for each row and position, the id of the token whose logit is explained. To
+        explain the difference of two logits, subtract two attributions.
+      positions: one position or several; ``None`` for all. Negative positions count from the end.
+
+    Returns:
+      The contributions of all parts, in float32.
 
     Raises:
-      ValueError: for a position that there is not, or targets that are not ``[B, P]``.
+      ValueError: if a position is out of range, or if the targets are not token ids ``[B, P]``.
     """
-    main = trace_of(trace, "self")
-    rows = resolve("positions", positions, main.final.shape[1])[0]
-    targets_BP = jnp.asarray(targets_BP)
-    if targets_BP.shape != (main.final.shape[0], rows.size):
-        raise ValueError(f"targets_BP has shape {targets_BP.shape}; expected {(main.final.shape[0], rows.size)}, a "
-                         "token for each row and position")
-    return _attribute(model, trace, targets_BP, rows)
+    check_kind(model, "self")
+    final_BTD = stream_of(trace)
+    rows = resolve("positions", positions, final_BTD.shape[1])[0]
+    targets = targets_BP if isinstance(targets_BP, jax.Array) else as_ids(targets_BP)
+    if not np.issubdtype(targets.dtype, np.integer):
+        raise ValueError(f"targets_BP is of type {targets.dtype}; expected the ids of tokens")
+    if targets.shape != (final_BTD.shape[0], rows.size):
+        raise ValueError(f"targets_BP has shape {targets.shape}; expected {(final_BTD.shape[0], rows.size)}, one "
+                         "token id for each row and position")
+    check_tokens(targets, vocab_size(model))
+    return _attribute(model, trace, jnp.asarray(targets), jnp.asarray(rows))
+
+
+class _Layer(NamedTuple):
+    """The values of one layer's trace that the attribution needs, at the positions ``P``."""
+
+    residual: jax.Array
+    head_output: jax.Array
+    attention_output: jax.Array
+    mlp_output: jax.Array | None
+    cross: Any = None  # the same values for cross-attention
 
 
 @jax.jit
-def _attribute(model: Model, trace: Trace | PairTrace, targets_BP: jax.Array, rows: jax.Array) -> Attribution:
-    main = trace_of(trace, "self")
-    layers = _at(main.layers, rows)
+def _attribute(model: LanguageModel, trace: Trace | PairTrace, targets_BP: jax.Array, rows: jax.Array) -> Attribution:
+    """Computes the contributions layer by layer, from the last layer to the first."""
+    layers = _at(trace_of(trace, "self").layers, rows)
     if "cross" in trace.parts():
-        layers = dataclasses.replace(layers, cross=_at(trace_of(trace, "cross").layers, rows))
-    direction_BPD, bias_BP = _direction(model, main.final[:, rows], targets_BP)
-    post = model.config.norm_position == "post"
+        layers = layers._replace(cross=_at(trace_of(trace, "cross").layers, rows))
+    direction_BPD, bias_BP = _direction(model, stream_of(trace)[:, rows], targets_BP)
+    is_post = model.config.norm_position == "post"
 
-    def layer(state: tuple[jax.Array, jax.Array], block_and_trace: tuple[Block, LayerTrace, jax.Array, jax.Array]):
-        direction, bias = state
-        block, seen, kernel_NHD, cross_kernel_NHD = block_and_trace
-        cross = None
-        middle = seen.residual + seen.attention_output  # the stream, as it grows
-        if post:
-            middle, before = block.attention_norm(middle), middle
-        if seen.cross is not None:
-            middle_cross = middle + seen.cross.attention_output
-            if post:
-                middle_cross, before_cross = block.cross_norm(middle_cross), middle_cross
-        stream = middle if seen.cross is None else middle_cross
-        if post:
-            direction, bias = _through(block.mlp_norm, stream + seen.mlp_output, direction, bias)
-        mlp = _dot(seen.mlp_output, direction)
-        if seen.cross is not None:
-            if post:
-                direction, bias = _through(block.cross_norm, before_cross, direction, bias)
-            cross, bias = _heads(block.cross_attention, cross_kernel_NHD, seen.cross, direction, bias)
-        if post:
-            direction, bias = _through(block.attention_norm, before, direction, bias)
-        heads, bias = _heads(block.attention, kernel_NHD, seen, direction, bias)
+    def layer(state: tuple[jax.Array, jax.Array], item: Any) -> tuple[Any, Any]:
+        block, traced, kernel_NHD, cross_kernel_NHD = item
+        outputs = [(block.attention_norm, traced.attention_output), (block.mlp_norm, traced.mlp_output)]
+        if traced.cross is not None:
+            outputs.insert(1, (block.cross_norm, traced.cross.attention_output))
+        stream, norms = traced.residual, []  # the residual stream so far, and each norm with its input
+        for norm, output in outputs:
+            norms.append((norm, stream + output))
+            stream = norm(stream + output) if is_post else stream + output
+
+        def before_norm(direction: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+            norm, read = norms.pop()
+            return _through(norm, read, direction, bias) if is_post else (direction, bias)
+
+        direction, bias = before_norm(*state)
+        mlp, cross = _dot(traced.mlp_output, direction), None
+        if traced.cross is not None:
+            direction, bias = before_norm(direction, bias)
+            cross, bias = _heads(block.cross_attention, cross_kernel_NHD, traced.cross, direction, bias)
+        direction, bias = before_norm(direction, bias)
+        if getattr(block, "attention_output_norm", None) is not None:
+            merged = block.attention.merge(traced.head_output)
+            direction_of_heads, bias = _through(block.attention_output_norm, merged, direction, bias)
+        else:
+            direction_of_heads = direction
+        heads, bias = _heads(block.attention, kernel_NHD, traced, direction_of_heads, bias)
         return (direction, bias), (heads, cross, mlp)
 
-    blocks = stack_of(model, "self").blocks
+    blocks = blocks_of(stack_of(model, "self"))
     kernels = (output_kernel(blocks.attention),
                None if layers.cross is None else output_kernel(blocks.cross_attention))
     (direction_BPD, bias_BP), (heads, cross, mlp) = jax.lax.scan(
@@ -119,15 +157,15 @@ def _attribute(model: Model, trace: Trace | PairTrace, targets_BP: jax.Array, ro
                        bias=bias_BP)
 
 
-def _at(layers: LayerTrace, rows: jax.Array) -> LayerTrace:
-    """What is read of a trace, at some positions."""
-    names = ("residual", "head_output", "attention_output", "mlp_output")
-    kept = {name: None if getattr(layers, name) is None else getattr(layers, name)[:, :, rows] for name in names}
-    return LayerTrace(**kept, queries=None, keys=None, values=None, bias=None)
+def _at(layers: LayerTrace, rows: jax.Array) -> _Layer:
+    """Selects the values of all layers at the given positions."""
+    return _Layer(layers.residual[:, :, rows], layers.head_output[:, :, rows], layers.attention_output[:, :, rows],
+                  None if layers.mlp_output is None else layers.mlp_output[:, :, rows])
 
 
-def _direction(model: Model, stream_BPD: jax.Array, targets_BP: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The direction of the last stream that the logit reads, and what biases add to it."""
+def _direction(model: LanguageModel, stream_BPD: jax.Array, targets_BP: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the direction in the final residual stream whose dot product is the logit, and the
+    contribution of the biases."""
     embeddings = model.embeddings
     direction = embeddings.unembedding_VD[targets_BP].astype(jnp.float32)
     if model.config.scale_logits:
@@ -150,24 +188,28 @@ def _direction(model: Model, stream_BPD: jax.Array, targets_BP: jax.Array) -> tu
 
 def _through(norm: Norm, x_BPD: jax.Array, direction_BPD: jax.Array,
              bias_BP: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The direction before a norm of x, its scale held: norm(x) . d = x . d' + b . d."""
+    """Propagates a direction back through a norm of x with a fixed scale, so that
+    norm(x) . d = x . d' + b . d."""
     if norm.bias is not None:
         bias_BP = bias_BP + direction_BPD @ norm.bias[...].astype(jnp.float32)
     x_BPD = x_BPD.astype(jnp.float32)
-    direction_BPD = direction_BPD * norm.scale[...].astype(jnp.float32)
-    if norm.kind == "layernorm":  # centring is linear, and its own transpose
+    if (factor_D := norm.factor()) is not None:
+        direction_BPD = direction_BPD * factor_D
+    if norm.subtracts_mean:  # subtracting the mean is a symmetric linear map
         x_BPD, direction_BPD = (y - y.mean(-1, keepdims=True) for y in (x_BPD, direction_BPD))
     return direction_BPD * jax.lax.rsqrt(jnp.square(x_BPD).mean(-1, keepdims=True) + norm.epsilon), bias_BP
 
 
-def _heads(attention: Attention, kernel_NHD: jax.Array, seen: LayerTrace, direction_BPD: jax.Array,
+def _heads(attention: Attention, kernel_NHD: jax.Array, traced: _Layer, direction_BPD: jax.Array,
            bias_BP: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What each head adds ``[B, P, N]``, and the bias with that of the output projection."""
+    """Returns the contribution of each head, ``[B, P, N]``, and ``bias_BP`` with the contribution
+    of the output projection's bias added."""
     if attention.output.bias is not None:
         bias_BP = bias_BP + direction_BPD @ attention.output.bias[...].astype(jnp.float32)
     read_BPNH = jnp.einsum("BPD,NHD->BPNH", direction_BPD, kernel_NHD)
-    return (seen.head_output.astype(jnp.float32) * read_BPNH).sum(-1), bias_BP
+    return (traced.head_output.astype(jnp.float32) * read_BPNH).sum(-1), bias_BP
 
 
 def _dot(x_BPD: jax.Array, direction_BPD: jax.Array) -> jax.Array:
+    """Returns the dot product of the last axes, in float32."""
     return (x_BPD.astype(jnp.float32) * direction_BPD).sum(-1)

@@ -1,8 +1,9 @@
-"""One text as a model read it: its tokens, its trace, and what can be asked of them."""
+"""The class ``Inspection``: the tokens of texts, the trace of a model, and analysis methods."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html as markup
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -10,247 +11,288 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
 
 from transformer_jax.data.tokens import TextTokenizer
-from transformer_jax.inspection import maps, showing, viewer
+from transformer_jax.inspection import labels, maps, showing, texts, viewer
 from transformer_jax.inspection.attribution import Attribution, direct_logit_attribution
 from transformer_jax.inspection.lens import Lens, logit_lens, value_norms, value_weighted
 from transformer_jax.inspection.mixing import rollout
-from transformer_jax.inspection.parts import check_kind, trace_of
-from transformer_jax.models.functional import Model
+from transformer_jax.inspection.parts import LanguageModel, check_kind, trace_of
 from transformer_jax.models.output import Index, PairTrace, Trace, resolve
-from transformer_jax.ops.masks import AttentionMask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Inspection:
-    """One text (one row), as a model read it. Arrays of its methods have no batch axis.
+    """One text (one row) or several texts (a padded batch), with the trace of a model that read it.
+
+    Methods that return arrays work on one text, and their arrays have no batch axis. If the
+    inspection holds several texts, call these methods on one element of ``texts``. Figures and
+    pages leave padding out.
 
     Attributes:
       model: the model.
-      tokenizer: its tokenizer, if it has one.
-      ids: the tokens that were read, of an encoder-decoder those of the target ``[T]``.
-      trace: of the forward pass, with a batch axis of 1; maps are computed from it when asked for.
-      segment_ids: which document of a packed row each token belongs to ``[T]``; ``None``: one
-        document.
-      source_ids: the tokens of an encoder-decoder's source ``[S]``.
-      source_segment_ids: theirs.
+      tokenizer: its tokenizer, or ``None``.
+      ids: the ids of the tokens that the model read (in an encoder-decoder, the decoder): ``[T]``,
+        or ``[B, T]`` for several texts.
+      trace: the trace of the forward pass, with a batch axis of 1 or B. Attention maps are computed
+        from it on demand.
+      segment_ids: the document of each token, 0 for padding, in the shape of ``ids``, or ``None``.
+      source_ids: the token ids of an encoder-decoder's source, ``[S]`` or ``[B, S]``.
+      source_segment_ids: the segment ids of the source, in the same form.
     """
 
-    model: Model = dataclasses.field(repr=False)
-    tokenizer: TextTokenizer | None = dataclasses.field(repr=False)
-    ids: np.ndarray
-    trace: Trace | PairTrace = dataclasses.field(repr=False)
-    segment_ids: np.ndarray | None = None
-    source_ids: np.ndarray | None = None
-    source_segment_ids: np.ndarray | None = None
+    model: LanguageModel
+    tokenizer: TextTokenizer | None
+    ids: Int[np.ndarray, "*B T"]
+    trace: Trace | PairTrace
+    segment_ids: Int[np.ndarray, "*B T"] | None = None
+    source_ids: Int[np.ndarray, "*B S"] | None = None
+    source_segment_ids: Int[np.ndarray, "*B S"] | None = None
+
+    def __repr__(self) -> str:
+        return showing.describe(self)
+
+    @functools.cached_property
+    def texts(self) -> list[Inspection]:
+        """One inspection for each text of a batch or document of a packed row, without padding.
+
+        Raises:
+          ValueError: if the tokens of a document are not contiguous.
+        """
+        if self.segment_ids is None:
+            return [self]
+        places = texts.places_of_texts(self.segment_ids, self.source_segment_ids)
+        return [dataclasses.replace(
+            self, ids=own.of(np.atleast_2d(self.ids)), trace=texts.cut(self.trace, own, source), segment_ids=None,
+            source_ids=None if self.source_ids is None or source is None else source.of(np.atleast_2d(self.source_ids)),
+            source_segment_ids=None) for own, source in places]
+
+    def documents(self) -> list[Inspection]:
+        """Splits a packed row into its documents.
+
+        Returns:
+          One inspection for each document, with its own tokens and its own part of the trace.
+
+        Raises:
+          ValueError: if the row has no segment ids, or if the tokens of a document are not
+            contiguous.
+        """
+        if self.segment_ids is None:
+            raise ValueError("this inspection has no segment ids: pass segment_ids=... to inspect_text")
+        return self.texts
 
     @property
     def tokens(self) -> list[str]:
-        """The tokens as strings, those of the target in an encoder-decoder; numbers without a
-        tokenizer."""
+        """The tokens, those of the target if there is one; without a tokenizer, their ids."""
+        self._check_single("tokens")
         return self.strings(self.ids)
 
     @property
     def source_tokens(self) -> list[str]:
-        """The source's tokens as strings; empty where there is no source."""
+        """The tokens of the source as strings; empty for a model without a source."""
+        self._check_single("source_tokens")
         return [] if self.source_ids is None else self.strings(self.source_ids)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of attention that the model has."""
+        """The kinds of attention that the model has, such as ``("self",)``."""
         return tuple(self.trace.parts())
 
     def labels(self, kind: str = "self") -> tuple[list[str], list[str]]:
-        """The tokens that attend, and those that are attended to.
+        """Returns the labels of the axes of an attention map.
 
-        Of ``"cross"``, each query is named by the token that it predicts, the last of a text by
-        ``"(next)"``.
+        Args:
+          kind: the kind of attention, as in ``attention``.
+
+        Returns:
+          The tokens of the queries, and the tokens of the keys. In ``"cross"`` attention, the label
+          of a query is the token that it predicts; the last one of a text is ``"(next)"``.
         """
         check_kind(self.model, kind)
+        self._check_single("labels()")
         if kind != "cross":
             tokens = self.source_tokens if kind == "encoder" else self.tokens
             return tokens, tokens
-        segment_ids = np.zeros(len(self.ids)) if self.segment_ids is None else self.segment_ids
-        is_last = np.diff(segment_ids, append=-1) != 0
-        following = [*self.tokens[1:], ""]
-        return ["(next)" if last else token for token, last in zip(following, is_last, strict=True)], self.source_tokens
+        return labels.predicted_tokens(self.tokens, self.segment_ids), self.source_tokens
 
     def strings(self, ids: Any) -> Any:
-        """Tokens to show, in lists nested as the array of ids is."""
+        """Converts token ids to strings for display.
+
+        Args:
+          ids: one token id, or an array of token ids of any shape.
+
+        Returns:
+          A string, or lists of strings nested like the array.
+        """
         ids = np.asarray(ids)
         if ids.ndim:
             return [self.strings(part) for part in ids]
-        if self.tokenizer is None or ids >= self.tokenizer.vocab_size:  # a model may have more rows
+        if self.tokenizer is None or ids >= self.tokenizer.vocab_size:  # padded vocabulary
             return str(int(ids))
         return self.tokenizer.pieces([int(ids)])[0]
 
     def attention(self, kind: str = "self", *, layers: Index = None, heads: Index = None,
-                  queries: Index = None) -> jax.Array:
-        """Attention maps: only what is asked for is computed.
+                  queries: Index = None) -> Float[Array, "*layers_heads_queries S"]:
+        """Computes the chosen attention maps, and no others.
 
         Args:
-          kind: ``"self"``; in an encoder-decoder ``"self"`` is the target's, ``"encoder"`` the
-            source's, and ``"cross"`` the target's to the source.
-          layers: one layer, several, or all (``None``); negative indices count from the end.
-          heads: likewise.
-          queries: likewise, the rows of the maps.
+          kind: ``"self"``; in an encoder-decoder ``"self"`` (in the decoder), ``"encoder"``, or
+            ``"cross"`` (from the target to the source).
+          layers, heads, queries: one index, several, or all (``None``); negative indices count from
+            the end. The queries are the rows of the maps.
 
         Returns:
-          float32 ``[layers, heads, queries, S]``; an axis indexed by a single number is dropped.
+          float32 ``[layers, heads, queries, S]``, without the axes that one number indexes.
 
         Raises:
-          ValueError: for another kind, or an index out of range.
+          ValueError: if the kind or an index does not exist, or for several texts.
         """
-        chosen, single = self._choose(kind, layers, heads, queries)
+        chosen, single = self._choose("attention()", kind, layers, heads, queries)
         return jnp.squeeze(_maps(trace_of(self.trace, kind), *chosen), single)
 
     def value_weighted(self, kind: str = "self", *, layers: Index = None, heads: Index = None,
-                       queries: Index = None) -> jax.Array:
-        """Maps in which a weight counts as much as what it lets through; arguments as in
-        :meth:`attention`.
+                       queries: Index = None) -> Float[Array, "*layers_heads_queries S"]:
+        """Computes attention maps weighted by value norms, as in Kobayashi et al. (2020).
 
-        Source: Kobayashi et al. (2020).
+        Args:
+          kind, layers, heads, queries: as in ``attention``.
+
+        Returns:
+          float32 ``[layers, heads, queries, S]``, without the axes that one number indexes.
         """
-        (layers, heads, queries), single = self._choose(kind, layers, heads, queries)
+        chosen, single = self._choose("value_weighted()", kind, layers, heads, queries)
         norms_LNS = value_norms(self.model, self.trace, kind=kind)[:, 0]
-        weights = _maps(trace_of(self.trace, kind), layers, heads, queries)
-        return jnp.squeeze(value_weighted(weights, norms_LNS[layers][:, heads]), single)
+        weights = _maps(trace_of(self.trace, kind), *chosen)
+        return jnp.squeeze(value_weighted(weights, norms_LNS[chosen[0]][:, chosen[1]]), single)
 
-    def _choose(self, kind: str, layers: Index, heads: Index, queries: Index) -> tuple[tuple, tuple[int, ...]]:
+    def _choose(self, method: str, kind: str, layers: Index, heads: Index,
+                queries: Index) -> tuple[tuple[Any, ...], tuple[int, ...]]:
         check_kind(self.model, kind)
+        self._check_single(method)
         L, _, T, N, _ = trace_of(self.trace, kind).queries.shape
         chosen = resolve("layers", layers, L), resolve("heads", heads, N), resolve("queries", queries, T)
         return tuple(indices for indices, _ in chosen), tuple(axis for axis, (_, one) in enumerate(chosen) if one)
 
-    def summaries(self, kind: str = "self") -> dict[str, jax.Array]:
-        """Every cheap reduction of every head ``[L, N]``, see
-        :func:`~transformer_jax.inspection.maps.summaries`."""
+    def summaries(self, kind: str = "self") -> dict[str, Float[Array, "L N"]]:
+        """Computes summary statistics of every head with ``transformer_jax.inspection.summaries``.
+
+        Args:
+          kind: the kind of attention, as in ``attention``.
+
+        Returns:
+          float32 ``[L, N]`` for each statistic, by name. Several texts are averaged together.
+        """
         check_kind(self.model, kind)
         ids = {"self": self.ids, "encoder": self.source_ids, "cross": None}[kind]
-        return maps.summaries(trace_of(self.trace, kind), None if ids is None else ids[None])
+        return maps.summaries(trace_of(self.trace, kind), None if ids is None else np.atleast_2d(ids))
 
-    def rollout(self, kind: str = "self") -> jax.Array:
-        """Attention rollout up to each layer ``[L, T, T]``, heads averaged; of ``"self"`` or
-        ``"encoder"``."""
+    def rollout(self, kind: str = "self") -> Float[Array, "L T T"]:
+        """Computes the attention rollout up to each layer from the mean attention over heads.
+
+        Args:
+          kind: ``"self"`` or ``"encoder"``.
+
+        Returns:
+          float32 ``[L, T, T]``.
+
+        Raises:
+          ValueError: if ``kind`` is ``"cross"``.
+        """
         if kind == "cross":
-            raise ValueError("kind='cross' attends from one text to another: rollout is of 'self' or 'encoder'")
+            raise ValueError("kind='cross' attends from one text to another; rollout needs kind='self' or 'encoder'")
         return rollout(self.attention(kind).mean(1))
 
     def logit_lens(self, positions: Index = None, *, top_k: int = 5) -> Lens:
-        """What would be predicted if the model ended before each layer.
+        """Computes the predictions that the model would make if it ended before each layer.
 
         Args:
-          positions: one token, several, or all (``None``); negative indices count from the end.
-          top_k: how many predictions.
+          positions: one position, several, or all (``None``); negative ones count from the end.
+          top_k: the number of predictions.
 
         Returns:
-          :class:`~transformer_jax.inspection.lens.Lens` of ``[L + 1, positions, top_k]``;
-          :meth:`strings` of its ``ids`` are the tokens. The positions' axis is dropped for a single
-          number.
+          A ``Lens`` with arrays ``[L + 1, positions, top_k]``, or ``[L + 1, top_k]`` for one
+          position. ``strings(lens.ids)`` gives the tokens.
         """
+        self._check_single("logit_lens()")
         _, one = resolve("positions", positions, len(self.ids))
         found = logit_lens(self.model, self.trace, positions=positions, top_k=top_k)
         return jax.tree.map(lambda x: x[:, 0, 0] if one else x[:, 0], found)
 
     def attribution(self, position: int = -1, target: int | None = None) -> Attribution:
-        """What each part adds to the logit of a token: ``heads`` ``[L, N]``, ``mlp`` ``[L]``, the
-        others numbers.
+        """Computes how much each part of the model adds to the logit of a token.
 
         Args:
-          position: where it is predicted.
-          target: the token's id; by default the one that the model holds most probable there.
+          position: the position whose prediction is explained; negative ones count from the end.
+          target: the id of the token; by default the most probable token at this position.
+
+        Returns:
+          The contributions: ``heads`` ``[L, N]``, ``mlp`` ``[L]``, and scalars for the others.
+
+        Raises:
+          ValueError: if ``position`` is not one position in range, or ``target`` no token id.
         """
-        token = self.logit_lens(position, top_k=1).ids[-1, 0] if target is None else target
-        parts = direct_logit_attribution(self.model, self.trace, jnp.reshape(token, (1, 1)), positions=position)
+        self._check_single("attribution()")
+        if np.ndim(position):
+            raise ValueError(f"position={position!r}: pass one position; direct_logit_attribution accepts several")
+        token = int(self.logit_lens(position, top_k=1).ids[-1, 0]) if target is None else target
+        parts = direct_logit_attribution(self.model, self.trace, [[token]], positions=position)
         return jax.tree.map(lambda x: x[0, 0] if x.ndim == 2 else x[:, 0, 0], parts)
 
     def plot(self, kind: str | None = None, layer: int | None = None, head: int | None = None) -> Figure:
-        """A figure of every head, of a layer's heads, or of one map; :func:`plots.save` writes it.
+        """Draws the attention maps of all heads, of the heads of one layer, or of one head.
 
         Args:
-          kind: of attention; by default ``"cross"`` where there is one, else ``"self"``.
-          layer: which layer, of all by default. Of ``"cross"`` attention the mean over its heads is
-            drawn.
-          head: which of its heads.
+          kind: the kind of attention; by default ``"cross"`` if the model has it, else ``"self"``.
+          layer: one layer; by default all. Of one ``"cross"`` layer the mean over heads is drawn.
+          head: one head of this layer; by default all.
+
+        Returns:
+          A matplotlib figure, which ``transformer_jax.inspection.plots.save`` can write to a file.
 
         Raises:
-          ValueError: for a kind that the model has not, an index out of range, a head without its
-            layer, or more maps than a figure shows.
+          ValueError: if the kind or an index does not exist, if a head is given without a layer, if
+            the maps are too many for a figure, or if the inspection holds several texts.
         """
+        self._check_single("plot()")
         return showing.plot(self, kind, layer, head)
 
     def to_html(self, path: str | pathlib.Path | None = None, *, kind: str | None = None, layer: int = 0,
                 head: int = 0, title: str = "Attention") -> str | None:
-        """The page to explore every layer and head of every kind of attention: one file, for any
-        browser.
+        """Makes one HTML page to explore all attention maps of all texts in any browser.
 
         Args:
-          path: where it goes; ``None``: it is returned.
-          kind: that it opens with, likewise layer and head; see :meth:`plot`.
-          layer: negative numbers count from the end.
-          head: likewise.
-          title: of the page.
+          path: the file to write; ``None`` to return the page instead.
+          kind: the kind of attention that the page shows first; by default as in ``plot``.
+          layer, head: the map that it shows first; negative indices count from the end.
+          title: the title of the page.
+
+        Returns:
+          The page as a string if ``path`` is ``None``, else ``None``.
 
         Raises:
-          ValueError: as :meth:`plot`, and for a text too long for a page.
+          ValueError: if the kind or an index does not exist, or if a page cannot hold the texts.
         """
-        shown = showing.page_maps(self, kind)
+        page_maps = showing.page_maps(self, kind)
         if path is None:
-            return viewer.html(shown, title=title, layer=layer, head=head)
-        return viewer.save_html(path, shown, title=title, layer=layer, head=head)
+            return viewer.html(page_maps, title=title, layer=layer, head=head)
+        return viewer.save_html(path, page_maps, title=title, layer=layer, head=head)
 
     def _repr_html_(self) -> str:
-        """The page in a frame, for Jupyter and Colab; what has no page is shown as text, with the
-        reason."""
+        """Returns the page in a frame for Jupyter and Colab; if it is too large, a description."""
         try:
             return viewer.iframe_html(showing.page_maps(self, None))
         except ValueError as reason:
             return f"<pre>{markup.escape(repr(self))}\n{markup.escape(str(reason))}</pre>"
 
-    def documents(self) -> list[Inspection]:
-        """The documents of a packed row, each with its own tokens and its own part of the trace.
-
-        Raises:
-          ValueError: where the row was given without segment ids, or a document is not in one
-            piece.
-        """
-        if self.segment_ids is None:
-            raise ValueError("there are no segment ids: pass inspect_text the packed row and segment_ids=...")
-        found = []
-        for number in dict.fromkeys(self.segment_ids[self.segment_ids != 0].tolist()):
-            own = _place(self.segment_ids, number)
-            if not self.model.reads_sources:
-                found.append(dataclasses.replace(self, ids=self.ids[own], trace=_cut(self.trace, own, own),
-                                                 segment_ids=None))
-                continue
-            source = _place(self.source_segment_ids, number)
-            trace = PairTrace(_cut(self.trace.encoder, source, source), _cut(self.trace.decoder, own, own),
-                              _cut(self.trace.cross, own, source))
-            found.append(dataclasses.replace(self, ids=self.ids[own], source_ids=self.source_ids[source], trace=trace,
-                                             segment_ids=None, source_segment_ids=None))
-        return found
-
-
-def _place(segment_ids: np.ndarray, number: int) -> slice:
-    places = np.flatnonzero(segment_ids == number)
-    if not places.size or places[-1] - places[0] + 1 != places.size:
-        raise ValueError(f"the tokens of document {number} are not in one piece")
-    return slice(int(places[0]), int(places[-1]) + 1)
-
-
-def _cut(trace: Trace, queries: slice, keys: slice) -> Trace:
-    """The trace of one document: within it causality, window and linear bias are what they were."""
-    sides = {"keys": keys, "values": keys}
-    layers = {field.name: getattr(trace.layers, field.name) for field in dataclasses.fields(trace.layers)}
-    return Trace(
-        layers=dataclasses.replace(trace.layers, **{name: x[:, :, sides.get(name, queries)]
-                                                    for name, x in layers.items() if x is not None}),
-        final=None if trace.final is None else trace.final[:, queries],
-        mask=AttentionMask(is_causal=trace.mask.is_causal, window=trace.mask.window), bias=trace.bias)
+    def _check_single(self, method: str) -> None:
+        if self.ids.ndim > 1:
+            raise ValueError(f"{method} works on one text, and this inspection holds {len(self.texts)}: choose one "
+                             f"from .texts, such as inspected.texts[0].{method}")
 
 
 @jax.jit

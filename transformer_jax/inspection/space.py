@@ -1,11 +1,12 @@
-"""The embedding space: neighbours, analogies and principal components of static and of contextual
-vectors."""
+"""The embedding space: nearest neighbours, analogies and principal components of static and
+contextual embeddings."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,37 +15,51 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from transformer_jax.decoding.embed import similarity
-from transformer_jax.models.functional import Model
+from transformer_jax.inspection.parts import LanguageModel, check_count
+from transformer_jax.models.output import resolve
 
 __all__ = ["PCA", "analogy", "nearest", "pca", "read_analogies", "similarity", "static_embeddings"]
 
 Rows = int | Int[Array | np.ndarray, "*Q"]
 
 
-def static_embeddings(model: Model) -> Float[Array, "V D"]:
-    """The table of token embeddings, float32 ``[V, D]``; contextual ones are
-    :func:`transformer_jax.embed`'s."""
+def static_embeddings(model: LanguageModel) -> Float[Array, "V D"]:
+    """Returns the table of token embeddings; ``transformer_jax.embed`` computes contextual
+    embeddings.
+
+    Args:
+      model: the model.
+
+    Returns:
+      float32 ``[V, D]``.
+    """
     return model.embeddings.token[...].astype(jnp.float32)
 
 
 def nearest(vectors_VD: Float[Array | np.ndarray, "V D"], queries_QD: Float[Array | np.ndarray, "*Q D"],
             top_k: int = 10, *, exclude: Int[Array | np.ndarray, "*#Q X"] | Sequence[int] | None = None,
             ) -> tuple[Int[Array, "*Q K"], Float[Array, "*Q K"]]:
-    """The vectors at the smallest angles to given ones.
+    """Finds the vectors with the largest cosine similarity to each query.
 
     Args:
-      vectors_VD: what is searched, such as :func:`static_embeddings`.
-      queries_QD: ``[Q, D]``, or one vector ``[D]``.
-      top_k: how many.
-      exclude: rows of ``vectors_VD`` that are not wanted, ``[X]`` for all queries or ``[Q, X]``.
+      vectors_VD: the vectors to search, such as the result of ``static_embeddings``.
+      queries_QD: the query vectors ``[Q, D]``, or one vector ``[D]``.
+      top_k: the number K of neighbours for each query.
+      exclude: indices of rows of ``vectors_VD`` to leave out: ``[X]`` for all queries, or
+        ``[Q, X]``.
 
     Returns:
-      Rows of ``vectors_VD`` ``[Q, K]``, the nearest first, and their cosines; without the axis that
-      a single query lacks.
+      The row indices in ``vectors_VD``, nearest first, and their cosine similarities, both
+      ``[Q, K]``; ``[K]`` for a single query.
+
+    Raises:
+      ValueError: if ``top_k`` exceeds the number of vectors, or if a row to exclude does not exist.
     """
+    check_count("top_k", top_k, len(vectors_VD))
     cosines = similarity(jnp.asarray(queries_QD), jnp.asarray(vectors_VD))
-    if exclude is not None:
-        excluded = (jnp.asarray(exclude)[..., None] == jnp.arange(cosines.shape[-1])).any(-2)
+    if exclude is not None and np.size(exclude):
+        exclude = _rows("exclude", exclude, len(vectors_VD))
+        excluded = (exclude[..., None] == jnp.arange(cosines.shape[-1])).any(-2)
         cosines = jnp.where(excluded, -jnp.inf, cosines)
     cosines, rows = jax.lax.top_k(cosines, top_k)
     return rows, cosines
@@ -52,38 +67,49 @@ def nearest(vectors_VD: Float[Array | np.ndarray, "V D"], queries_QD: Float[Arra
 
 def analogy(vectors_VD: Float[Array | np.ndarray, "V D"], a: Rows, b: Rows, c: Rows,
             top_k: int = 5) -> tuple[Int[Array, "*Q K"], Float[Array, "*Q K"]]:
-    """What is to c as a is to b: the rows nearest to a - b + c, unit vectors all, these three left
-    out.
+    """Finds the rows nearest to a - b + c, where all vectors are scaled to unit length; rows a, b
+    and c are left out.
 
-    king - man + woman: ``a`` is king, ``b`` man and ``c`` woman.
+    For king - man + woman, ``a`` is king, ``b`` is man and ``c`` is woman.
 
     Source: Mikolov et al. (2013); 3CosAdd of Levy and Goldberg (2014).
 
     Args:
-      vectors_VD: such as :func:`static_embeddings`.
-      a: a row of them, or several ``[Q]``; so are ``b`` and ``c``.
-      b: see ``a``.
-      c: see ``a``.
-      top_k: how many.
+      vectors_VD: the vectors to search, such as the result of ``static_embeddings``.
+      a: the index of one row, or indices ``[Q]``.
+      b: the index of one row, or indices ``[Q]``.
+      c: the index of one row, or indices ``[Q]``.
+      top_k: the number K of neighbours.
 
     Returns:
-      As :func:`nearest`.
+      The row indices in ``vectors_VD``, nearest first, and their cosine similarities, both
+      ``[Q, K]``; ``[K]`` for a single query.
+
+    Raises:
+      ValueError: if a row does not exist, or if ``top_k`` exceeds the number of vectors.
     """
-    a, b, c = map(jnp.asarray, (a, b, c))
+    a, b, c = (_rows(name, rows, len(vectors_VD)) for name, rows in (("a", a), ("b", b), ("c", c)))
     unit_VD = vectors_VD / jnp.maximum(jnp.linalg.norm(vectors_VD, axis=-1, keepdims=True), 1e-12)
     return nearest(unit_VD, unit_VD[a] - unit_VD[b] + unit_VD[c], top_k, exclude=jnp.stack([a, b, c], axis=-1))
+
+
+def _rows(name: str, rows: Any, size: int) -> jax.Array:
+    """Checks row indices and converts negative ones, because JAX would silently read the last row
+    for an index that is out of range."""
+    flat = jnp.asarray(resolve(name, rows if isinstance(rows, jax.Array) else np.ravel(rows), size)[0])
+    return flat.reshape(np.shape(rows))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PCA:
-    """Principal components.
+    """The result of a principal component analysis.
 
     Attributes:
-      projected: the vectors in the new axes ``[X, C]``.
-      components: the axes, orthonormal ``[C, D]``.
-      explained: the share of the variance along each ``[C]``.
-      mean: of the vectors ``[D]``.
+      projected: the coordinates of the vectors along the components, ``[X, C]``.
+      components: the components, which are orthonormal, ``[C, D]``.
+      explained: the fraction of the variance that each component explains, ``[C]``.
+      mean: the mean of the vectors, ``[D]``.
     """
 
     projected: Float[Array, "X C"]
@@ -93,17 +119,27 @@ class PCA:
 
 
 def pca(vectors_XD: Float[Array | np.ndarray, "X D"], num_components: int = 2) -> PCA:
-    """The directions in which vectors vary most; the largest entry of each axis is positive.
+    """Computes the directions in which vectors vary most (principal component analysis).
+
+    The sign of each component is chosen so that its entry of largest magnitude is positive.
 
     Source: Pearson (1901).
 
+    Args:
+      vectors_XD: the vectors, ``[X, D]``.
+      num_components: the number C of components.
+
+    Returns:
+      The components, the projected vectors, and the explained fractions of the variance.
+
     Raises:
-      ValueError: for more components than there are vectors or dimensions.
+      ValueError: if ``num_components`` is less than 1 or exceeds the number of vectors or
+        dimensions.
     """
     vectors_XD = jnp.asarray(vectors_XD, jnp.float32)
     if not 1 <= num_components <= min(vectors_XD.shape):
-        raise ValueError(f"num_components={num_components} must be from 1 to {min(vectors_XD.shape)}, for vectors "
-                         f"{vectors_XD.shape}")
+        raise ValueError(f"num_components={num_components} must be from 1 to {min(vectors_XD.shape)} for vectors of "
+                         f"shape {vectors_XD.shape}")
     mean_D = vectors_XD.mean(0)
     _, lengths, axes_CD = jnp.linalg.svd(vectors_XD - mean_D, full_matrices=False)
     largest_C1 = jnp.take_along_axis(axes_CD, jnp.abs(axes_CD).argmax(-1, keepdims=True), axis=-1)
@@ -113,16 +149,20 @@ def pca(vectors_XD: Float[Array | np.ndarray, "X D"], num_components: int = 2) -
 
 
 def read_analogies(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the analogies of word2vec: lines of four words under lines ``: section``.
+    """Reads a file of analogies in word2vec's format: sections of lines with four words.
 
     Source: Mikolov et al. (2013), questions-words.txt.
 
+    Args:
+      path: the path of the file.
+
     Returns:
-      For each section an array of words ``[X, 4]``: as the first is to the second, so is the third
-      to the fourth; for :func:`analogy` ``a`` is the second, ``b`` the first and ``c`` the third.
+      For each section, an array of words ``[X, 4]``. The first word is to the second as the third
+      is to the fourth. For ``analogy``, ``a`` is the second word, ``b`` the first and ``c`` the
+      third.
 
     Raises:
-      ValueError: for a line of other than four words, or one before any section.
+      ValueError: if a line does not have four words, or stands before the first section.
     """
     sections: dict[str, list[list[str]]] = {}
     for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
@@ -130,7 +170,7 @@ def read_analogies(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         if words[:1] == [":"]:
             questions = sections.setdefault(" ".join(words[1:]), [])
         elif words and (len(words) != 4 or not sections):
-            raise ValueError(f"{path}, line {number}: {line!r} is neither ': section' nor four words of a section")
+            raise ValueError(f"{path}, line {number}: {line!r}; expected ': section', or four words under a section")
         elif words:
             questions.append(words)
     return {name: np.array(questions).reshape(-1, 4) for name, questions in sections.items()}

@@ -1,8 +1,8 @@
-"""Encoder-decoders in BART's form: BART, mBART, Marian and Pegasus, which share all names.
+"""The encoder-decoder families BART, mBART, Marian and Pegasus, whose tensors have the same names.
 
-BART and Marian have their norms after each sub-layer, mBART and Pegasus before. BART and mBART
-learn positions (for each side, from row 2 of a table on) and norm their embeddings; Marian and
-Pegasus have sinusoids, sines before cosines.
+BART and Marian apply a norm after each sub-layer, mBART and Pegasus before it. BART and mBART have
+learned positions (in the encoder and in the decoder, starting at row 2 of a table) and a norm after
+the embeddings. Marian and Pegasus have sinusoidal positions, with all sines before all cosines.
 """
 
 from __future__ import annotations
@@ -10,26 +10,22 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from transformer_jax.config import ModelConfig
-from transformer_jax.interop.family import (
-    Family,
-    Setting,
-    Settings,
-    read_targets,
-    require_settings,
-    write_targets,
-)
-from transformer_jax.interop.mapping import Weight, linear, norm
+import numpy as np
 
-_ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "swish": "silu", "silu": "silu", "gelu_new": "gelu_tanh"}
+from transformer_jax.config import ModelConfig
+from transformer_jax.interop.family import Family, read_targets, write_targets
+from transformer_jax.interop.mapping import Weight, linear, norm
+from transformer_jax.interop.setting import ACTIVATIONS, Setting, Settings, require_settings, typed
 
 
 def _attention(ours: str, theirs: str) -> tuple[Weight, ...]:
+    """Makes the rows for the four linear layers of attention."""
     return (*linear(f"{ours}.query", f"{theirs}.q_proj"), *linear(f"{ours}.key", f"{theirs}.k_proj"),
             *linear(f"{ours}.value", f"{theirs}.v_proj"), *linear(f"{ours}.output", f"{theirs}.out_proj"))
 
 
 def _side(side: str, embeddings: str) -> tuple[Weight, ...]:
+    """Makes the rows for one side, ``"encoder"`` or ``"decoder"``."""
     block, layer = f"{side}.blocks", f"model.{side}.layers.{{layer}}"
     return (
         Weight(f"{embeddings}.position", f"model.{side}.embed_positions.weight"),
@@ -50,12 +46,15 @@ _WEIGHTS = (
            also=("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")),
     *_side("encoder", "embeddings"),
     *_side("decoder", "target_embeddings"),
-    Weight("embeddings.output_bias", "final_logits_bias", is_row=True),
+    # A buffer, which a model without its head does not have; transformers initialises it with
+    # zeros.
+    Weight("embeddings.output_bias", "final_logits_bias", is_row=True, default=0.0),
     Weight("embeddings.output", "lm_head.weight"),
 )
 
 def _settings(vocab_size: int) -> tuple[Setting, ...]:
-    """The settings of a family, which has so many tokens where its config.json does not say."""
+    """Makes the settings of a family; ``vocab_size`` is its default if config.json leaves it
+    out."""
     return (
         Setting("vocab_size", "vocab_size", vocab_size),
         Setting("max_len", "max_position_embeddings", 1024),
@@ -64,7 +63,7 @@ def _settings(vocab_size: int) -> tuple[Setting, ...]:
         Setting("num_heads", "encoder_attention_heads", 16, also=("decoder_attention_heads",)),
         Setting("model_dim", "d_model", 1024),
         Setting("mlp_dim", "encoder_ffn_dim", 4096, also=("decoder_ffn_dim",)),
-        Setting("activation", "activation_function", "gelu", values=_ACTIVATIONS),
+        Setting("activation", "activation_function", "gelu", values=ACTIVATIONS),
         Setting("scale_embeddings", "scale_embedding", False),
         Setting("tie_embeddings", "tie_word_embeddings", True),
         Setting("dropout", "dropout", 0.1),
@@ -74,42 +73,64 @@ def _settings(vocab_size: int) -> tuple[Setting, ...]:
 
 
 def _read(vocab_size: int, start: int | None, settings: Settings) -> dict[str, Any]:
-    """The start of a target, and checks of what both sides share.
+    """Reads the start of a target, and checks the settings that the encoder and decoder share.
 
     Args:
-      vocab_size: where a config.json does not say.
-      start: likewise, the token that starts a target.
-      settings: theirs.
+      vocab_size: the vocabulary size if config.json leaves it out.
+      start: the id of the token that starts a target if config.json leaves it out.
+      settings: the content of config.json.
     """
     vocab_size = settings.get("vocab_size", vocab_size)
     require_settings(settings, {"decoder_attention_heads": settings.get("encoder_attention_heads", 16),
                                 "decoder_ffn_dim": settings.get("encoder_ffn_dim", 4096)})
-    if (settings.get("decoder_vocab_size") or vocab_size) != vocab_size:
-        raise ValueError(f"this {settings['model_type']} model has {vocab_size} tokens for sources and "
-                         f"{settings['decoder_vocab_size']} for targets; here both share a vocabulary")
-    return read_targets({"decoder_start_token_id": start} | dict(settings))
+    targets = typed(settings, "decoder_vocab_size", int | None, None)
+    if targets not in (None, vocab_size):
+        raise ValueError(f"this {settings['model_type']} model has {vocab_size} tokens for sources and {targets} for "
+                         "targets; only models that share one vocabulary are supported")
+    starts = {"decoder_start_token_id": start}
+    if settings.get("force_bos_token_to_be_generated"):  # the older name in the first files of BART
+        starts["forced_bos_token_id"] = settings.get("bos_token_id", 0)
+    return read_targets(starts | dict(settings))
 
 
 def _write(model_type: str, config: ModelConfig) -> dict[str, Any]:
+    """Writes the start of a target, and the settings that transformers needs."""
     if not config.tie_embeddings:
         raise ValueError("tie_embeddings=False (expected True)")
-    # Their padding is a row of the table; Marian's is what starts its targets.
+    # In Marian, the padding token is also the token that starts a target.
     padding = {"pad_token_id": config.start_ids[0]} if model_type == "marian" and config.start_ids else {}
     return padding | {"is_encoder_decoder": True} | write_targets(config)
 
 
 _LEARNED = {"positions": "learned", "position_offset": 2, "use_embedding_norm": True}
 _SINUSOIDS = {"positions": "sinusoidal_halves"}
+_POSITIONS = r"model\.(encoder|decoder)\.embed_positions\.weight"
 
-# The last two are what a config.json that does not say means: tokens, and the start of a target.
+
+def _sinusoids(length: int, dim: int) -> np.ndarray:
+    """Computes sinusoidal positions with all sines before all cosines, ``[length, dim]``."""
+    angles = np.arange(length)[:, None] / 10_000.0 ** (2 * np.arange(dim // 2) / dim)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def _requires(norm_position: str, positions: dict[str, Any]) -> dict[str, Any]:
+    """Returns the required values of settings in older files, from when one class served all these
+    families."""
+    return {"share_encoder_decoder_embeddings": True, "is_decoder": False,
+            "normalize_before": norm_position == "pre", "add_final_layer_norm": norm_position == "pre",
+            "normalize_embedding": positions is _LEARNED, "static_position_embeddings": positions is _SINUSOIDS}
+
+
+# The last two columns are defaults: the vocabulary size, and the token that starts a target.
 BART, MBART, MARIAN, PEGASUS = (
     Family(model_type, architecture, _WEIGHTS, _settings(vocab_size),
            fixed={"family": "encoder_decoder", "norm_position": norm_position, "use_output_bias": True} | positions,
-           requires={"share_encoder_decoder_embeddings": True, "normalize_embedding": True,
-                     "static_position_embeddings": False, "is_decoder": False},
+           requires=_requires(norm_position, positions),
            read=functools.partial(_read, vocab_size, start), write=functools.partial(_write, model_type),
-           # Sinusoids are no weights, yet some files have them.
-           ignored=() if positions is _LEARNED else (r"model\.(encoder|decoder)\.embed_positions\.weight",))
+           ignored=(r"model\.(encoder|decoder)\.version",),  # in older files
+           # Sinusoidal positions are computed, but some files store them too.
+           constants={} if positions is _LEARNED else {_POSITIONS: _sinusoids},
+           renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),))
     for model_type, architecture, norm_position, positions, vocab_size, start in (
         ("bart", "BartForConditionalGeneration", "post", _LEARNED, 50_265, 2),
         ("mbart", "MBartForConditionalGeneration", "pre", _LEARNED, 50_265, None),

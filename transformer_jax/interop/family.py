@@ -1,8 +1,8 @@
-"""A family of Hugging Face's models: the tables of its weights and of its settings.
+"""A family of Hugging Face models: the tables of its weights and of its settings.
 
-A family says which fields of our config its ``config.json`` can express. What is written is read
-back at once, and a field that does not come back as it was is an error: so a field that a family
-does not know, because it is new or because nobody thought of it, is never lost in silence.
+A family describes which fields of our config its ``config.json`` can express. The exporter reads
+back the settings that it writes, and raises an error if a field changed. So the exporter never
+silently loses a field that the family does not express.
 """
 
 from __future__ import annotations
@@ -10,87 +10,60 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from transformer_jax.config import ModelConfig
+from transformer_jax.interop.canonical import as_files_tell
+from transformer_jax.interop.layer_kinds import OF_LAYERS
 from transformer_jax.interop.mapping import Weight, parameters
+from transformer_jax.interop.setting import REQUIRED, Setting, Settings, checked, require_settings, shown, typed
 from transformer_jax.models.functional import Model
 
-Settings = Mapping[str, Any]
-
-REQUIRED = object()
-# How a model was initialised and how a machine computes it: neither changes what a trained model
-# is, and a config.json need not tell. The type of the weights is that of the stored tensors.
+# Fields for the initialisation and for the implementation on a device. They do not change what a
+# trained model computes, so config.json need not express them. The stored tensors give the dtype.
 NOT_OF_THE_TRAINED_MODEL = frozenset({"init_std", "dtype", "param_dtype", "attention_implementation",
                                       "matmul_precision", "remat", "unroll"})
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One field of our config, and the setting of their ``config.json`` that expresses it.
-
-    Attributes:
-      ours: name of the field.
-      theirs: name of the setting.
-      default: our value where a ``config.json`` does not say; ``REQUIRED``: it must say.
-      values: their values and ours, where the two differ; no others are expressed. Of several names
-        for one of our values the first is written.
-      also: further settings that are written with the same value.
-    """
-
-    ours: str
-    theirs: str
-    default: Any = REQUIRED
-    values: Mapping[Any, Any] | None = None
-    also: tuple[str, ...] = ()
-
-    def read(self, settings: Settings) -> Any:
-        """Our value of their settings.
-
-        Raises:
-          ValueError: for a value that ours does not have.
-        """
-        if self.theirs not in settings:
-            return self.default
-        value = settings[self.theirs]
-        return value if self.values is None else translated(value, self.values, self.theirs)
-
-    def write(self, config: ModelConfig) -> dict[str, Any]:
-        """Their settings of our config; none for a value that theirs does not have."""
-        value = getattr(config, self.ours)
-        if self.values is not None:
-            names = [theirs for theirs, ours in self.values.items() if ours == value]
-            if not names:
-                return {}
-            value = names[0]
-        return dict.fromkeys((self.theirs, *self.also), value)
+# The suffix of the class name of a model with a head, as in GPT2LMHeadModel.
+_HEAD_OF_CLASS = re.compile(r"(For[A-Z]\w*|LMHeadModel|MTModel)$")
+# The tensors of the heads for other tasks in transformers, such as classification.
+_OTHER_HEADS = re.compile(r"(classifier|score|qa_outputs|classification_head|multiple_choice_head)\..*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of Hugging Face's models.
+    """A family of Hugging Face models.
 
-    A field of our config is expressed by ``fixed``, by a row of ``settings`` or by what ``read``
-    returns. A config whose other fields are not at their defaults cannot be exported as this
-    family.
+    A field of our config is expressed by ``fixed``, by a row of ``settings``, or by the result of
+    ``read``. A config can be exported as this family only if all its other fields have their
+    default values.
 
     Attributes:
-      model_type: as ``config.json`` calls it.
-      architecture: the class of transformers that our export is for.
-      weights: the table; rows whose parameter a config does not make, as the biases of a model
-        without, do not apply.
-      settings: the fields of our config that one setting of theirs expresses.
-      fixed: the fields that have one value in all models of the family.
-      requires: settings of theirs that must have these values where ``config.json`` names them.
-      read: the fields that take more than one setting, or a setting in another form; ValueError for
-        what ours cannot express.
-      write: the settings that express those fields, and what else transformers must be told;
-        ValueError for what theirs cannot express. It is given ``attention_dropout`` as a number,
-        also where it is that of ``dropout``.
-      ignored: patterns of tensors in their files that are no weights.
-      renames: pairs of a pattern and its replacement: how older files' names become those of the
-        table.
+      model_type: the ``model_type`` in ``config.json``.
+      architecture: the class in transformers that loads the exported model.
+      weights: the table of weights. The code skips rows whose parameter the model does not have,
+        such as the biases of a model without biases.
+      settings: the fields of our config that a single setting in ``config.json`` expresses.
+      fixed: the fields that have the same value in all models of the family.
+      requires: settings that must have these values if ``config.json`` contains them.
+      read: a function from the settings in ``config.json`` to the fields that depend on several
+        settings, or on a setting in another form. It raises ValueError for settings that our config
+        cannot express.
+      write: a function from our config to the settings for these fields, and to further settings
+        that transformers needs. It raises ValueError for fields that ``config.json`` cannot
+        express. It receives ``attention_dropout`` as a number even if our config has ``None``.
+      ignored: regular expressions for tensors in the files that are not weights.
+      constants: regular expressions for tensors that transformers reads but our model computes,
+        each with a function that computes them from their shape ``[rows, columns]``. The loader
+        raises an error if a stored tensor has other values.
+      renames: pairs of a regular expression and a replacement, which convert tensor names in older
+        files, and in files of models without their head, to the names in the table.
+      tied_as_stored: if True and ``config.json`` contains ``scale_decoder_outputs``, the stored
+        tensors decide whether the unembedding is tied, as in transformers 5 for T5.
+      classifiers: the same models with a head that classifies texts or tokens.
     """
 
     model_type: str
@@ -102,27 +75,78 @@ class Family:
     read: Callable[[Settings], Mapping[str, Any]] = lambda settings: {}
     write: Callable[[ModelConfig], Mapping[str, Any]] = lambda config: {}
     ignored: tuple[str, ...] = ()
+    constants: Mapping[str, Callable[[int, int], np.ndarray]] = dataclasses.field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
+    tied_as_stored: bool = False
+    classifiers: tuple[Family, ...] = ()
+
+    @property
+    def body(self) -> str:
+        """The class in transformers of the model without its head, such as ``BertModel``."""
+        return _HEAD_OF_CLASS.sub("", self.architecture).removesuffix("Model") + "Model"
+
+    def other_head(self, settings: Settings) -> str | None:
+        """Finds out whether a model was saved with a head for another task.
+
+        Args:
+          settings: the content of ``config.json``.
+
+        Returns:
+          The class in transformers, such as ``BertForSequenceClassification``, or ``None``.
+        """
+        names = settings.get("architectures")
+        wanted = rf"{self.body.removesuffix('Model')}(For[A-Z]\w*|DoubleHeadsModel)"
+        return next((name for name in names if isinstance(name, str) and name != self.architecture
+                     and re.fullmatch(wanted, name)), None) if isinstance(names, list) else None
 
     def read_config(self, settings: Settings) -> ModelConfig:
-        """Our config of their settings.
+        """Converts the settings in ``config.json`` to our config.
+
+        Args:
+          settings: the content of ``config.json``.
+
+        Returns:
+          Our config.
 
         Raises:
-          ValueError: for what ours cannot express.
+          ValueError: if a required setting is missing, or if our config cannot express a setting.
         """
         missing = [row.theirs for row in self.settings if row.default is REQUIRED and row.theirs not in settings]
         if missing:
             raise ValueError(f"config.json of this {self.model_type} model lacks {', '.join(missing)}")
-        require_settings(settings, self.requires)
+        require_settings(settings, {"quantization_config": None} | dict(self.requires))
         fields = {row.ours: row.read(settings) for row in self.settings}
-        return _as_files_tell(ModelConfig(**(dict(self.fixed) | fields | dict(self.read(settings)))))
+        return as_files_tell(ModelConfig(**(dict(self.fixed) | fields | dict(self.read(settings)))))
+
+    def in_their_words(self, message: str) -> str:
+        """Replaces the names of our config's fields in an error message by those in
+        ``config.json``.
+
+        Args:
+          message: the error message.
+
+        Returns:
+          The message with the names in ``config.json``.
+        """
+        names = {row.ours: row.theirs for row in self.settings} | {
+            "start_ids": "decoder_start_token_id, forced_bos_token_id", "banned_ids": "bad_words_ids",
+            "rope_base": "rope_theta"}
+        return re.sub(r"\b\w+\b", lambda word: names.get(word[0], word[0]), message)
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
-        """Their settings of our config, from which :meth:`read_config` makes the same config.
+        """Converts our config to settings that ``read_config`` converts back to the same config.
+
+        Args:
+          config: our config.
+
+        Returns:
+          The settings for ``config.json``.
 
         Raises:
-          ValueError: with all fields that theirs cannot express.
+          ValueError: if ``config.json`` cannot express some fields; the message lists all of them.
         """
+        if config.vocab_size is None:
+            raise ValueError(f"{self.model_type}: vocab_size=None (expected a whole number)")
         attention_dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
         explicit = dataclasses.replace(config, attention_dropout=attention_dropout)
         settings: dict[str, Any] = {}
@@ -133,93 +157,131 @@ class Family:
             again = self.read_config(json.loads(json.dumps({"model_type": self.model_type} | settings)))
         except ValueError as error:
             raise ValueError(f"{self.model_type}: {error}") from error
-        config = _as_files_tell(config)
-        wrong = [f"{field.name}={getattr(config, field.name)!r} (expected {self._expected(field.name, again)})"
-                 for field in dataclasses.fields(ModelConfig) if field.name not in NOT_OF_THE_TRAINED_MODEL
-                 and getattr(config, field.name) != getattr(again, field.name)]
+        told = as_files_tell(config)
+        wrong = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in NOT_OF_THE_TRAINED_MODEL
+                 and getattr(told, field.name) != getattr(again, field.name)]
+        # What differs although the field itself is right comes from the pattern of the layers.
+        wrong = list(dict.fromkeys(
+            "layer_pattern" if name in OF_LAYERS and getattr(config, name) == getattr(again, name) else name
+            for name in wrong))
         if wrong:
-            raise ValueError(f"{self.model_type}: {', '.join(wrong)}")
+            raise ValueError(f"{self.model_type}: " + ", ".join(
+                f"{name}={getattr(config, name)!r} (expected {self._expected(name, again)})" for name in wrong))
         return settings
 
     def _expected(self, field: str, again: ModelConfig) -> str:
-        """What a field may be: the values of its row, or else what a reader makes of the files."""
+        """Returns the values that a field may have: those of its row, or else the one that was read
+        back."""
         choices = next((row.values for row in self.settings if row.ours == field and row.values), None)
         return " or ".join(map(repr, dict.fromkeys(choices.values()))) if choices else repr(getattr(again, field))
 
     def renamed(self, name: str) -> str:
-        """The table's name of a tensor in a file."""
+        """Converts the name of a tensor in a file to its name in the table.
+
+        Args:
+          name: the name in the file.
+
+        Returns:
+          The name in the table.
+        """
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
 
     def is_ignored(self, name: str) -> bool:
-        """Whether a tensor is no weight."""
-        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+        """Checks whether a tensor is not a weight, so that the loader ignores it.
+
+        Args:
+          name: the name of the tensor in the table.
+
+        Returns:
+          True if the tensor is not a weight.
+        """
+        return any(re.fullmatch(pattern, name) for pattern in (*self.ignored, *self.constants))
+
+    def is_of_other_head(self, name: str) -> bool:
+        """Checks whether a tensor belongs to the head of a model for another task.
+
+        Args:
+          name: the name of the tensor in the table.
+
+        Returns:
+          True if the tensor belongs to such a head.
+        """
+        return _OTHER_HEADS.fullmatch(name) is not None
 
     def rows(self, model: Model) -> dict[str, Weight]:
-        """The rows of the table that apply to a model, by the path of our parameter.
+        """Selects the rows of the table that apply to a model.
+
+        Args:
+          model: the model, or its shapes.
+
+        Returns:
+          The rows by the path of our parameter.
 
         Raises:
-          ValueError: when the model has parameters that the family does not know.
+          ValueError: if the model has parameters that the family cannot store.
         """
         paths = set(parameters(model))
         rows = {weight.ours: weight for weight in reversed(self.weights)
-                if weight.ours in paths and (weight.beside is None or weight.beside in paths)}.values()
+                if weight.ours in paths and (weight.requires is None or weight.requires in paths)}.values()
         unknown = paths - {weight.ours for weight in rows}
         if unknown:
-            raise ValueError(f"a {self.model_type} model has no place for {', '.join(sorted(unknown))}")
+            raise ValueError(f"a {self.model_type} model has no tensors for {', '.join(sorted(unknown))}")
         names = {weight.theirs for weight in rows}
-        return {weight.ours: dataclasses.replace(weight, also=tuple(name for name in weight.also if name not in names))
-                for weight in rows}
-
-
-def _as_files_tell(config: ModelConfig) -> ModelConfig:
-    """The config without what means nothing in its model, of which a file says nothing.
-
-    Those are an ``attention_dropout`` that is the same as ``dropout``, and ``num_layers`` of an
-    encoder-decoder, each side of which has its own.
-    """
-    if config.attention_dropout == config.dropout:
-        config = dataclasses.replace(config, attention_dropout=None)
-    return dataclasses.replace(config, num_layers=config.num_encoder_layers or config.num_layers)
-
-
-def require_settings(settings: Settings, expected: Settings) -> None:
-    """Raises ValueError that lists all settings that are not as expected; absent ones are."""
-    wrong = [f"{name}={settings[name]!r} (expected {value!r})" for name, value in expected.items()
-             if settings.get(name, value) != value]
-    if wrong:
-        raise ValueError(f"this {settings.get('model_type')} model has what is not supported here: {', '.join(wrong)}")
-
-
-def translated(value: Any, table: Mapping[Any, Any], name: str) -> Any:
-    """The table's entry; ValueError, with those there are, for a value that is not in it."""
-    if value not in table:
-        raise ValueError(f"{name}={value!r} is not supported; expected {', '.join(map(str, table))}")
-    return table[value]
+        config = model.config
+        heads = tuple(config.head_dim * count for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads))
+        return {weight.ours: dataclasses.replace(
+            weight, also=tuple(name for name in weight.also if name not in names),
+            groups=weight.groups or config.num_heads, widths=heads if weight.widths == () else weight.widths)
+            for weight in rows}
 
 
 def read_targets(settings: Settings) -> dict[str, Any]:
-    """What our config of an encoder-decoder says of decoding, from their settings.
+    """Converts the settings for decoding with an encoder-decoder to fields of our config."""
+    starts = [typed(settings, name, int | None, None) for name in ("decoder_start_token_id", "forced_bos_token_id")]
+    return {"start_ids": tuple(token for token in starts if token is not None)} | read_banned(settings)
 
-    Raises:
-      ValueError: for a forbidden sequence of several tokens.
+
+def read_banned(settings: Settings) -> dict[str, Any]:
+    """Converts ``bad_words_ids`` to the field ``banned_ids``, the tokens that decoding never
+    chooses.
+
+    Our decoding cannot ban sequences of several tokens: the function warns and leaves them out.
     """
-    starts = (settings.get("decoder_start_token_id"), settings.get("forced_bos_token_id"))
-    banned = settings.get("bad_words_ids") or []
-    if any(len(ids) != 1 for ids in banned):
-        raise ValueError(f"bad_words_ids={banned} forbids sequences of tokens; here single tokens can be forbidden")
-    return {"start_ids": tuple(token for token in starts if token is not None),
-            "banned_ids": tuple(token for token, in banned)}
+    sequences = banned_sequences(settings)
+    longer = [ids for ids in sequences if len(ids) > 1]
+    if longer:
+        warnings.warn(f"bad_words_ids bans sequences of several tokens, which are left out: {shown(longer)}; this "
+                      "library can ban only single tokens", stacklevel=2)
+    return {"banned_ids": tuple(ids[0] for ids in sequences if len(ids) == 1)}
+
+
+def banned_sequences(settings: Settings) -> list[list[int]]:
+    """Returns ``bad_words_ids``; raises ValueError if it is not a list of lists of token ids."""
+    sequences = settings.get("bad_words_ids") or []
+    if not isinstance(sequences, list) or not all(isinstance(ids, list) and ids for ids in sequences):
+        raise ValueError(f"bad_words_ids={shown(sequences)}: expected a list of lists of token ids")
+    for ids in sequences:
+        for token in ids:
+            checked(token, int, "an id in bad_words_ids")
+    return sequences
 
 
 def write_targets(config: ModelConfig) -> dict[str, Any]:
-    """The inverse of :func:`read_targets`.
+    """Converts the fields for decoding back to settings, the inverse of ``read_targets``.
 
-    Without ``start_ids`` it writes that there is no start, because theirs have one by default.
+    Without ``start_ids`` it writes ``null`` for ``decoder_start_token_id``, because transformers
+    has a default for it.
     """
     if len(config.start_ids) > 2:
-        raise ValueError(f"start_ids={config.start_ids} are more than the two that theirs can start with")
+        raise ValueError(f"start_ids={config.start_ids}: expected at most two tokens, because config.json has no place "
+                         "for more")
     settings: dict[str, Any] = {"decoder_start_token_id": None}
     settings |= dict(zip(("decoder_start_token_id", "forced_bos_token_id"), config.start_ids, strict=False))
-    return settings | ({"bad_words_ids": [[token] for token in config.banned_ids]} if config.banned_ids else {})
+    return settings | write_banned(config)
+
+
+def write_banned(config: ModelConfig) -> dict[str, Any]:
+    """Converts ``banned_ids`` back to ``bad_words_ids``, the inverse of ``read_banned``."""
+    return {"bad_words_ids": [[token] for token in config.banned_ids]} if config.banned_ids else {}

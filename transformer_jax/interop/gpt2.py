@@ -1,17 +1,17 @@
-"""GPT-2: ``GPT2LMHeadModel``."""
+"""The decoder family GPT-2: ``GPT2LMHeadModel``."""
 
 from __future__ import annotations
 
-from transformer_jax.interop.family import Family, Setting
+from transformer_jax.interop.family import Family, read_banned, write_banned
 from transformer_jax.interop.mapping import Weight, norm
+from transformer_jax.interop.setting import ACTIVATIONS, Setting
 
 _BLOCK = "stack.blocks"
 _LAYER = "transformer.h.{layer}"
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 
 
 def _conv1d(ours: str, theirs: str, part: tuple[int, int] = (0, 1)) -> tuple[Weight, Weight]:
-    """GPT-2's own linear map, whose weight is ``[in, out]`` as ours is."""
+    """Makes the rows for GPT-2's Conv1D, a linear layer whose weight is ``[in, out]`` like ours."""
     return Weight(f"{ours}.kernel", f"{theirs}.weight", part=part), Weight(f"{ours}.bias", f"{theirs}.bias", part=part)
 
 
@@ -38,7 +38,7 @@ _SETTINGS = (
     Setting("model_dim", "n_embd", 768),
     Setting("mlp_dim", "n_inner", None),
     Setting("norm_epsilon", "layer_norm_epsilon", 1e-5),
-    Setting("activation", "activation_function", "gelu_tanh", values=_ACTIVATIONS),
+    Setting("activation", "activation_function", "gelu_tanh", values=ACTIVATIONS),
     Setting("tie_embeddings", "tie_word_embeddings", True),
     Setting("dropout", "resid_pdrop", 0.1, also=("embd_pdrop",)),
     Setting("attention_dropout", "attn_pdrop", 0.1),
@@ -48,7 +48,8 @@ _SETTINGS = (
 GPT2 = Family(
     "gpt2", "GPT2LMHeadModel", _WEIGHTS, _SETTINGS, fixed={"family": "decoder", "positions": "learned"},
     requires={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-    # The causal mask, which older versions wrote as a buffer.
+    read=read_banned, write=write_banned,
+    # Older versions of transformers stored the causal mask as a buffer.
     ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
-    # The file on the hub is of the model without its head.
+    # The file on the hub contains the model without its head, whose names have no prefix.
     renames=((r"^(?=wte\.|wpe\.|h\.|ln_f\.)", "transformer."),))

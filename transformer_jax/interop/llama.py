@@ -1,9 +1,9 @@
-"""Decoders in Llama's form: ``LlamaForCausalLM``, ``MistralForCausalLM``, ``Qwen2ForCausalLM``,
-``Qwen3ForCausalLM``.
+"""The decoder families Llama, Mistral, Qwen2 and Qwen3: ``LlamaForCausalLM``,
+``MistralForCausalLM``, ``Qwen2ForCausalLM`` and ``Qwen3ForCausalLM``.
 
-They differ in what their configs say: Mistral has a sliding window, Qwen2 biases of queries, keys
-and values, Qwen3 norms of queries and keys. One table serves them all; rows that a config does not
-make do not apply.
+Mistral adds a sliding window, Qwen2 biases for queries, keys and values, and Qwen3 norms for
+queries and keys. All families share one table of weights; the code skips rows for parameters that a
+model does not have.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from transformer_jax.config import ModelConfig, RopeScaling
-from transformer_jax.interop.family import Family, Setting, Settings, require_settings
+from transformer_jax.config import LayerKind, ModelConfig
+from transformer_jax.interop.family import Family, read_banned, write_banned
+from transformer_jax.interop.layer_kinds import FULL, SLIDING, layer_types, num_layers, read_kinds, write_windows
 from transformer_jax.interop.mapping import Weight, linear, norm
+from transformer_jax.interop.rope import read_rope, write_rope
+from transformer_jax.interop.setting import SIZES, Setting, Settings, require_settings, typed
 
 _BLOCK = "stack.blocks"
 _LAYER = "model.layers.{layer}"
 
-_WEIGHTS = (
+WEIGHTS = (
     Weight("embeddings.token", "model.embed_tokens.weight", also=("lm_head.weight",)),
     *norm(f"{_BLOCK}.attention_norm", f"{_LAYER}.input_layernorm"),
     *linear(f"{_BLOCK}.attention.query", f"{_LAYER}.self_attn.q_proj"),
@@ -36,87 +39,76 @@ _WEIGHTS = (
 )
 
 
-# What a config.json must say comes first.
-_SETTINGS = (
-    Setting("vocab_size", "vocab_size"),
-    Setting("model_dim", "hidden_size"),
-    Setting("mlp_dim", "intermediate_size"),
-    Setting("num_layers", "num_hidden_layers"),
-    Setting("num_heads", "num_attention_heads"),
+GATED_ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "gelu_new": "geglu", "gelu_pytorch_tanh": "geglu",
+                     "gelu_fast": "geglu", "gelu_python_tanh": "geglu", "gelu_accurate": "geglu"}
+
+# The required settings come first.
+SETTINGS = (
+    *SIZES,
     Setting("max_len", "max_position_embeddings"),
     Setting("num_kv_heads", "num_key_value_heads", None),
     Setting("head_dim", "head_dim", None),
     Setting("norm_epsilon", "rms_norm_eps", 1e-6),
     Setting("tie_embeddings", "tie_word_embeddings", False),
+    Setting("activation", "hidden_act", "swiglu", values=GATED_ACTIVATIONS),
     Setting("attention_dropout", "attention_dropout", 0.0),
     Setting("init_std", "initializer_range", 0.02),
 )
-_ROPE_LLAMA3 = {"low_freq_factor": "low_frequency_factor", "high_freq_factor": "high_frequency_factor",
-                "original_max_position_embeddings": "original_max_len"}
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    has_bias = settings.get("attention_bias", False) if settings["model_type"] == "llama" else False
-    require_settings(settings, {"attention_bias": has_bias, "mlp_bias": has_bias})
-    base, scaling = _read_rope(settings)
-    return {"use_bias": has_bias, "rope_base": base, "rope_scaling": scaling,
-            "sliding_window": _read_window(settings)}
+    """Reads the biases, the rotary positions and the sliding window."""
+    model_type = settings["model_type"]
+    # attention_bias applies to queries, keys, values and output.
+    attention = typed(settings, "attention_bias", bool, False) if model_type in ("llama", "qwen3") else False
+    mlp = typed(settings, "mlp_bias", bool, False) if model_type == "llama" else False
+    require_settings(settings, {"attention_bias": attention, "mlp_bias": mlp})
+    return {"use_bias": attention, "use_mlp_bias": None if mlp == attention else mlp, **read_rope(settings),
+            **_read_windows(settings), **read_banned(settings)}
 
 
-def _read_window(settings: Settings) -> int | None:
-    if settings["model_type"] == "mistral":
-        return settings.get("sliding_window", 4096)
-    if settings["model_type"] == "llama" or not settings.get("use_sliding_window", False):
-        return None
-    layers, first = settings["num_hidden_layers"], settings.get("max_window_layers", 28)
-    kinds = settings.get("layer_types") or ["full_attention"] * first + ["sliding_attention"] * (layers - first)
-    if len(set(kinds[:layers])) > 1:
-        raise ValueError(f"some layers of this {settings['model_type']} model have a sliding window and some have none "
-                         "(layer_types, max_window_layers); here all layers are alike")
-    return settings.get("sliding_window", 4096) if kinds[0] == "sliding_attention" else None
-
-
-def _read_rope(settings: Settings) -> tuple[float, RopeScaling]:
-    # transformers 5 has one dict, and before it rope_scaling beside rope_theta.
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    base = float(rope.get("rope_theta", settings.get("rope_theta", 10_000.0)))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return base, RopeScaling()
-    if kind == "linear":
-        return base, RopeScaling("linear", factor=float(rope["factor"]))
-    if kind == "llama3":
-        named = {ours: rope[theirs] for theirs, ours in _ROPE_LLAMA3.items() if theirs in rope}
-        return base, RopeScaling("llama3", factor=float(rope["factor"]), **named)
-    raise ValueError(f"rotary positions with rope_type={kind!r} are not supported; expected default, linear or llama3")
+def _read_windows(settings: Settings) -> dict[str, Any]:
+    """Reads the sliding windows of the layers."""
+    model_type = settings["model_type"]
+    if model_type == "llama":
+        return {}
+    window = typed(settings, "sliding_window", int | None, 4096)
+    if model_type == "mistral":
+        return {"sliding_window": window}
+    if not typed(settings, "use_sliding_window", bool, False):
+        return {}
+    # The first layers have no window, as config.json of Qwen2 and Qwen3 counts them.
+    first = min(max(typed(settings, "max_window_layers", int, 28), 0), num_layers(settings))
+    names = layer_types(settings, (FULL,) * first + (SLIDING,) * (num_layers(settings) - first))
+    return read_kinds(names, {FULL: LayerKind(), SLIDING: LayerKind(window)})
 
 
 def _write(model_type: str, config: ModelConfig) -> dict[str, Any]:
-    rope: dict[str, Any] = {"rope_type": config.rope_scaling.kind.replace("none", "default")}
-    if config.rope_scaling.kind != "none":
-        rope["factor"] = config.rope_scaling.factor
-    if config.rope_scaling.kind == "llama3":
-        rope |= {theirs: getattr(config.rope_scaling, ours) for theirs, ours in _ROPE_LLAMA3.items()}
-    settings = {"hidden_act": "silu", "rope_theta": config.rope_base,
-                "rope_parameters": rope | {"rope_theta": config.rope_base}}
-    if rope["rope_type"] != "default":
-        settings["rope_scaling"] = rope  # for transformers before 5
+    """Writes the biases, the rotary positions and the sliding window."""
+    settings = write_rope(config) | write_banned(config)
     if model_type == "llama":
-        return settings | {"attention_bias": config.use_bias, "mlp_bias": config.use_bias}
+        mlp = config.use_bias if config.use_mlp_bias is None else config.use_mlp_bias
+        return settings | {"attention_bias": config.use_bias, "mlp_bias": mlp}
     if model_type == "mistral":
         return settings | {"sliding_window": config.sliding_window}
-    return settings | {"use_sliding_window": config.sliding_window is not None, "max_window_layers": 0,
-                       "sliding_window": config.sliding_window}
+    if model_type == "qwen3":
+        settings["attention_bias"] = config.use_bias
+    windows = write_windows(config)
+    types = windows["layer_types"]
+    is_usual = SLIDING in types and types == sorted(types)  # those without a window come first
+    return settings | windows | {"use_sliding_window": SLIDING in types,
+                                 "max_window_layers": types.count(FULL) if is_usual else 0}
 
 
-_FIXED = {"family": "decoder", "positions": "rope", "norm": "rmsnorm", "activation": "swiglu"}
+_FIXED = {"family": "decoder", "positions": "rope", "norm": "rmsnorm"}
 
 LLAMA, MISTRAL, QWEN2, QWEN3 = (
-    Family(model_type, architecture, _WEIGHTS, _SETTINGS, fixed=_FIXED | fixed,
-           requires={"hidden_act": "silu", "partial_rotary_factor": 1.0}, read=_read,
-           write=functools.partial(_write, model_type),
-           # The frequencies of the rotation, which older versions wrote as a buffer.
-           ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",))
+    Family(model_type, architecture, WEIGHTS, SETTINGS, fixed=_FIXED | fixed,
+           requires={"partial_rotary_factor": 1.0}, read=_read, write=functools.partial(_write, model_type),
+           # Older versions of transformers stored the rotary frequencies as a buffer.
+           ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
+           # transformers stores a model for answering questions under the prefix "transformer".
+           renames=((r"^(transformer\.)?(?=(embed_tokens|layers|norm|rotary_emb)\.)", "model."),))
     for model_type, architecture, fixed in (
         ("llama", "LlamaForCausalLM", {}), ("mistral", "MistralForCausalLM", {}),
         ("qwen2", "Qwen2ForCausalLM", {"use_qkv_bias": True}), ("qwen3", "Qwen3ForCausalLM", {"use_qk_norm": True})))

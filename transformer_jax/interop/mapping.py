@@ -1,12 +1,13 @@
-"""Where our parameters stand in the files of others: names and layouts."""
+"""The mapping from our parameters to the names and layouts of tensors in Hugging Face files."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from transformer_jax.models.functional import Model
@@ -14,79 +15,178 @@ from transformer_jax.models.functional import Model
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One of our parameters, and where its values stand in their files.
+    """One of our parameters, and the tensor that holds its values in the files.
 
     Attributes:
-      ours: path of the parameter, such as ``"stack.blocks.mlp.up.kernel"``.
-      theirs: name of their tensor; with ``{layer}`` where ours has a leading layer axis and they
-        have a tensor a layer.
-      transposed: whether theirs is ``[out, in]`` where ours is ``[in, out]``.
-      part: ``(index, count)``: ours is this one of ``count`` equal parts of theirs, along our last
-        axis.
-      also: names under which a file may hold the same values once more, as that of a tied table.
-      is_row: whether theirs has an axis of size 1 before those of ours.
-      beside: path of a parameter that a model must have too for the row to apply; of several rows
-        for a parameter, the first that applies counts.
+      ours: the path of our parameter, such as ``"stack.blocks.mlp.up.kernel"``.
+      theirs: the name of the tensor in the file. It contains ``{layer}`` if our parameter has a
+        leading layer axis and the file has one tensor for each layer, and ``{expert}`` too if an
+        axis of experts follows and the file has one tensor for each expert.
+      transposed: True if the tensor is ``[out, in]`` and our parameter is ``[in, out]``.
+      part: ``(index, count)``: our parameter is the part with this index, if the tensor is split
+        into ``count`` equal parts along our last axis.
+      groups: the number of groups that the tensor consists of, if each of them has all ``count``
+        parts; ``None``: one group for each head, which ``Family.rows`` fills in.
+      widths: the sizes of the parts, if they may differ; ``()``: those of queries, keys and values,
+        which ``Family.rows`` fills in.
+      also: other names under which a file may store the same values, such as those of a tied table.
+      fallback: the name of the tensor that holds the values in files that lack ``theirs``. A file
+        may have both, with different values; then only ``theirs`` is read.
+      is_row: True if the tensor has an additional leading axis of size 1.
+      requires: the path of another parameter that the model must also have for the row to apply. If
+        several rows describe one parameter, the first row that applies is used.
+      default: the value of every entry if a file lacks the tensor; ``None`` if the file must have
+        the tensor.
     """
 
     ours: str
     theirs: str
     transposed: bool = False
     part: tuple[int, int] = (0, 1)
+    groups: int | None = 1
+    widths: tuple[int, ...] | None = None
     also: tuple[str, ...] = ()
+    fallback: str | None = None
     is_row: bool = False
-    beside: str | None = None
+    requires: str | None = None
+    default: float | None = None
 
-    def their_name(self, layer: int) -> str:
-        """The name of a layer's tensor."""
-        return self.theirs.format(layer=layer)
+    def their_name(self, index: tuple[int, ...]) -> str:
+        """Returns the name of a tensor in the file.
+
+        Args:
+          index: the layer and the expert of the tensor, for a row with one tensor for each; see
+            ``tensor_axes``.
+
+        Returns:
+          The name.
+        """
+        return self.theirs.format(**dict(zip(("layer", "expert"), index, strict=False)))
+
+    def their_names(self, shape: tuple[int, ...]) -> dict[tuple[int, ...], str]:
+        """Returns the names of all tensors that hold our parameter.
+
+        Args:
+          shape: the shape of our parameter.
+
+        Returns:
+          The name for each index of the first ``tensor_axes`` axes; the index of a row without
+          these axes is ``()``.
+        """
+        return {index: self.their_name(index) for index in np.ndindex(*shape[:self.tensor_axes])}
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of each of their tensors, given that of our parameter."""
-        *first, last = shape[1:] if self.stacked else shape
-        theirs = (*first, last * self.part[1])
+        """Computes the shape of each tensor in the file.
+
+        Args:
+          shape: the shape of our parameter.
+
+        Returns:
+          The shape of the tensor, without the axes of layers and experts.
+        """
+        *first, last = shape[self.tensor_axes:]
+        theirs = (*first, sum(self.widths) if self.widths else last * self.part[1])
         theirs = theirs[::-1] if self.transposed else theirs
         return (1, *theirs) if self.is_row else theirs
 
+    def places(self, size: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Finds where the file has a range of our last axis.
+
+        Args:
+          size: the size of our last axis.
+          start: the first index of the range.
+          stop: the index after the range.
+
+        Yields:
+          Ranges that lie together in the file: the first index, the index after it, and the first
+          index on the axis of the tensor.
+        """
+        if self.widths:
+            yield start, stop, sum(self.widths[:self.part[0]]) + start
+            return
+        width = size // (self.groups or 1)
+        for group in range(start // width, -(-stop // width)):
+            first = max(start, group * width)
+            yield (first, min(stop, (group + 1) * width),
+                   first + (group * (self.part[1] - 1) + self.part[0]) * width)
+
+    def joined(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Joins the parts of one tensor of the file.
+
+        Args:
+          parts: the values of our parameters in the order of their parts, each with our last axis
+            first if ``transposed``.
+
+        Returns:
+          The tensor.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        axis = 0 if self.transposed else parts[0].ndim - 1
+        groups = [np.split(part, self.groups or 1, axis) for part in parts]
+        return np.concatenate([part for group in zip(*groups, strict=True) for part in group], axis)
+
     @property
     def stacked(self) -> bool:
-        """Whether they have a tensor a layer."""
+        """True if the file has one tensor for each layer."""
         return "{layer}" in self.theirs
+
+    @property
+    def tensor_axes(self) -> int:
+        """The number of our first axes for whose every index the file has a tensor of its own."""
+        return self.stacked + ("{expert}" in self.theirs)
 
 
 def linear(ours: str, theirs: str) -> tuple[Weight, Weight]:
-    """A linear map of torch, whose weight is ``[out, in]``, and its bias."""
+    """Makes the rows for a linear layer of PyTorch, whose weight is ``[out, in]``.
+
+    Args:
+      ours: the path of our linear layer.
+      theirs: the name of the layer in the file.
+
+    Returns:
+      The rows of the weight and of the bias.
+    """
     return (Weight(f"{ours}.kernel", f"{theirs}.weight", transposed=True), Weight(f"{ours}.bias", f"{theirs}.bias"))
 
 
 def norm(ours: str, theirs: str) -> tuple[Weight, Weight]:
-    """A norm's scale, and its bias where it has one."""
+    """Makes the rows for a norm.
+
+    Args:
+      ours: the path of our norm.
+      theirs: the name of the norm in the file.
+
+    Returns:
+      The rows of the scale and of the bias; the code skips the second for a norm without a bias.
+    """
     return Weight(f"{ours}.scale", f"{theirs}.weight"), Weight(f"{ours}.bias", f"{theirs}.bias")
 
 
 def parameters(model: Model) -> dict[str, nnx.Variable]:
-    """The parameters of a model (or of its shapes) by path."""
+    """Returns the parameters of a model, or of its shapes, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_parameter)
     return {path_name(path): leaf for path, leaf in leaves}
 
 
 def map_parameters(function: Callable[[str, nnx.Variable], Any], model: Model) -> Model:
-    """The model with the function applied to the path and value of every parameter."""
+    """Applies a function to the path and value of every parameter of a model."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path), leaf), model,
                                             is_leaf=_is_parameter)
 
 
 def path_name(path: tuple) -> str:
-    """Such as ``"stack.blocks.mlp.up.kernel"``."""
+    """Converts a path of JAX to a string such as ``"stack.blocks.mlp.up.kernel"``."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _is_parameter(node: Any) -> bool:
+    """Returns True for a variable of Flax NNX."""
     return isinstance(node, nnx.Variable)
 
 
 def describe(items: Iterable[str], most: int = 40) -> str:
-    """A list to show, of so many items at most."""
+    """Formats items as a sorted list for a message, with at most ``most`` of them."""
     items = sorted(items)
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more

@@ -1,7 +1,8 @@
-"""T5: ``T5ForConditionalGeneration``, of the paper (ReLU, tied) and 1.1 and Flan (gated GELU, an
-unembedding apart).
+"""The encoder-decoder family T5: ``T5ForConditionalGeneration``.
 
-Attention is not scaled; the first layer of each side holds the bias of positions for all of them.
+It covers T5 of the paper (ReLU, tied embeddings), and T5 1.1 and Flan-T5 (gated GELU, a separate
+unembedding). Attention scores are not scaled. The first layers of the encoder and of the decoder
+hold the relative position bias for all their layers.
 """
 
 from __future__ import annotations
@@ -9,20 +10,24 @@ from __future__ import annotations
 from typing import Any
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.interop.family import Family, Setting, Settings, read_targets, write_targets
+from transformer_jax.interop.family import Family, read_targets, write_targets
 from transformer_jax.interop.mapping import Weight, linear, norm
+from transformer_jax.interop.setting import ACTIVATIONS, Setting, Settings, typed
 
-_ACTIVATIONS = {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu", "gelu": "gelu", "gelu_new": "gelu_tanh",
-                "silu": "silu"}
+# In transformers too, gated-gelu uses gelu_new for its gate.
+_ACTIVATIONS = ACTIVATIONS | {"gated-gelu": "geglu", "gated-gelu_new": "geglu", "gated-gelu_pytorch_tanh": "geglu",
+                              "gated-silu": "swiglu", "gated-swish": "swiglu"}
 
 
 def _attention(ours: str, theirs: str) -> tuple[Weight, ...]:
+    """Makes the rows for the four linear layers of attention."""
     return (*linear(f"{ours}.query", f"{theirs}.q"), *linear(f"{ours}.key", f"{theirs}.k"),
             *linear(f"{ours}.value", f"{theirs}.v"), *linear(f"{ours}.output", f"{theirs}.o"))
 
 
 def _side(side: str, mlp: int) -> tuple[Weight, ...]:
-    """A side's layers, of which ``mlp`` is the sub-layer that is the feed-forward one."""
+    """Makes the rows for one side; ``mlp`` is the index of the feed-forward sub-layer in a
+    layer."""
     block, layer = f"{side}.blocks", f"{side}.block.{{layer}}.layer"
     return (
         Weight(f"{side}.relative.table", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
@@ -32,7 +37,7 @@ def _side(side: str, mlp: int) -> tuple[Weight, ...]:
         *norm(f"{block}.cross_norm", f"{layer}.1.layer_norm"),
         *linear(f"{block}.mlp.gate", f"{layer}.{mlp}.DenseReluDense.wi_0"),
         Weight(f"{block}.mlp.up.kernel", f"{layer}.{mlp}.DenseReluDense.wi_1.weight", transposed=True,
-               beside=f"{block}.mlp.gate.kernel"),
+               requires=f"{block}.mlp.gate.kernel"),
         *linear(f"{block}.mlp.up", f"{layer}.{mlp}.DenseReluDense.wi"),
         *linear(f"{block}.mlp.down", f"{layer}.{mlp}.DenseReluDense.wo"),
         *norm(f"{block}.mlp_norm", f"{layer}.{mlp}.layer_norm"),
@@ -68,20 +73,29 @@ _FIXED = {"family": "encoder_decoder", "positions": "relative", "attention_scale
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    # transformers tells T5 1.1, whose logits are not scaled, by its unembedding that is not tied;
-    # since 5 it writes that it is tied all the same, and what it knows of the scale.
-    scales = settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings") is not False)
-    layers = settings.get("num_decoder_layers") or settings.get("num_layers", 6)
+    """Reads the layers of the decoder, the tied embeddings, and the start of a target."""
+    # T5 1.1 does not scale its logits. transformers recognises it by its untied unembedding. Since
+    # version 5 it always writes that the unembedding is tied, and writes the scale separately.
+    tied = typed(settings, "tie_word_embeddings", bool, True)
+    layers = typed(settings, "num_decoder_layers", int | None, None)
     start = {"decoder_start_token_id": settings.get("pad_token_id", 0)}
-    return {"num_decoder_layers": layers, "tie_embeddings": scales, "scale_logits": scales,
+    return {"num_decoder_layers": typed(settings, "num_layers", int, 6) if layers is None else layers,
+            "tie_embeddings": tied, "scale_logits": typed(settings, "scale_decoder_outputs", bool, tied),
             **read_targets(start | dict(settings))}
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    return {"num_decoder_layers": config.num_decoder_layers, "tie_word_embeddings": config.tie_embeddings,
-            "is_encoder_decoder": True} | write_targets(config)
+    """Writes the layers of the decoder, the tied embeddings, and the start of a target."""
+    settings: dict[str, Any] = {"num_decoder_layers": config.num_decoder_layers, "is_encoder_decoder": True,
+                                "tie_word_embeddings": config.tie_embeddings}
+    if config.scale_logits != config.tie_embeddings:
+        settings["scale_decoder_outputs"] = config.scale_logits
+    return settings | write_targets(config)
 
 
 T5 = Family("t5", "T5ForConditionalGeneration", _WEIGHTS, _SETTINGS, _FIXED, read=_read, write=_write,
-            # A bias of attention to the source, which early files have, and which was never used.
-            ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",))
+            tied_as_stored=True,
+            # Early files contain a cross-attention bias that was never used.
+            ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+            # transformers stores models for classification under a prefix.
+            renames=((r"^transformer\.(?=(shared|encoder|decoder)\.)", ""),))

@@ -1,146 +1,223 @@
-"""Tensors in safetensors files: read slice by slice into arrays on devices, written shard by
-shard."""
+"""Read tensors from mapped safetensors files slice by slice, and write tensors file by file."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
+import mmap
 import pathlib
+import struct
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
+import ml_dtypes
 import numpy as np
 
 from transformer_jax.interop.mapping import Weight
+from transformer_jax.interop.weight_files import INDEX, SINGLE
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _READ_BYTES = 1 << 20
+# The blocks in which a tensor is transposed must be small: 11 GB/s instead of 4 on one core.
+_TRANSPOSED_BYTES = 1 << 17
 _SHARD_BYTES = 5 * 10**9
 
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# The dtype that a tensor is loaded as. JAX has no float64 by default, so F64 becomes float32.
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float32"}
+
+
+# How a file stores the values of each of these types.
+_STORED = {"F32": np.dtype("<f4"), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F64": np.dtype("<f8")}
+
+
+class Tensor(Protocol):
+    """A tensor in a file."""
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The file."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype in safetensors' notation."""
+        ...
+
+    def values(self) -> Any:
+        """Returns an object that reads the values when it is indexed with slices. It maps the file
+        until it is deleted."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _SafeTensor:
+    """A tensor in a safetensors file, which begins at the byte ``offset`` of the file."""
+
+    path: pathlib.Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+
+    def values(self) -> np.ndarray:
+        """Returns the values as a mapped array."""
+        if not math.prod(self.shape):
+            return np.zeros(self.shape, _STORED[self.dtype])
+        return np.memmap(self.path, _STORED[self.dtype], "r", self.offset, self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorFiles:
-    """The tensors of a directory, which stay on disk until they are asked for.
+    """Tensors in files, which stay on disk until they are read.
 
     Attributes:
-      places: of every tensor, by the name that the family's table gives it: the file, and its name
-        there.
-      shapes: likewise.
-      dtypes: likewise, as safetensors calls them.
+      tensors: every tensor, by its name in the family's table.
     """
 
-    places: dict[str, tuple[pathlib.Path, str]]
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, str]
+    tensors: dict[str, Tensor]
 
     @classmethod
-    def open(cls, directory: pathlib.Path, renamed: Callable[[str], str]) -> Self:
-        """Reads the names and shapes of a directory's tensors.
+    def of(cls, tensors: Iterable[Tensor], renamed: Callable[[str], str]) -> Self:
+        """Gives every tensor its name in the family's table.
 
         Raises:
-          ValueError: for a directory without safetensors files, or a file that is none.
+          ValueError: if two tensors have the same name in the table.
         """
-        places, shapes, dtypes = {}, {}, {}
-        for path in _files(directory):
-            with _opened(path) as file:
-                for name in file.keys():  # noqa: SIM118 (a file is no dict)
-                    view, known = file.get_slice(name), renamed(name)
-                    places[known], shapes[known] = (path, name), tuple(view.get_shape())
-                    dtypes[known] = view.get_dtype()
-        return cls(places, shapes, dtypes)
+        known: dict[str, Tensor] = {}
+        for tensor in tensors:
+            twin = known.setdefault(renamed(tensor.name), tensor)
+            if twin is not tensor:
+                raise ValueError(f"{tensor.name} in {tensor.path} and {twin.name} in {twin.path} are both the tensor "
+                                 f"{renamed(tensor.name)}; expected one")
+        return cls(known)
+
+    @classmethod
+    def open(cls, paths: Iterable[pathlib.Path], renamed: Callable[[str], str]) -> Self:
+        """Reads the names, shapes and dtypes of the tensors in safetensors files.
+
+        Raises:
+          ValueError: if a file is not a complete safetensors file, or if two tensors have the same
+            name in the table.
+        """
+        return cls.of((tensor for path in paths for tensor in _safe_tensors(path)), renamed)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors, by name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The dtypes of the tensors in safetensors' notation, by name."""
+        return {name: tensor.dtype for name, tensor in self.tensors.items()}
 
     def read(self, weight: Weight, shape: tuple[int, ...], dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
-        """A slice of one of our parameters.
+        """Reads a slice of one of our parameters.
 
         Args:
-          weight: where its values stand.
-          shape: of the whole parameter.
-          dtype: to cast to.
-          index: the slice, one ``slice`` an axis.
+          weight: the row of the table for this parameter.
+          shape: the shape of the whole parameter.
+          dtype: the dtype of the result.
+          index: one ``slice`` for each axis.
 
         Returns:
-          The only array made of its size; tensors are read in blocks of rows of a megabyte.
+          The slice, aligned so that JAX need not copy it again on a CPU. The function makes no other
+          array of this size: it copies the tensors from the mapped file in blocks of rows.
         """
         bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
-        result = np.empty([stop - start for start, stop in bounds], dtype)
-        layers = range(*bounds[0]) if weight.stacked else (0,)
-        inside = bounds[1:] if weight.stacked else bounds
-        offset = weight.part[0] * shape[-1]
-        inside = [*inside[:-1], (inside[-1][0] + offset, inside[-1][1] + offset)]
-        inside = [(0, 1), *inside] if weight.is_row else inside
-        # Opened anew for each parameter: what was read of a mapped file counts as memory in use
-        # until it is closed.
-        with contextlib.ExitStack() as stack:
-            opened: dict[pathlib.Path, Any] = {}
-            for place, layer in enumerate(layers):
-                path, name = self.places[weight.their_name(layer)]
-                if path not in opened:
-                    opened[path] = stack.enter_context(_opened(path))
-                target = result[place] if weight.stacked else result
+        result = _aligned_empty([stop - start for start, stop in bounds], dtype)
+        own, inside = bounds[:weight.tensor_axes], bounds[weight.tensor_axes:]
+        parts = list(weight.places(shape[-1], *inside[-1]))
+        for place in np.ndindex(*(stop - start for start, stop in own)):
+            index_there = tuple(start + offset for (start, _), offset in zip(own, place, strict=True))
+            # Each tensor is mapped only while it is read, because the pages that were read from a
+            # mapped file count as used memory.
+            values = self.tensors[weight.their_name(index_there)].values()
+            for first, last, theirs in parts:
+                target = result[place][..., first - inside[-1][0]:last - inside[-1][0]]
                 target = target[None] if weight.is_row else target
-                _read_into(target.T if weight.transposed else target, opened[path].get_slice(name),
-                           inside[::-1] if weight.transposed else inside)
+                there = [*inside[:-1], (theirs, theirs + last - first)]
+                there = [(0, 1), *there] if weight.is_row else there
+                if weight.transposed:
+                    _read_into(target.T, values, there[::-1], _TRANSPOSED_BYTES)
+                else:
+                    _read_into(target, values, there, _READ_BYTES)
         return result
 
+    def give_name(self, name: str, other: str) -> None:
+        """Makes a tensor available under another name too."""
+        self.tensors[other] = self.tensors[name]
+
+    def whole(self, name: str) -> np.ndarray:
+        """Returns all values of a tensor."""
+        return np.asarray(self.tensors[name].values()[...])
+
     def equal(self, name: str, other: str) -> bool:
-        """Whether two tensors of one shape hold the same values, compared in blocks of rows."""
-        shape = self.shapes[name]
+        """Returns True if two tensors of the same shape have equal values; compares blocks of
+        rows."""
+        shape = self.tensors[name].shape
         rows = max(1, _READ_BYTES // (4 * max(math.prod(shape[1:]), 1)))
-        with _opened(self.places[name][0]) as a, _opened(self.places[other][0]) as b:
-            left, right = a.get_slice(self.places[name][1]), b.get_slice(self.places[other][1])
-            parts = (slice(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows))
-            return all(np.array_equal(left[part], right[part]) for part in parts)
+        left, right = self.tensors[name].values(), self.tensors[other].values()
+        parts = (slice(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows))
+        return all(np.array_equal(left[part], right[part]) for part in parts)
 
 
-def _read_into(target: np.ndarray, view: Any, bounds: list[tuple[int, int]]) -> None:
+def _aligned_empty(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """Makes an array whose memory JAX can use on a CPU without a copy.
+
+    NumPy's own memory is not aligned enough. It also asks for huge pages, which takes seconds if
+    the memory of the machine is fragmented.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), np.uint8)
+    return memory[:num_bytes].view(dtype).reshape(shape)
+
+
+def _read_into(target: np.ndarray, values: Any, bounds: list[tuple[int, int]], block_bytes: int) -> None:
+    """Reads the part of a tensor within the bounds into ``target``, in blocks of rows."""
     (start, stop), *others = bounds
     width = math.prod(end - begin for begin, end in others)
-    rows = max(1, _READ_BYTES // (4 * max(width, 1)))
+    rows = max(1, block_bytes // (4 * max(width, 1)))
     for first in range(start, stop, rows):
         last = min(first + rows, stop)
-        target[first - start:last - start] = view[(slice(first, last), *(slice(*pair) for pair in others))]
+        target[first - start:last - start] = values[(slice(first, last), *(slice(*pair) for pair in others))]
 
 
-def _opened(path: pathlib.Path):
+def _safe_tensors(path: pathlib.Path) -> list[_SafeTensor]:
+    """Returns the tensors of a safetensors file; raises ValueError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        return safe_open(path, framework="np")
+        with safe_open(path, framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (a file is not a dict)
+            shapes = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+        with path.open("rb") as file:
+            size, = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size))
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
-
-
-def _files(directory: pathlib.Path) -> list[pathlib.Path]:
-    if (directory / _INDEX).is_file():
-        names = sorted(set(json.loads((directory / _INDEX).read_text())["weight_map"].values()))
-        missing = [name for name in names if not (directory / name).is_file()]
-        if missing:
-            raise ValueError(f"{directory / _INDEX} names files that are not there: {', '.join(missing)}")
-        return [directory / name for name in names]
-    if (directory / _SINGLE).is_file():
-        return [directory / _SINGLE]
-    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in directory.glob(pattern))
-    if pickled:
-        raise ValueError(
-            f"{directory} has its weights in {', '.join(pickled)} only, which is pickle: reading it runs any code that "
-            "its author put there. Convert it where that does no harm, with transformers: "
-            "model.save_pretrained(DIRECTORY, safe_serialization=True), and load that directory")
-    raise ValueError(f"{directory} has neither {_SINGLE} nor {_INDEX}")
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+    return [_SafeTensor(path, name, shape, dtype, 8 + size + header[name]["data_offsets"][0])
+            for name, (shape, dtype) in shapes.items()]
 
 
 def write(directory: pathlib.Path, tensors: Iterable[tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]],
           ) -> None:
-    """Writes tensors to one file, or to several of at most 5 GB and an index; one file is in memory
-    at a time.
+    """Writes tensors to one file, or to several files of at most 5 GB and an index. The function
+    holds the tensors of one file in memory at a time.
 
     Args:
-      directory: where to.
-      tensors: name, shape, type, and a function that makes the values.
+      directory: the directory to write to.
+      tensors: for each tensor its name, shape, dtype, and a function that makes its values.
     """
     shards: list[dict[str, Callable[[], np.ndarray]]] = [{}]
     size = total = 0
@@ -152,18 +229,21 @@ def write(directory: pathlib.Path, tensors: Iterable[tuple[str, tuple[int, ...],
         shards[-1][name] = make
         size += num_bytes
         total += num_bytes
-    names = [_SINGLE] if len(shards) == 1 else [f"model-{number:05}-of-{len(shards):05}.safetensors"
-                                                for number in range(1, len(shards) + 1)]
+    names = [SINGLE] if len(shards) == 1 else [f"model-{number:05}-of-{len(shards):05}.safetensors"
+                                               for number in range(1, len(shards) + 1)]
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    for stale in (*directory.glob("model*.safetensors"), directory / _INDEX):
-        with contextlib.suppress(FileNotFoundError):
-            stale.unlink()
+    for stale in (directory / SINGLE, directory / INDEX, *directory.glob("model-?????-of-?????.safetensors")):
+        stale.unlink(missing_ok=True)
     for file_name, shard in zip(names, shards, strict=True):
-        # transformers refuses files that do not say whose layout they have.
-        save_file({name: np.ascontiguousarray(make()) for name, make in shard.items()}, directory / file_name,
-                  metadata={"format": "pt"})
+        # transformers does not load files without this metadata.
+        content = {name: np.ascontiguousarray(make()) for name, make in shard.items()}
+        try:
+            save_file(content, directory / file_name, metadata={"format": "pt"})
+        except SafetensorError as error:  # such as a full disk
+            raise ValueError(f"{directory / file_name} cannot be written: {error}") from error
     if len(shards) > 1:
         weight_map = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
-        (directory / _INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map},
-                                                   indent=2))
+        (directory / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map},
+                                                  indent=2))

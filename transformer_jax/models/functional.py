@@ -1,93 +1,180 @@
-"""Entry points for research code: jitted calls with the checks that only the host can make."""
+"""Compiled calls of models for research code, with the checks that only the host can make."""
 
 from __future__ import annotations
 
-import types
-from typing import Any
+import itertools
+from typing import Any, cast
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
-from transformer_jax.config import ModelConfig
+from transformer_jax.config import ModelSettings
+from transformer_jax.config.families import model_class_of
+from transformer_jax.models.classifier import Classifier
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.encoder_decoder import EncoderDecoder
 from transformer_jax.models.heads import RewardModel
-from transformer_jax.models.output import PairTrace, Trace
+from transformer_jax.models.inputs import check_values
+from transformer_jax.models.output import Output, PairTrace, Trace
 from transformer_jax.models.texts import Text, as_arrays
+from transformer_jax.ops.checks import check_ids
+from transformer_jax.settings import check_type
 
-Model = Decoder | Encoder | EncoderDecoder | RewardModel
-
-_FAMILIES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder, "reward": RewardModel}
-
-
-def make_model(config: ModelConfig, *, key: jax.Array) -> Model:
-    """A model of the config's family, with random weights."""
-    return _FAMILIES[config.family](config, key=key)
+Model = Decoder | Encoder | EncoderDecoder | RewardModel | Classifier
 
 
-def count_parameters(config: ModelConfig) -> int:
-    """Number of weights of a model of this shape; nothing is allocated."""
+def make_model(config: ModelSettings, *, key: jax.Array) -> Model:
+    """Creates a model of the config's family, with random weights.
+
+    Args:
+      config: the shape of the model; ``vocab_size`` must be set.
+      key: PRNG key, such as ``jax.random.key(0)``.
+
+    Returns:
+      A ``Decoder``, ``Encoder``, ``EncoderDecoder``, ``RewardModel`` or ``Classifier``, or the model
+      of another registered family.
+
+    Raises:
+      ValueError: if the config has no ``vocab_size``.
+    """
+    check_type("config", config, ModelSettings, "a tj.ModelConfig, such as tj.presets.get(name)")
+    return model_class_of(config.family)(config, key=key)
+
+
+def count_parameters(config: ModelSettings, *, active: bool = False) -> int:
+    """Counts the weights of a model of this shape without allocating them.
+
+    Args:
+      config: the shape of the model.
+      active: whether to count only the weights that process a token. In a mixture of experts, these
+        are all weights but those of the experts that a token does not choose.
+
+    Returns:
+      The number of weights.
+    """
+    check_type("config", config, ModelSettings, "a tj.ModelConfig, such as tj.presets.get(name)")
     shapes = jax.eval_shape(lambda key: make_model(config, key=key), jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    moe = getattr(config, "moe", None)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes)) - (moe.num_idle(config) if active and moe else 0)
 
 
 @jax.jit
 def _logits(model: Model, tokens: tuple[jax.Array, ...], options: dict[str, jax.Array]) -> jax.Array:
-    return model(*tokens, **options).logits
+    return cast(Output, model(*tokens, **options)).logits
 
 
 @jax.jit
 def _trace(model: Model, tokens: tuple[jax.Array, ...], options: dict[str, jax.Array]) -> Trace | PairTrace:
-    return model(*tokens, **options).trace
+    return cast(Output, model(*tokens, **options)).trace
 
 
-def forward(model: Model, *tokens: Text, tokenizer: Any = None, **options: Any) -> jax.Array:
-    """Logits, float32 ``[B, T, V]``, by one jitted call.
+def check_model(function: str, model: Any) -> None:
+    """Checks that a model was given, and not the bundle, the config or the list that holds one.
+
+    Args:
+      function: the name of the function, for the message.
+      model: what was given.
+
+    Raises:
+      ValueError: if it is not a model.
+    """
+    if not hasattr(model, "config") or not hasattr(model, "reads_sources"):
+        hint = "pass its .model" if hasattr(model, "model") else (
+            "pass a Decoder, an Encoder or an EncoderDecoder, such as tj.load(directory).model")
+        raise ValueError(f"{function} was given an object of type {type(model).__name__}, which is not a model; {hint}")
+
+
+def forward(model: Model, *tokens: Text | None, tokenizer: Any = None, **options: Any) -> Float[Array, "B ..."]:
+    """Computes logits with one compiled call.
 
     Args:
       model: the model.
-      *tokens: those of the model's call: ``tokens_BT``, or ``source_BS, target_BT``. A string, a
-        list of strings, ids or lists of ids will do in place of an array; rows of different lengths
-        are padded on the right.
-      tokenizer: the model's, for strings. A decoder reads a string as a prompt, an encoder between
-        ``<s>`` and ``</s>``, an encoder-decoder a source before ``</s>`` and a target after
-        ``<s>``.
-      **options: arrays that the model's call takes, such as ``segment_ids_BT``; and ``intervene``,
-        a function, or an edit of :mod:`transformer_jax.inspection.interventions`, whose layer, head
-        and position are traced.
+      *tokens: the tokens of the model's call: ``tokens_BT``, or ``source_BS, target_BT``. Each can
+        be an array, a string, a list of strings, a list of ids, or a list of lists of ids. Rows of
+        different lengths are padded on the right.
+      tokenizer: the model's tokenizer; needed for strings. A decoder reads a string as a prompt,
+        and an encoder reads it between ``<s>`` and ``</s>``. An encoder-decoder reads a source with
+        ``</s>`` after it, and a target with ``<s>`` before it.
+      **options: further arguments of the model's call, such as ``segment_ids_BT``.
+        ``embeddings_BTD`` takes the place of tokens, for gradients of the input and for soft
+        prompts: ``forward(model, embeddings_BTD=x)``; the model still adds positions. An
+        encoder-decoder takes ``source_embeddings_BSD`` and ``target_embeddings_BTD``:
+        ``forward(model, None, target_BT, source_embeddings_BSD=x)``. ``intervene`` is a function,
+        or an edit of ``transformer_jax.inspection.interventions``, whose layer, head and position
+        are traced.
+
+    Returns:
+      Logits, float32 ``[B, T, V]``; the logits of the labels for a classifier.
 
     Raises:
-      ValueError: for a token id outside the vocabulary (JAX would clamp it silently), strings
-        without a tokenizer, or an edit of what the model does not have.
+      ValueError: for a token id, position or token type beyond its table (JAX alone would silently
+        clamp it), strings without a tokenizer, an empty batch, embeddings of another shape, an edit
+        of a part that the model does not have, or a reward model, which has no logits.
     """
+    check_model("forward", model)
+    if isinstance(model, RewardModel):
+        raise ValueError("a reward model has no logits, because it predicts one number; call model(tokens_BT) or "
+                         "model.rewards(tokens_BT), or pass its decoder, model.trunk, which has logits")
     arrays, segments = as_arrays(model, tokens, tokenizer)
-    return _logits(model, arrays, _checked(model, arrays, segments | options))
+    return _logits(model, arrays, checked_options(model, arrays, segments | options))
 
 
-def trace(model: Model, *tokens: Text, tokenizer: Any = None, **options: Any) -> Trace | PairTrace:
-    """The :class:`Trace` of a forward pass, by one jitted call; arguments as in :func:`forward`."""
+def trace(model: Model, *tokens: Text | None, tokenizer: Any = None, **options: Any) -> Trace | PairTrace:
+    """Computes the trace of a forward pass with one compiled call.
+
+    Args:
+      model: the model. For a reward model, the result is the trace of its decoder.
+      *tokens: the tokens of the model's call, in any form that ``forward`` takes.
+      tokenizer: the model's tokenizer; needed for strings.
+      **options: further arguments of the model's call, as in ``forward``.
+
+    Returns:
+      A ``Trace``; a ``PairTrace`` for an encoder-decoder.
+
+    Raises:
+      ValueError: for the same reasons as ``forward``, except that reward models are accepted.
+    """
+    check_model("trace", model)
+    model = model.trunk if isinstance(model, RewardModel) else model
     arrays, segments = as_arrays(model, tokens, tokenizer)
-    return _trace(model, arrays, _checked(model, arrays, segments | options))
+    return _trace(model, arrays, checked_options(model, arrays, segments | options))
 
 
-def _checked(model: Model, tokens: tuple[jax.Array, ...], options: dict[str, Any]) -> dict[str, Any]:
+def checked_options(model: Model, tokens: tuple[jax.Array, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """Checks the tokens and options of a model's call, and makes an intervention a value that
+    ``jit`` accepts.
+
+    Args:
+      model: the model.
+      tokens: the arrays of token ids of the call.
+      options: the other arguments of the call.
+
+    Returns:
+      The options. Lists have become arrays, and an intervention has become a pytree.
+
+    Raises:
+      ValueError: for the same reasons as ``forward``.
+    """
+    options = {name: np.asarray(given) if isinstance(given, (list, tuple)) else given
+               for name, given in options.items()}
     for ids in tokens:
-        check_tokens(ids, model.config.vocab_size)
-    intervene = options.get("intervene")
-    if isinstance(intervene, types.FunctionType):  # part of the program, and no argument of it
+        if ids is not None and not isinstance(ids, (np.ndarray, jax.Array)):  # such as a tensor of torch
+            raise ValueError(f"tokens are of type {type(ids).__name__}; pass strings, lists of token ids, or an array "
+                             "of integers")
+        check_values(model.config, ids)
+    check_values(model.config, None, options.get("positions_BT"), options.get("token_types_BT"))
+    intervene: Any = options.get("intervene")
+    # A plain function is a static part of the compiled program; jit cannot take it as an argument.
+    if callable(intervene) and jax.tree_util.all_leaves([intervene]):
         return options | {"intervene": jax.tree_util.Partial(intervene)}
     if hasattr(intervene, "check"):
-        intervene.check(model, tokens)
+        names = ("source_embeddings_BSD", "target_embeddings_BTD") if model.reads_sources else ("embeddings_BTD",)
+        intervene.check(model, tuple(options.get(name, ids) for name, ids in itertools.zip_longest(names, tokens)))
     return options
 
 
 def check_tokens(tokens: jax.Array | np.ndarray, vocab_size: int) -> None:
-    """Raises ValueError for an id outside the vocabulary; traced tokens pass unseen."""
-    if isinstance(tokens, jax.core.Tracer):
-        return
-    ids = np.asarray(tokens)
-    outside = (ids < 0) | (ids >= vocab_size)
-    if outside.any():
-        raise ValueError(f"token id {int(ids[outside][0])} is outside the vocabulary of {vocab_size} "
-                         f"(ids 0 to {vocab_size - 1})")
+    """Raises ValueError if a token id is outside the vocabulary; traced tokens are not checked."""
+    check_ids("token id", tokens, vocab_size, "the vocabulary")

@@ -1,9 +1,9 @@
-"""The names under which a trace is read: ``"layers.3.head_output"``, those of the sites of
-interventions."""
+"""The names by which a trace is read, such as ``"layers.3.head_output"``; interventions use the
+same names of sites."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import jax
 
@@ -13,16 +13,21 @@ from transformer_jax.settings import nearest
 if TYPE_CHECKING:
     from transformer_jax.models.output import Trace
 
-_READ = ("residual", "queries", "keys", "values", "head_output", "attention_output", "neurons", "mlp_output")
-_COMPUTED = ("scores", "pattern")  # from queries and keys, when they are asked for
+_STORED = ("residual", "queries", "keys", "values", "head_output", "attention_output", "mlp_input", "neurons",
+           "router_logits", "router_probabilities", "experts", "mlp_output")
+_COMPUTED = ("scores", "pattern")  # not stored: computed from queries and keys on request
 
 
 def site_shapes(trace: Trace, prefix: str = "") -> dict[str, tuple[int, ...]]:
-    """The sites of one kind of attention that a trace holds, with the shape of one layer; ``final``
-    is one of them."""
-    found = {name: getattr(trace.layers, name) for name in _READ}
+    """Returns the sites that the trace of one kind of attention holds, with the shape of their
+    value in one layer.
+
+    ``final``, which belongs to no layer, is one of them.
+    """
+    found = {name: getattr(trace.layers, name) for name in _STORED}
     shapes = {name: tuple(value.shape[1:]) for name, value in found.items() if value is not None}
-    if prefix == PREFIXES["cross"]:  # the stream that enters it belongs to the decoder's layer, under another name
+    # The trace of self attention already has the residual stream of each decoder layer.
+    if prefix == PREFIXES["cross"]:
         del shapes["residual"]
     B, T, N, _ = shapes["queries"]
     for name in _COMPUTED:
@@ -35,7 +40,7 @@ def site_shapes(trace: Trace, prefix: str = "") -> dict[str, tuple[int, ...]]:
 
 
 def names(parts: dict[str, Trace]) -> dict[str, tuple[int, ...]]:
-    """Every name that the traces of these kinds of attention know, with the shape of its value."""
+    """Returns every name by which these traces can be read, with the shape of its value."""
     found = {}
     for kind, trace in parts.items():
         for site, shape in site_shapes(trace, PREFIXES[kind]).items():
@@ -47,41 +52,44 @@ def names(parts: dict[str, Trace]) -> dict[str, tuple[int, ...]]:
 
 
 def read(parts: dict[str, Trace], name: str) -> jax.Array:
-    """The value of a name: of one layer, or of all, ``[L, ...]``, for the name of a site alone.
+    """Returns the value of a name: the value in one layer, or ``[L, ...]`` for the name of a site
+    alone.
 
     Raises:
-      KeyError: for a name that there is not, with the nearest one.
+      KeyError: if the traces have no such name; the message suggests the nearest one.
     """
     *layer, site = name.split(".")
     for kind, trace in parts.items():
         if site not in site_shapes(trace, PREFIXES[kind]):
             continue
         if site.endswith("final") and not layer:
-            return trace.final
-        own = site.removeprefix(PREFIXES[kind])
+            return cast(jax.Array, trace.final)
+        name_in_trace = site.removeprefix(PREFIXES[kind])
         if not layer:
-            return _value(trace, own, None)
+            return _value(trace, name_in_trace, None)
         L = trace.queries.shape[0]
         if len(layer) == 2 and layer[0] == "layers" and layer[1].removeprefix("-").isdigit() and -L <= int(
                 layer[1]) < L and not site.endswith("final"):
-            return _value(trace, own, int(layer[1]))
+            return _value(trace, name_in_trace, int(layer[1]))
     known = names(parts)
     sites = {site for kind, trace in parts.items() for site in site_shapes(trace, PREFIXES[kind])}
-    hint = nearest(name, [*known, *sites]) or "; trace.names() lists what there is"
-    raise KeyError(f"the trace has no {name!r}{hint}")
+    hint = nearest(name, [*known, *sites]) or "; trace.names() lists all names"
+    raise KeyError(f"the trace has no value named {name!r}{hint}")
 
 
 def _value(trace: Trace, site: str, layer: int | None) -> jax.Array:
+    """Returns the value of a site in one layer, or in all layers if ``layer`` is ``None``."""
     if site == "scores":
         return trace.scores(layers=layer)
     if site == "pattern":
         return trace.attention(layers=layer)
-    value = trace.layers.bias if site == "attention_bias" else getattr(trace.layers, site)
+    value: jax.Array = getattr(trace.layers, "bias" if site == "attention_bias" else site)
     return value if layer is None else value[layer]
 
 
 def table(parts: dict[str, Trace], title: str) -> str:
-    """What a trace holds, one site a line, for people."""
+    """Returns a table, for printing, of the sites in the traces and their shapes, one site a
+    line."""
     lines = [title]
     for kind, trace in parts.items():
         last = trace.queries.shape[0] - 1

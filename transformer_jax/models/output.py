@@ -1,39 +1,54 @@
-"""What a forward pass returns: logits, and the trace that the compiler prunes where nobody reads
-it."""
+"""The result of a forward pass: logits, and a trace whose unread parts the compiler removes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from transformer_jax.config import ModelConfig
 from transformer_jax.models import names
+from transformer_jax.models.indices import Index, resolve
+from transformer_jax.nn.attention import AttentionContext
 from transformer_jax.nn.blocks import LayerTrace
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.ops.attention import Bias, masked_softmax
+from transformer_jax.ops.linear import soft_cap
 from transformer_jax.ops.masks import AttentionMask, take
 from transformer_jax.ops.positions import PositionBias
 
-Index = int | Sequence[int] | np.ndarray | jax.Array | None
+_NO_WINDOW = 2**31 - 1  # more than any distance
 
 
 class _Named:
-    """Reading by name: the names are those of the sites of interventions, see docs/notation.md."""
+    """A trace whose values can be read by the names of intervention sites, see docs/notation.md."""
+
+    def parts(self) -> dict[str, Trace]:
+        """Returns the trace of each kind of attention, by the name of the kind.
+
+        Returns:
+          A dictionary from the kind of attention to its trace.
+        """
+        raise NotImplementedError
 
     def names(self) -> dict[str, tuple[int, ...]]:
-        """Every name that the trace can be read by, such as ``"layers.3.head_output"``, with the
-        shape of its value."""
+        """Lists the names that the trace can be read by.
+
+        Returns:
+          A dictionary from each name, such as ``"layers.3.head_output"``, to the shape of its
+          value.
+        """
         return names.names(self.parts())
 
     def __getitem__(self, name: str) -> jax.Array:
-        """The value of a name; of a site alone, such as ``"head_output"``, that of all layers
-        ``[L, ...]``.
+        """Returns the value of a name; for the name of a site alone, such as ``"head_output"``, the
+        values in all layers ``[L, ...]``.
 
         Raises:
-          KeyError: for a name that there is not, with the nearest one.
+          KeyError: if the trace has no such name; the message suggests the nearest one.
         """
         return names.read(self.parts(), name)
 
@@ -44,31 +59,58 @@ class _Named:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class Trace(_Named):
-    """The inside of a forward pass, linear in the length of the text; maps are computed when asked
-    for.
+    """The intermediate values of a forward pass, whose size is linear in the length of the text.
+
+    Attention maps, whose size is quadratic, are computed only on request.
 
     Attributes:
-      layers: every field of :class:`LayerTrace` with a leading layer axis ``[L, ...]``.
-      final: the stream after the last layer, before the final norm ``[B, T, D]``; ``None`` in the
-        trace of cross attention.
-      mask: who may attend to whom.
-      bias: the structured bias of positions, if any.
+      layers: a ``LayerTrace``, every field of which has a leading layer axis ``[L, ...]``.
+      final: the residual stream after the last layer, before the final norm ``[B, T, D]``; ``None``
+        in the trace of cross attention.
+      mask: the keys that each query may attend to.
+      bias: the position bias of the attention scores, if there is one.
+      windows: the sliding window of each layer, ``None`` for layers without one. ``()``: the window
+        of ``mask`` is that of all layers.
+      cap: the soft cap of the attention scores, see ``transformer_jax.config.Limits``.
     """
 
     layers: LayerTrace
     final: jax.Array | None
     mask: AttentionMask
     bias: Bias
+    windows: tuple[int | None, ...] = dataclasses.field(default=(), metadata={"static": True})
+    cap: float | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @classmethod
+    def of(cls, config: ModelConfig, layers: LayerTrace, final: jax.Array | None, context: AttentionContext) -> Trace:
+        """Makes the trace of a stack's self-attention.
+
+        Args:
+          config: the model's config.
+          layers: the stacked traces of the layers.
+          final: the residual stream after the last layer.
+          context: the inputs of attention, with the mask that all layers share.
+
+        Returns:
+          The trace.
+        """
+        return cls(layers=layers, final=final, mask=context.mask, bias=context.bias, cap=config.limits.scores,
+                   windows=config.windows(layers.residual.shape[0]) if config.layer_pattern else ())
 
     def parts(self) -> dict[str, Trace]:
-        """The trace of each kind of attention; here there is one, ``"self"``."""
+        """Returns the trace of each kind of attention, by the name of the kind.
+
+        Returns:
+          A dictionary with this trace as ``"self"``.
+        """
         return {"self": self}
 
     @property
     def residual(self) -> jax.Array:
         """The residual stream before each layer and after the last, ``[L + 1, B, T, D]``.
 
-        Of cross attention, the stream that entered it in each layer, ``[L, B, T, D]``.
+        In a trace of cross attention: the residual stream before the cross attention of each layer,
+        ``[L, B, T, D]``.
         """
         if self.final is None:
             return self.layers.residual
@@ -76,46 +118,74 @@ class Trace(_Named):
 
     @property
     def queries(self) -> jax.Array:
-        """``[L, B, T, N, H]``, after norm and rotation."""
+        """Queries after norm and rotation, ``[L, B, T, N, H]``."""
         return self.layers.queries
 
     @property
     def keys(self) -> jax.Array:
-        """``[L, B, S, K, H]``, after norm and rotation."""
+        """Keys after norm and rotation, ``[L, B, S, K, H]``."""
         return self.layers.keys
 
     @property
     def values(self) -> jax.Array:
-        """``[L, B, S, K, H]``."""
+        """Values, ``[L, B, S, K, H]``."""
         return self.layers.values
 
+    def allowed(self, layer: jax.Array | int, queries: jax.Array) -> jax.Array | None:
+        """Returns the keys that some queries may attend to in a layer.
+
+        Args:
+          layer: the index of the layer, which may be traced.
+          queries: the indices ``[R]`` of the queries.
+
+        Returns:
+          ``[B or 1, N or 1, R, S]``, or ``None`` if everything is allowed.
+        """
+        mask = self.mask
+        if self.windows:
+            sizes_L = jnp.asarray([_NO_WINDOW if window is None else window for window in self.windows])
+            mask = dataclasses.replace(mask, window=cast(int, sizes_L[layer]))
+        return mask.materialize(self.queries.shape[2], self.keys.shape[2], queries)
+
     def attention(self, layers: Index = None, heads: Index = None, queries: Index = None) -> jax.Array:
-        """Attention maps from the saved queries and keys: only those asked for are computed.
+        """Computes attention maps from the saved queries and keys, for the requested indices only.
 
         Args:
           layers: one layer, several, or all (``None``); negative indices count from the end.
-          heads: likewise.
-          queries: likewise, the rows of the map.
+          heads: the same for the heads.
+          queries: the same for the queries, which are the rows of a map.
 
         Returns:
           float32 ``[layers, B, heads, queries, S]``; an axis indexed by a single number is dropped.
-          Rows sum to one (to zero where nothing may be attended to).
+          Each row sums to one, or to zero if the query may not attend to any key.
 
         Raises:
-          ValueError: for an index out of range.
+          ValueError: if an index is out of range.
         """
         return self._maps(layers, heads, queries, masked_softmax)
 
     def scores(self, layers: Index = None, heads: Index = None, queries: Index = None) -> jax.Array:
-        """Attention scores before the softmax, with the bias; -inf where a query may not attend.
+        """Computes attention scores: the input of the softmax, with the position bias added.
 
-        Arguments and shape are those of :meth:`attention`.
+        Args:
+          layers: one layer, several, or all (``None``); negative indices count from the end.
+          heads: the same for the heads.
+          queries: the same for the queries, which are the rows of a map.
+
+        Returns:
+          float32, with the shape that ``attention`` returns; -inf where a query may not attend to a
+          key.
+
+        Raises:
+          ValueError: if an index is out of range.
         """
         return self._maps(layers, heads, queries, lambda scores_BNRS, allowed: (
             scores_BNRS if allowed is None else jnp.where(allowed, scores_BNRS, -jnp.inf)))
 
     def _maps(self, layers: Index, heads: Index, queries: Index,
               finish: Callable[[jax.Array, jax.Array | None], jax.Array]) -> jax.Array:
+        """Computes the scores of the requested indices, layer by layer, and applies
+        ``finish(scores, allowed)``."""
         L, _, T, N, H = self.queries.shape
         S, K = self.keys.shape[2:4]
         layer_R, one_layer = resolve("layers", layers, L)
@@ -123,14 +193,15 @@ class Trace(_Named):
         query_R, one_query = resolve("queries", queries, T)
         layer_R, head_R, query_R = map(jnp.asarray, (layer_R, head_R, query_R))
 
-        allowed = self.mask.materialize(T, S, query_R)
-        if allowed is not None and allowed.shape[1] == N and N > 1:
-            allowed = allowed[:, head_R]
-
         def one(layer: jax.Array) -> jax.Array:
+            allowed = self.allowed(layer, query_R)
+            if allowed is not None and allowed.shape[1] == N and N > 1:
+                allowed = allowed[:, head_R]
             q_BRNH = self.queries[layer][:, query_R][:, :, head_R].astype(jnp.float32)
             k_BSNH = self.keys[layer][:, :, head_R // (N // K)].astype(jnp.float32)
             scores_BNRS = jnp.einsum("BRNH,BSNH->BNRS", q_BRNH / jnp.sqrt(H), k_BSNH)
+            if self.cap is not None:
+                scores_BNRS = soft_cap(scores_BNRS, self.cap)
             bias = self._bias_rows(layer, T, S, query_R)
             if bias is not None:
                 scores_BNRS += bias[:, head_R]
@@ -141,6 +212,8 @@ class Trace(_Named):
         return jnp.squeeze(maps, squeezed)
 
     def _bias_rows(self, layer: jax.Array, T: int, S: int, query_R: jax.Array) -> jax.Array | None:
+        """Returns the position bias of some queries in one layer, or ``None`` if there is no
+        bias."""
         if self.layers.bias is not None:
             return self.layers.bias[layer][:, :, query_R]
         if isinstance(self.bias, PositionBias):
@@ -151,11 +224,11 @@ class Trace(_Named):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class PairTrace(_Named):
-    """The inside of an encoder-decoder's forward pass.
+    """The intermediate values of an encoder-decoder's forward pass.
 
     Attributes:
-      encoder: the source's; ``None`` when decoding from a cache.
-      decoder: the target's, its attention to itself.
+      encoder: the trace of the encoder; ``None`` when decoding from a cache.
+      decoder: the trace of the decoder, with its self attention.
       cross: the decoder's attention to the source: queries of the target, keys of the source.
     """
 
@@ -164,27 +237,14 @@ class PairTrace(_Named):
     cross: Trace
 
     def parts(self) -> dict[str, Trace]:
-        """The trace of each kind of attention; without the encoder's when decoding from a cache."""
+        """Returns the trace of each kind of attention, by the name of the kind.
+
+        Returns:
+          A dictionary with the keys ``"self"``, ``"encoder"`` and ``"cross"``; without
+          ``"encoder"`` when decoding from a cache.
+        """
         found = {"self": self.decoder, "encoder": self.encoder, "cross": self.cross}
         return {kind: trace for kind, trace in found.items() if trace is not None}
-
-
-def resolve(name: str, wanted: Index, size: int) -> tuple[jax.Array | np.ndarray, bool]:
-    """Indices from 0, and whether a single one was meant; negative ones count from the end,
-    ``None`` is all.
-
-    Raises:
-      ValueError: for an index out of range, where it is known before the program runs.
-    """
-    if wanted is None:
-        return np.arange(size, dtype=np.int32), False
-    if isinstance(wanted, jax.core.Tracer):
-        return jnp.where(wanted < 0, wanted + size, wanted).reshape(-1), wanted.ndim == 0
-    array = np.asarray(wanted, np.int32)
-    for index in array.flat:
-        if not -size <= index < size:
-            raise ValueError(f"{name}={wanted}: index {index} is out of range for {size} {name}")
-    return np.where(array < 0, array + size, array).reshape(-1), array.ndim == 0
 
 
 @jax.tree_util.register_dataclass
@@ -194,9 +254,9 @@ class Output:
 
     Attributes:
       logits: float32 ``[B, T, V]``.
-      hidden: the final stream, normed: what the unembedding reads ``[B, T, D]``.
-      trace: everything on the way; a :class:`PairTrace` in an encoder-decoder.
-      cache: the extended cache when one was given.
+      hidden: the hidden states after the final norm, which the unembedding reads ``[B, T, D]``.
+      trace: the intermediate values; a ``PairTrace`` for an encoder-decoder.
+      cache: the extended cache if one was given, else ``None``.
     """
 
     logits: jax.Array

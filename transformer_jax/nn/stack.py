@@ -1,27 +1,28 @@
-"""Layers as one pytree with a leading layer axis, applied by a scan."""
+"""The stack of layers: one pytree with a leading axis of layers, applied by a scan."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.nn.attention import AttentionContext, RelativePositions
+from transformer_jax.nn.attention import AttentionContext
 from transformer_jax.nn.blocks import Block, LayerTrace, prepared
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.layers import LAYER_INPUT, LINEAR_OUTPUT
+from transformer_jax.nn.positions import position_encoding
 from transformer_jax.nn.sites import Intervene, Sites
 from transformer_jax.ops.attention import platform
-from transformer_jax.ops.positions import RelativeBias
-from transformer_jax.sharding import constrain, is_divided
+from transformer_jax.sharding import constrain, is_sharded
 
 _REMAT_POLICIES: dict[str, Callable | None] = {
     "dots": jax.checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
@@ -30,113 +31,224 @@ _REMAT_POLICIES: dict[str, Callable | None] = {
         names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT, LINEAR_OUTPUT], offload_src="device",
         offload_dst="pinned_host"),
 }
-# Up to so many for each head, learned biases are looked up once for all layers; else by each layer,
-# as it needs them.
+# A bias with materialize_once=True is materialized once for all layers if it has at most so many
+# entries for each head. Otherwise each layer materializes what it needs.
 _MOST_BIASES = 1 << 22
+# The activations of about so many tokens fit the caches of a CPU.
 _CACHED_TOKENS = 2048
 
-# Makes the block of one layer: (config, *, key, num_layers), and has_memory=True in the decoder of
-# an encoder-decoder.
+# A function that makes the block of one layer from (config, *, key, num_layers). In the decoder of
+# an encoder-decoder it is also called with has_memory=True.
 MakeBlock = Callable[..., Any]
 
 
 class Stack(nnx.Module):
-    """Blocks whose weights share arrays ``[L, ...]``, so that compile time does not grow with
-    depth."""
+    """Blocks whose weights are stacked in arrays ``[L, ...]``.
+
+    One scan applies all layers, so that the compile time does not grow with their number. With
+    ``config.shared_layers`` the arrays have one layer, which is applied ``num_layers`` times.
+    """
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, num_layers: int, is_causal: bool,
                  has_memory: bool = False, block: MakeBlock = Block):
+        if not callable(block) or (isinstance(block, type) and not issubclass(block, nnx.Module)):
+            raise TypeError(f"block={block!r} cannot make the block of a layer; expected a subclass of nnx.Module, or "
+                            "a function that makes one from (config, *, key, num_layers)")
         memory = {"has_memory": True} if has_memory else {}
         self.config = config
         self.num_layers = num_layers
         self.blocks = jax.vmap(lambda key: block(config, key=key, num_layers=num_layers, **memory))(
-            jax.random.split(key, num_layers))
-        self.relative = (RelativePositions(config, key=jax.random.fold_in(key, num_layers), is_causal=is_causal)
-                         if config.positions == "relative" else None)
+            jax.random.split(key, 1 if config.shared_layers else num_layers))
+        # The weights of a learned position encoding, which the layers share. Checkpoints use this
+        # name.
+        self.relative = nnx.data(position_encoding(config).attention_weights(
+            config, key=jax.random.fold_in(key, num_layers), is_causal=is_causal))
 
-    def __call__(self, x_BTD: jax.Array, context: AttentionContext, *, cache: KVCache | None = None,
+    def __call__(self, x_BTD: Float[Array, "B T D"], context: AttentionContext, *, cache: KVCache | None = None,
                  key: jax.Array | None = None,
                  intervene: Intervene | None = None) -> tuple[jax.Array, LayerTrace, KVCache | None]:
-        """The final stream, the layers' traces stacked on a leading axis, and the extended
-        cache."""
+        """Applies all layers.
+
+        Args:
+          x_BTD: The embeddings ``[B, T, D]``.
+          context: The inputs of attention that all layers share.
+          cache: The keys and values of earlier tokens.
+          key: The PRNG key of dropout. ``None`` switches dropout off.
+          intervene: Reads and changes intermediate values, see ``transformer_jax.nn.sites``.
+
+        Returns:
+          The final residual stream ``[B, T, D]``, the traces of the layers stacked on a leading
+          axis, and the cache with the new keys and values (``None`` without a cache).
+
+        Raises:
+          ValueError: The stack is in the form for decoding, and there is no cache.
+        """
         x_BTD, traces, cache = self._layers(x_BTD, context, cache, key, intervene)
         return Sites(intervene, self.num_layers - 1)("final", x_BTD), traces, cache
 
     def _layers(self, x_BTD, context, cache, key, intervene):
-        if isinstance(context.bias, RelativeBias):
+        """Applies all layers, without the intervention at the site "final"."""
+        if getattr(context.bias, "materialize_once", False):
             T, S = x_BTD.shape[1], x_BTD.shape[1] if cache is None else cache.capacity
             if T * S <= _MOST_BIASES:
-                context = dataclasses.replace(context, bias=context.bias.materialize(T, S))
+                bias = context.bias.materialize(T, S)
+                context = context.map(lambda own: dataclasses.replace(own, bias=bias))
         if cache is not None:
             return self._with_cache(x_BTD, context, cache, key, intervene)
+        if isinstance(self.blocks, nnx.List):
+            raise ValueError("this model is in the form for decoding (tj.prepare_for_decoding), which only generate, "
+                             "stream and beam_search can use; a forward pass without a cache, such as this one, needs "
+                             "the original model")
 
-        def layer(x_BTD: jax.Array, block_and_index: tuple[Block, jax.Array]) -> tuple[jax.Array, LayerTrace]:
+        def layer(context: AttentionContext, x_BTD: jax.Array,
+                  block_and_index: tuple[Block, jax.Array]) -> tuple[jax.Array, LayerTrace]:
             block, index = block_and_index
-            # Without it the compiler may replicate every activation over the axes that divide the
-            # weights.
+            if self.config.shared_layers:
+                block = jax.tree.map(lambda leaf: leaf[0], self.blocks)
+            # Without this constraint the compiler may replicate every activation over the mesh axes
+            # that shard the weights.
             x_BTD = checkpoint_name(constrain(x_BTD, "batch", "sequence", None), LAYER_INPUT)
             x_BTD, trace, _ = block(x_BTD, context, index, key=key, intervene=intervene)
             return x_BTD, trace
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.config.remat])
-        x_BTD, traces = jax.lax.scan(layer, x_BTD, (self.blocks, jnp.arange(self.num_layers)),
-                                     unroll=min(self.config.unroll, self.num_layers))
+        steps = [functools.partial(layer, place) for place in context.places or (context,)]
+        blocks = None if self.config.shared_layers else self.blocks
+        x_BTD, traces = scan_by_period(steps, x_BTD, (blocks, jnp.arange(self.num_layers)),
+                                       unroll=self.config.unroll)
         return x_BTD, traces, None
 
-    def project_memory(self, memory_BSD: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-        """Keys and values ``[B, S, K, H]`` of an encoder's output, for every layer."""
+    def project_memory(self, memory_BSD: Float[Array, "B S D"]) -> list[tuple[jax.Array, jax.Array]]:
+        """Computes the keys and values of cross-attention for every layer.
+
+        Args:
+          memory_BSD: The encoder's output ``[B, S, D]``.
+
+        Returns:
+          For each layer, keys and values ``[B, S, K, H]``.
+        """
         return [block.cross_attention.project_memory(memory_BSD) for block in self._separate_blocks()]
 
     def _separate_blocks(self) -> Iterable[Any]:
+        """Returns one block for each layer."""
         return self.blocks if isinstance(self.blocks, nnx.List) else unstack(self).blocks
 
     def _with_cache(self, x_BTD, context, cache, key, intervene):
-        # A loop in Python: each layer writes its own cache array in place, and decoding hands in
-        # blocks that are already separate (see unstack), which a scan could only join again.
+        """Applies all layers with a cache."""
+        # This is a Python loop, because each layer then updates its own cache array in place. Also,
+        # decoding passes blocks that are already separate (see unstack), and a scan would stack
+        # them again.
         traces = []
         for index, block in enumerate(self._separate_blocks()):
-            x_BTD, trace, cache = block(x_BTD, context, index, cache=cache, key=key, intervene=intervene)
+            x_BTD, trace, cache = block(x_BTD, context.of_layer(index), index, cache=cache, key=key,
+                                        intervene=intervene)
             traces.append(trace)
         return x_BTD, jax.tree.map(lambda *layers: jnp.stack(layers), *traces), cache
 
 
-def rows_at_a_time(num_rows: int, num_tokens: int) -> int | None:
-    """How many rows of a large batch go through all layers before the next do; ``None``: all
-    together.
+def scan_by_period(steps: Sequence[Callable], carry: Any, layers: Any, *, unroll: int = 1) -> tuple[Any, Any]:
+    """Applies layers that repeat after a period, so that the compiled program has one copy of each
+    layer of a period.
 
-    On a CPU, whose caches hold what some thousand tokens are in a layer: a large batch waits for
-    memory instead.
+    Args:
+      steps: ``step(carry, layer)`` of each layer in a period returns the new carry and an output.
+      carry: The input of the first layer.
+      layers: A pytree of arrays with a leading axis of layers.
+      unroll: The number of layers in one iteration of the loop, rounded to whole periods.
+
+    Returns:
+      The output of the last layer, and the outputs of all layers stacked.
     """
-    if platform() != "cpu" or is_divided() or num_rows * num_tokens <= _CACHED_TOKENS:
+    num_layers, period = jax.tree.leaves(layers)[0].shape[0], len(steps)
+    if period == 1:
+        return jax.lax.scan(steps[0], carry, layers, unroll=min(unroll, num_layers))
+    repeats, rest = divmod(num_layers, period)
+    # lax.split has a gradient that concatenates. That of slices would add one array as large as all
+    # layers for each slice.
+    leaves, tree = jax.tree.flatten(layers)
+    parts = [jax.lax.split(leaf, [repeats * period] * (repeats > 0) + [1] * rest) for leaf in leaves]
+
+    def one(step: Callable, carry: Any, pieces: list[jax.Array]) -> tuple[Any, Any]:
+        carry, output = step(carry, jax.tree.unflatten(tree, [piece[0] for piece in pieces]))
+        return carry, jax.tree.map(lambda x: x[None], output)
+
+    def whole_period(carry: Any, stacked: list[jax.Array]) -> tuple[Any, Any]:
+        pieces, outputs = [jax.lax.split(leaf, [1] * period) for leaf in stacked], []
+        for place, step in enumerate(steps):
+            carry, output = one(step, carry, [piece[place] for piece in pieces])
+            outputs.append(output)
+        return carry, outputs
+
+    outputs = []
+    if repeats:
+        stacked = [part[0].reshape(repeats, period, *part[0].shape[1:]) for part in parts]
+        carry, places = jax.lax.scan(whole_period, carry, stacked, unroll=min(max(1, unroll // period), repeats))
+        outputs.append(jax.tree.map(lambda *each: jnp.concatenate(each, axis=1).reshape(-1, *each[0].shape[2:]),
+                                    *places))
+    for place in range(rest):
+        carry, output = one(steps[place], carry, [part[place + (repeats > 0)] for part in parts])
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *each: jnp.concatenate(each), *outputs)
+
+
+def rows_at_a_time(num_rows: int, num_tokens: int) -> int | None:
+    """Chooses how many rows of a large batch to apply all layers to at a time.
+
+    On a CPU, the activations of few rows stay in its caches, while a large batch waits for memory.
+
+    Args:
+      num_rows: The number of rows of the batch.
+      num_tokens: The number of tokens of each row.
+
+    Returns:
+      The number of rows, which divides ``num_rows``; ``None`` means all rows together.
+    """
+    if platform() != "cpu" or is_sharded() or num_rows * num_tokens <= _CACHED_TOKENS:
         return None
     rows = max((n for n in range(1, num_rows) if num_rows % n == 0 and n * num_tokens <= _CACHED_TOKENS), default=0)
     return rows if rows * num_tokens >= _CACHED_TOKENS // 4 else None
 
 
-def by_rows(apply: Callable[..., tuple[jax.Array, LayerTrace]], rows: int, stack: Stack, x_BTD: jax.Array,
+def by_rows(apply: Callable[..., tuple[jax.Array, LayerTrace]], rows: int, stack: Stack, x_BTD: Float[Array, "B T D"],
             *inputs: jax.Array | None) -> tuple[jax.Array, LayerTrace]:
-    """``apply(stack, x_BTD, *inputs)``, the stream and the traces, so many rows at a time; inputs
-    are ``[B, ...]``.
+    """Applies a stack to a batch in parts of a few rows.
 
-    A gradient is that of all rows together: it would add up those of the weights once a part.
+    The gradient is computed for all rows together, because in parts it would add to the gradient of
+    all weights once for each part.
+
+    Args:
+      apply: ``apply(stack, x_BTD, *inputs)`` returns the residual stream and the traces.
+      rows: The number of rows in each part, which must divide B.
+      stack: The stack.
+      x_BTD: The embeddings ``[B, T, D]``.
+      *inputs: More inputs ``[B, ...]``.
+
+    Returns:
+      The residual stream and the traces of all rows.
     """
-    @jax.custom_vjp
+    @jax.custom_jvp
     def in_parts(stack: Stack, x_BTD: jax.Array, *inputs: jax.Array | None) -> tuple[jax.Array, LayerTrace]:
         x_NBTD, layers = jax.lax.map(lambda some: apply(stack, *some), jax.tree.map(
             lambda a: a.reshape(-1, rows, *a.shape[1:]), (x_BTD, *inputs)))
         return x_NBTD.reshape(x_BTD.shape), jax.tree.map(
             lambda a: a.swapaxes(0, 1).reshape(a.shape[1], -1, *a.shape[3:]), layers)
 
-    in_parts.defvjp(functools.partial(jax.vjp, apply), lambda pull_back, gradient: pull_back(gradient))
+    in_parts.defjvp(functools.partial(jax.jvp, apply))
     return in_parts(stack, x_BTD, *inputs)
 
 
 def unstack(stack: Stack) -> Stack:
-    """The same stack in the form in which a token loop reads weights fastest.
+    """Converts a stack to the form in which decoding token by token reads weights fastest.
 
-    One block a layer, each in the form that its ``for_single_tokens`` gives. To be made once,
-    outside the loop: inside, every token would copy what it reads.
+    The result has a separate block for each layer, in the form of its ``for_single_tokens``. Call
+    this function once, outside of the decoding loop; inside, every token would copy the weights.
+
+    Args:
+      stack: A stack whose weights are stacked.
+
+    Returns:
+      A new stack that computes the same function. It works only with a cache.
     """
     result = jax.tree.map(lambda x: x, stack)
     result.blocks = nnx.List([prepared(jax.tree.map(operator.itemgetter(layer), stack.blocks))

@@ -1,7 +1,10 @@
-"""Attention in memory linear in the length: softmax taken block by block, forward and backward.
+"""Attention in memory linear in the length: forward and backward compute the softmax in blocks.
 
-Source: Milakov and Gimelshein (2018), the running softmax; Rabe and Staats (2021); Dao et al.
-  (2022), the gradient.
+Source: Milakov and Gimelshein (2018) for the running softmax; Rabe and Staats (2021); Dao et al.
+  (2022) for the gradient.
+
+In the names of axes, X counts blocks of queries, R is the number of queries of a block, C is the
+number of keys of a block, and Q = G * R are the queries of all G heads that share a key head.
 """
 
 from __future__ import annotations
@@ -9,21 +12,33 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.derivatives import with_gradient
 from transformer_jax.ops.dropout import drop
+from transformer_jax.ops.linear import soft_cap
 from transformer_jax.ops.masks import AttentionMask, take
-from transformer_jax.ops.xla_attention import grouped, head_product
+from transformer_jax.ops.xla_attention import grouped, head_product, masked_softmax
 
+# The number of iterations of the loops over blocks depends on the mask. JAX cannot differentiate
+# such a loop in reverse mode, so there is no gradient of the gradient.
+_ONE_GRADIENT = (
+    "a gradient of a derivative cannot be taken through the 'chunked' implementation of attention; take the derivative "
+    "of the gradient instead, jax.jvp of jax.grad, or set attention_implementation='xla' (implementation='xla' of "
+    "tj.ops.attend)")
+Number = jax.Array | int
 _KEYS, _MOST_QUERIES, _SCORES_AT_A_TIME = 512, 512, 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
 class _Settings:
-    """What is known when a program is compiled."""
+    """The values that are constants when a program is compiled.
+
+    ``rows`` and ``columns`` are the numbers of queries and of keys in a block.
+    """
 
     scale: float
     dropout: float
@@ -33,25 +48,28 @@ class _Settings:
     rows: int
     columns: int
     bias_tree: Any
+    cap: float | None = None
 
     @property
     def num_row_blocks(self) -> int:
+        """The number of blocks of queries."""
         return -(-self.num_queries // self.rows)
 
     @property
     def num_column_blocks(self) -> int:
+        """The number of blocks of keys."""
         return -(-self.num_keys // self.columns)
 
 
 def chunked_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: AttentionMask | None, bias: Any,
-                   scale: float | None, dropout: float, key: jax.Array | None, precision: Any) -> jax.Array:
-    """:func:`transformer_jax.ops.attend` of arguments that are checked.
+                   scale: float | None, dropout: float, key: jax.Array | None, precision: Any,
+                   cap: float | None) -> jax.Array:
+    """Computes ``transformer_jax.ops.attend`` for arguments that are already checked.
 
-    Blocks of keys that a causal mask or a window keeps from a whole block of queries are not
-    visited.
+    A block of keys is skipped if a causal mask or a window excludes it for a whole block of
+    queries.
     """
-    B, T, N, H = q_BTNH.shape
-    S = k_BSKH.shape[1]
+    (B, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
     columns = min(S, _KEYS)
     rows = min(T, _MOST_QUERIES, max(16, _SCORES_AT_A_TIME // (B * N * columns)))
     bias = bias if bias is None or not isinstance(bias, jax.Array) else bias.reshape(
@@ -60,31 +78,48 @@ def chunked_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask
     weights = [leaf if _is_float(leaf) else None for leaf in leaves]
     rest = [None if _is_float(leaf) else leaf for leaf in leaves]
     settings = _Settings(1.0 / math.sqrt(H) if scale is None else scale, dropout if key is not None else 0.0, precision,
-                         T, S, rows, columns, tree)
-    return _chunked(settings, q_BTNH, k_BSKH, v_BSKH, weights, (mask, rest, key))
+                         T, S, rows, columns, tree, cap)
+    return with_gradient(functools.partial(_plain, settings), functools.partial(_backward, settings), q_BTNH, k_BSKH,
+                         v_BSKH, weights, (mask, rest, key), forward=functools.partial(_forward, settings))
 
 
 def _is_float(leaf: Any) -> bool:
+    """Whether an array has a gradient."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(settings: _Settings, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, bias_weights: list,
-             others: tuple) -> jax.Array:
-    return _forward(settings, q_BTNH, k_BSKH, v_BSKH, bias_weights, others)[0]
+def _plain(settings, q_BTNH, k_BSKH, v_BSKH, bias_weights, others):
+    """Computes attention in operations that JAX can differentiate in both modes.
+
+    It takes one block of queries at a time, with all keys.
+    """
+    k_BKSH, v_BKSH = _padded_to_blocks(settings, k_BSKH), _padded_to_blocks(settings, v_BSKH)
+    of_all_keys = dataclasses.replace(settings, columns=k_BKSH.shape[2])
+
+    @jax.checkpoint
+    def row_block(x: tuple[jax.Array, jax.Array]) -> jax.Array:
+        i, q_BKQH = x
+        weights_BKQS = masked_softmax(_scores(of_all_keys, i, 0, q_BKQH, k_BKSH, bias_weights, others)[0], None)
+        blocks = jnp.split(weights_BKQS, settings.num_column_blocks, axis=-1)
+        weights_BKQS = jnp.concatenate([_dropped(settings, i, j, block, others) for j, block in enumerate(blocks)], -1)
+        return head_product(weights_BKQS.astype(v_BKSH.dtype), v_BKSH, 2, settings.precision)
+
+    q_XBKQH = _row_blocks(settings, q_BTNH * settings.scale, k_BSKH.shape[2])
+    return _from_row_blocks(settings, jax.lax.map(row_block, (jnp.arange(settings.num_row_blocks), q_XBKQH)))
 
 
 def _forward(settings, q_BTNH, k_BSKH, v_BSKH, bias_weights, others):
+    """Computes attention in blocks of queries and keys, and what the gradient needs."""
     K = k_BSKH.shape[2]
     q_XBKQH = _row_blocks(settings, q_BTNH * settings.scale, K)
-    k_BKSH, v_BKSH = _columns_padded(settings, k_BSKH), _columns_padded(settings, v_BSKH)
+    k_BKSH, v_BKSH = _padded_to_blocks(settings, k_BSKH), _padded_to_blocks(settings, v_BSKH)
 
     def row_block(x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         i, q_BKQH = x
 
         def column_block(j: jax.Array, carry: tuple) -> tuple:
             largest_BKQ1, total_BKQ1, out_BKQH = carry
-            scores_BKQC = _scores(settings, i, j, q_BKQH, _block(settings, k_BKSH, j), bias_weights, others)
+            scores_BKQC, _ = _scores(settings, i, j, q_BKQH, _block(settings, k_BKSH, j), bias_weights, others)
             new_largest_BKQ1 = jnp.maximum(largest_BKQ1, scores_BKQC.max(-1, keepdims=True))
             weights_BKQC = jnp.exp(scores_BKQC - new_largest_BKQ1)
             correction_BKQ1 = jnp.exp(largest_BKQ1 - new_largest_BKQ1)
@@ -94,24 +129,26 @@ def _forward(settings, q_BTNH, k_BSKH, v_BSKH, bias_weights, others):
                 weights_BKQC.astype(v_BKSH.dtype), _block(settings, v_BKSH, j), 2, settings.precision, jnp.float32)
             return new_largest_BKQ1, total_BKQ1, out_BKQH
 
-        # A finite largest score even of a row that sees nothing, whose exponentials are then 0 and
-        # not NaN.
+        # The largest score is kept finite, so that the row of a query that may attend to no key
+        # gives exponentials of 0 and not NaN.
         zero_BKQ1 = jnp.zeros((*q_BKQH.shape[:3], 1), jnp.float32)
         largest_BKQ1, total_BKQ1, out_BKQH = jax.lax.fori_loop(
-            *_seen_blocks(settings, i, others[0]), column_block,
+            *_visible_blocks(settings, i, others[0]), column_block,
             (zero_BKQ1 + jnp.finfo(jnp.float32).min, zero_BKQ1, jnp.zeros(q_BKQH.shape, jnp.float32)))
         total_BKQ1 = jnp.where(total_BKQ1 == 0.0, 1.0, total_BKQ1)
         return (out_BKQH / total_BKQ1).astype(v_BKSH.dtype), largest_BKQ1 + jnp.log(total_BKQ1)
 
     out_XBKQH, log_total_XBKQ1 = jax.lax.map(row_block, (jnp.arange(settings.num_row_blocks), q_XBKQH))
-    out_BTNH = _from_row_blocks(settings, out_XBKQH)
-    return out_BTNH, (q_BTNH, k_BSKH, v_BSKH, bias_weights, others, out_BTNH, log_total_XBKQ1)
+    out_BTNH = with_gradient(lambda out_BTNH: out_BTNH, _ONE_GRADIENT, _from_row_blocks(settings, out_XBKQH))
+    return out_BTNH, (out_BTNH, log_total_XBKQ1)
 
 
-def _backward(settings, saved, d_out_BTNH):
-    q_BTNH, k_BSKH, v_BSKH, bias_weights, others, out_BTNH, log_total_XBKQ1 = saved
+def _backward(settings, args, kept, d_out_BTNH):
+    """Computes the gradients, with the weights of each block recomputed."""
+    q_BTNH, k_BSKH, v_BSKH, bias_weights, others = args
+    out_BTNH, log_total_XBKQ1 = kept
     K = k_BSKH.shape[2]
-    k_BKSH, v_BKSH = _columns_padded(settings, k_BSKH), _columns_padded(settings, v_BSKH)
+    k_BKSH, v_BKSH = _padded_to_blocks(settings, k_BSKH), _padded_to_blocks(settings, v_BSKH)
     row_sums_BTN1 = (d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32)).sum(-1, keepdims=True)
 
     def row_block(carry: tuple, x: tuple) -> tuple[tuple, jax.Array]:
@@ -120,22 +157,22 @@ def _backward(settings, saved, d_out_BTNH):
         def column_block(j: jax.Array, carry: tuple) -> tuple:
             d_q_BKQH, d_k_BKSH, d_v_BKSH, d_bias = carry
             k_BKCH = _block(settings, k_BKSH, j)
-            scores_BKQC = _scores(settings, i, j, q_BKQH, k_BKCH, bias_weights, others)
+            scores_BKQC, slope_BKQC = _scores(settings, i, j, q_BKQH, k_BKCH, bias_weights, others)
             weights_BKQC = jnp.exp(scores_BKQC - log_total_BKQ1)
             d_weights_BKQC = head_product(d_out_BKQH, _block(settings, v_BKSH, j), 3, settings.precision, jnp.float32)
             d_scores_BKQC = weights_BKQC * (_dropped(settings, i, j, d_weights_BKQC, others) - row_sums_BKQ1)
             d_bias = _add_bias_gradient(settings, i, j, d_bias, d_scores_BKQC, bias_weights, others)
             dropped_BKQC = _dropped(settings, i, j, weights_BKQC, others).astype(d_out_BKQH.dtype)
-            d_scores_BKQC = d_scores_BKQC.astype(q_BKQH.dtype)
+            d_scores_BKQC = (d_scores_BKQC * slope_BKQC).astype(q_BKQH.dtype)
             product = functools.partial(head_product, axis=2, precision=settings.precision, dtype=jnp.float32)
             d_q_BKQH += product(d_scores_BKQC, k_BKCH)
             d_k_BKSH = _add(settings, d_k_BKSH, product(d_scores_BKQC, q_BKQH, left_axis=2), j)
             d_v_BKSH = _add(settings, d_v_BKSH, product(dropped_BKQC, d_out_BKQH, left_axis=2), j)
             return d_q_BKQH, d_k_BKSH, d_v_BKSH, d_bias
 
-        d_q_BKQH, *carry = jax.lax.fori_loop(*_seen_blocks(settings, i, others[0]), column_block,
-                                             (jnp.zeros(q_BKQH.shape, jnp.float32), *carry))
-        return tuple(carry), d_q_BKQH
+        d_q_BKQH, *rest = jax.lax.fori_loop(*_visible_blocks(settings, i, others[0]), column_block,
+                                            (jnp.zeros(q_BKQH.shape, jnp.float32), *carry))
+        return tuple(rest), d_q_BKQH
 
     zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, jnp.float32))
     (d_k_BKSH, d_v_BKSH, d_bias), d_q_XBKQH = jax.lax.scan(
@@ -148,12 +185,8 @@ def _backward(settings, saved, d_out_BTNH):
             jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), d_bias, bias_weights), None)
 
 
-_chunked.defvjp(_forward, _backward)
-
-
 def _row_blocks(settings: _Settings, x_BTNH: jax.Array, num_kv_heads: int) -> jax.Array:
-    """``[X, B, K, G * R, H]``: blocks of R queries, the heads of a group after each other, the last
-    block padded."""
+    """Splits queries into blocks ``[X, B, K, G * R, H]`` of R queries each; the last is padded."""
     B, T, N, H = x_BTNH.shape
     X, R = settings.num_row_blocks, settings.rows
     x_BTNH = jnp.pad(x_BTNH, ((0, 0), (0, X * R - T), (0, 0), (0, 0)))
@@ -162,51 +195,61 @@ def _row_blocks(settings: _Settings, x_BTNH: jax.Array, num_kv_heads: int) -> ja
 
 
 def _from_row_blocks(settings: _Settings, x_XBKQH: jax.Array) -> jax.Array:
+    """Joins the blocks of queries, the inverse of ``_row_blocks``."""
     X, B, K, Q, H = x_XBKQH.shape
     x_XBKGRH = x_XBKQH.reshape(X, B, K, Q // settings.rows, settings.rows, H)
     return x_XBKGRH.transpose(1, 0, 4, 2, 3, 5).reshape(B, X * settings.rows, -1, H)[:, :settings.num_queries]
 
 
-def _columns_padded(settings: _Settings, x_BSKH: jax.Array) -> jax.Array:
+def _padded_to_blocks(settings: _Settings, x_BSKH: jax.Array) -> jax.Array:
+    """Pads keys or values to whole blocks, and moves the axis of heads: ``[B, K, S, H]``."""
     missing = settings.num_column_blocks * settings.columns - settings.num_keys
     return jnp.pad(x_BSKH, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2)
 
 
 def _block(settings: _Settings, x_BKSH: jax.Array, j: jax.Array) -> jax.Array:
+    """Returns block j of keys or values."""
     return jax.lax.dynamic_slice_in_dim(x_BKSH, j * settings.columns, settings.columns, axis=2)
 
 
 def _add(settings: _Settings, x_BKSH: jax.Array, block_BKCH: jax.Array, j: jax.Array) -> jax.Array:
+    """Adds an array to block j."""
     return jax.lax.dynamic_update_slice_in_dim(x_BKSH, _block(settings, x_BKSH, j) + block_BKCH, j * settings.columns,
                                                axis=2)
 
 
-def _seen_blocks(settings: _Settings, i: jax.Array, mask: AttentionMask | None) -> tuple[Any, Any]:
-    """The first block of keys that some query of block i may see by its place, and the one after
-    the last."""
+def _visible_blocks(settings: _Settings, i: jax.Array, mask: AttentionMask | None) -> tuple[Any, Any]:
+    """Returns the range of blocks of keys that a causal mask or a window allows for query block i:
+    the index of the first block, and the index after the last."""
     low, high = 0, settings.num_column_blocks
-    if mask is None or not (mask.is_causal or mask.window):
+    window = None if mask is None or mask.positions is not None else mask.window
+    if mask is None or not (mask.is_causal or window):
         return low, high
     first = i * settings.rows + (0 if mask.query_start is None else mask.query_start)
     last = first + settings.rows - 1
-    if mask.window is not None:
-        low = jnp.clip((first - mask.window + 1) // settings.columns, 0, high)
-    end = last if mask.is_causal else last + mask.window - 1
+    if window is not None:
+        low = jnp.clip((first - window + 1) // settings.columns, 0, high)
+    end = last if mask.is_causal or window is None else last + window - 1
     return low, jnp.clip(end // settings.columns + 1, low, high)
 
 
-def _indices(settings: _Settings, i: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _indices(settings: _Settings, i: Number, j: Number) -> tuple[jax.Array, jax.Array]:
+    """Returns the indices of the queries of block i and of the keys of block j."""
     return i * settings.rows + jnp.arange(settings.rows), j * settings.columns + jnp.arange(settings.columns)
 
 
-def _scores(settings: _Settings, i: jax.Array, j: jax.Array, q_BKQH: jax.Array, k_BKCH: jax.Array, bias_weights: list,
-            others: tuple) -> jax.Array:
-    """Scores of a block ``[B, K, Q, C]``, -inf where nothing may be seen."""
+def _scores(settings: _Settings, i: Number, j: Number, q_BKQH: jax.Array, k_BKCH: jax.Array, bias_weights: list,
+            others: tuple) -> tuple[jax.Array, jax.Array | float]:
+    """Computes the scores of a block ``[B, K, Q, C]``, -inf where the mask forbids attention, and the
+    derivative of their cap."""
     B, K, Q, _ = q_BKQH.shape
     R, C = settings.rows, settings.columns
     rows_R, columns_C = _indices(settings, i, j)
     scores_BKGRC = head_product(q_BKQH, k_BKCH, 3, settings.precision, jnp.float32).reshape(B, K, Q // R, R, C)
-    N = K * (Q // R)
+    N, slope = K * (Q // R), 1.0
+    if settings.cap is not None:
+        scores_BKGRC = soft_cap(scores_BKGRC, settings.cap)
+        slope = 1.0 - jnp.square(scores_BKGRC / settings.cap).reshape(B, K, Q, C)
     bias = _bias_block(settings, i, j, bias_weights, others)
     if bias is not None:
         scores_BKGRC += grouped(bias, N, K).astype(jnp.float32)
@@ -216,10 +259,11 @@ def _scores(settings: _Settings, i: jax.Array, j: jax.Array, q_BKQH: jax.Array, 
         scores_BKGRC = jnp.where(grouped(allowed, N, K), scores_BKGRC, -jnp.inf)
     if settings.num_keys % C:
         scores_BKGRC = jnp.where(columns_C < settings.num_keys, scores_BKGRC, -jnp.inf)
-    return scores_BKGRC.reshape(B, K, Q, C)
+    return scores_BKGRC.reshape(B, K, Q, C), slope
 
 
-def _bias_block(settings: _Settings, i: jax.Array, j: jax.Array, bias_weights: list, others: tuple) -> jax.Array | None:
+def _bias_block(settings: _Settings, i: Number, j: Number, bias_weights: list, others: tuple) -> jax.Array | None:
+    """Materializes the bias of a block."""
     leaves = [rest if weight is None else weight for weight, rest in zip(bias_weights, others[1], strict=True)]
     bias = jax.tree.unflatten(settings.bias_tree, leaves)
     rows_R, columns_C = _indices(settings, i, j)
@@ -228,8 +272,9 @@ def _bias_block(settings: _Settings, i: jax.Array, j: jax.Array, bias_weights: l
     return take(take(bias, rows_R, 2), columns_C, 3)
 
 
-def _add_bias_gradient(settings: _Settings, i: jax.Array, j: jax.Array, d_bias: list, d_scores_BKQC: jax.Array,
+def _add_bias_gradient(settings: _Settings, i: Number, j: Number, d_bias: list, d_scores_BKQC: jax.Array,
                        bias_weights: list, others: tuple) -> list:
+    """Adds the gradient of the bias of one block to the gradient of its weights."""
     if not jax.tree.leaves(bias_weights):
         return d_bias
     d_scores_BNRC = d_scores_BKQC.reshape(d_scores_BKQC.shape[0], -1, settings.rows, settings.columns)
@@ -238,16 +283,18 @@ def _add_bias_gradient(settings: _Settings, i: jax.Array, j: jax.Array, d_bias: 
         return d_scores_BNRC.sum([axis for axis in range(4) if x.shape[axis] == 1], keepdims=True)
 
     if settings.bias_tree != jax.tree.structure(0):
-        block, pull = jax.vjp(lambda weights: _bias_block(settings, i, j, weights, others), bias_weights)
+        block, pull = jax.vjp(lambda weights: cast(jax.Array, _bias_block(settings, i, j, weights, others)),
+                              bias_weights)
         return jax.tree.map(jnp.add, d_bias, pull(like(block).astype(block.dtype))[0])
-    array = d_bias[0]  # whole, where the gradient of its block would be made whole for every block
+    array = d_bias[0]  # updated in place; jax.vjp would make an array of this size for every block
     rows_R, columns_C = (jnp.zeros(1, int) if array.shape[axis] == 1 else indices
                          for axis, indices in enumerate(_indices(settings, i, j), 2))
     return [array.at[:, :, rows_R[:, None], columns_C[None, :]].add(like(array), mode="drop")]
 
 
-def _dropped(settings: _Settings, i: jax.Array, j: jax.Array, x_BKQC: jax.Array, others: tuple) -> jax.Array:
-    """The same entries dropped forward and backward: the key is that of the block."""
+def _dropped(settings: _Settings, i: Number, j: Number, x_BKQC: jax.Array, others: tuple) -> jax.Array:
+    """Applies dropout to a block. Its key depends only on the block, so that the forward and the
+    backward pass drop the same entries."""
     if not settings.dropout:
         return x_BKQC
     return drop(x_BKQC, settings.dropout, jax.random.fold_in(others[2], i * settings.num_column_blocks + j))

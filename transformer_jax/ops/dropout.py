@@ -1,4 +1,4 @@
-"""Dropout that draws few random bits, which are most of its cost."""
+"""Dropout with few random bits, because drawing them is most of its cost."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import jax.numpy as jnp
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Zeroes entries with probability ``rate`` and divides the others by the probability of being
-    kept.
+    """Zeroes entries with probability ``rate`` and divides the others by ``1 - rate``.
 
-    Eight random bits an entry instead of the 32 of ``jax.random.bernoulli``: several times faster.
-    The rate is rounded to a multiple of 1 / 256 (0.1 is 26 / 256) and the scale is that of the
-    rounded rate, so the mean is exact.
+    It draws 8 random bits for each entry, not the 32 of ``jax.random.bernoulli``, and is several
+    times faster. The rate is rounded to a multiple of 1 / 256 (0.1 becomes 26 / 256). The scale is
+    that of the rounded rate, so that the mean is exact.
 
     Source: Srivastava et al. (2014).
 
     Args:
-      x: any array.
-      rate: in [0, 1).
-      key: PRNG key.
+      x: Any array with at least one axis.
+      rate: The probability, in ``[0, 1)``.
+      key: The PRNG key.
 
     Returns:
-      The shape and type of ``x``.
+      An array of the shape and type of ``x``.
     """
     dropped = min(round(rate * 256), 255)
     width = x.shape[-1]

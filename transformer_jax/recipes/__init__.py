@@ -1,4 +1,7 @@
-"""Named experiments, one file each: the command, the time it takes and the number to expect."""
+"""Named experiments, one file for each.
+
+The docstring of each file gives the command, the time that it takes and the expected result.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,28 @@ from transformer_jax.settings import nearest
 
 
 def names() -> list[str]:
-    """The names of all recipes."""
+    """Returns the names of all recipes.
+
+    Returns:
+      The names in alphabetical order.
+    """
     return sorted(path.stem for path in pathlib.Path(__file__).parent.glob("*.py") if path.stem != "__init__")
 
 
 def get(name: str) -> ExperimentConfig:
-    """The config of a named experiment.
+    """Returns the config of a named experiment.
+
+    Args:
+      name: One of ``names()``.
+
+    Returns:
+      The config.
 
     Raises:
-      ValueError: for a name that there is none of.
+      ValueError: If there is no recipe with this name.
     """
     if name not in names():
-        raise ValueError(f"there is no recipe {name!r}{nearest(name, names())}; recipes: {', '.join(names())}")
+        raise ValueError(f"there is no recipe {name!r}{nearest(str(name), names())}; recipes: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}").get_config()
 
 

@@ -4,8 +4,8 @@ python -m experiments.train --config=book_mlm --config.data.path=dom_casmurro.tx
 python -m experiments.evaluate --workdir=runs/book
 python -m experiments.fill_mask --workdir=runs/book --text="digo que o amor é <mask>"
 
-RoBERTa's own recipe (post-norm, AdamW) stays at the frequencies of single tokens for some 600 of
-these steps; pre-norm, rotary positions, QK-norm and Muon leave them behind after 100.
+With RoBERTa's own recipe (post-norm, AdamW) the model predicts only token frequencies for about
+600 of these steps. With pre-norm, rotary positions, QK-norm and Muon it learns more after 100.
 """
 
 import transformer_jax.config as c

@@ -2,8 +2,8 @@
 
 python -m experiments.train --config=book_mlm_full --config.data.path=BOOK.txt --workdir=runs/book_full
 
-The tokenizer takes what the book supports of 52,000 pieces that occur at least twice; the model has
-room for all. Not yet measured here, for want of a GPU.
+The tokenizer learns at most 52,000 pieces, each of which occurs at least twice in the book. The
+embedding table of the model has room for all of them. This recipe has not been measured on a GPU.
 """
 
 import transformer_jax.config as c

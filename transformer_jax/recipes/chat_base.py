@@ -1,4 +1,4 @@
-"""A small GPT with role tokens in its tokenizer, from some megabytes of text: a base for SFT.
+"""A small GPT with role tokens in its tokenizer, trained on some megabytes of text: a base for SFT.
 
 python -m experiments.train --config=chat_base --config.data.path='novels/*.txt' --workdir=runs/base
 """

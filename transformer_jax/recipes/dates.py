@@ -1,4 +1,4 @@
-"""Dates written in words, Portuguese and English, into ISO form; needs no file.
+"""Translates dates in Portuguese and English words into ISO form. It needs no file.
 
 python -m experiments.dates
 """

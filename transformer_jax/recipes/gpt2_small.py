@@ -2,7 +2,8 @@
 
 python -m experiments.train --config=gpt2_small --config.data.path='texts/*.txt' --workdir=runs/gpt2
 
-Set ``--config.mesh.fsdp`` to divide the weights, ``--config.optim.accumulation`` to fit the batch.
+Set ``--config.mesh.fsdp`` to shard the weights, and ``--config.optim.accumulation`` to fit the
+batch.
 """
 
 import transformer_jax.config as c

@@ -1,4 +1,4 @@
-"""As ppo.py, without a critic: an answer is compared with other answers to the same prompt.
+"""GRPO: like ppo.py, but compares each answer with other answers to the prompt, without a critic.
 
 python -m experiments.ppo --config=grpo --model=runs/sft --workdir=runs/grpo --config.data.path=prompts.txt \
     --config.rl.reward=runs/reward

@@ -1,4 +1,4 @@
-"""Multi30k English to French: as to German.
+"""Multi30k English to French, with the settings of ``multi30k_ende``.
 
 python -m experiments.train --config=multi30k_enfr --workdir=runs/enfr \
     --config.data.path=train.en.gz,train.fr.gz --config.data.validation_path=val.en.gz,val.fr.gz

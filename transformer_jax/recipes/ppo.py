@@ -1,4 +1,4 @@
-"""Prompts and a reward: a policy learns from its own answers, with a value head for a critic.
+"""PPO: a policy learns from the rewards of its own answers, with a value head as the critic.
 
 python -m experiments.ppo --model=runs/sft --workdir=runs/ppo --config.data.path=prompts.txt \
     --config.rl.reward=runs/reward

@@ -1,4 +1,4 @@
-"""A small GPT on the documentation that every Python carries: from gibberish to words.
+"""A small GPT that learns from the documentation inside every Python installation.
 
 python -m experiments.quickstart
 """
@@ -14,4 +14,4 @@ def get_config() -> c.ExperimentConfig:
         optim=c.OptimConfig(name="muon", peak_lr=3e-3, muon_lr=0.02, schedule="wsd", end_lr=0.0, decay_fraction=0.4,
                             warmup_steps=20, beta2=0.95, weight_decay=0.01),
         checkpoint=c.CheckpointConfig(every=200), eval=c.EvalConfig(every=200),
-        sample=c.SampleConfig(every=25, growing=True, prompt="The ", max_new_tokens=120))
+        sample=c.SampleConfig(every=25, growing=True, at_start=True, prompt="The ", max_new_tokens=120))

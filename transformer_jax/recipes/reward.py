@@ -1,4 +1,4 @@
-"""Ranked answers (JSONL with prompt, chosen, rejected): a policy becomes a reward model.
+"""Ranked answers (JSONL with prompt, chosen, rejected): a policy is trained into a reward model.
 
 python -m experiments.reward --model=runs/sft --workdir=runs/reward --config.data.path=comparisons.jsonl
 """

@@ -1,4 +1,4 @@
-"""Questions in Portuguese on a given text (FaQuAD): a base learns to answer from it.
+"""A base model learns to answer Portuguese questions about a given text (FaQuAD).
 
 python -m experiments.sft --config=sft_faquad --model=runs/base_pt --workdir=runs/faquad \
     --config.data.path=train.jsonl --config.data.validation_path=dev.jsonl [--config.lora.rank=8]

@@ -1,4 +1,4 @@
-"""Instructions and answers (JSON with instruction, input, output): a base learns to answer.
+"""A base model learns to follow instructions (JSON with instruction, input, output).
 
 python -m experiments.sft --config=sft_instructions --model=runs/base --workdir=runs/sft \
     --config.data.path=instruction-data.json [--config.lora.rank=8 --config.optim.peak_lr=3e-3]

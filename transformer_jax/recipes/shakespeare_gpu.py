@@ -2,8 +2,8 @@
 
 python -m experiments.train --config=shakespeare_gpu --config.data.path=input.txt --workdir=runs/shakespeare_gpu
 
-nanoGPT reports a validation loss of 1.4697 after about 3 minutes on an A100; not yet measured here,
-for want of a GPU.
+nanoGPT reports a validation loss of 1.4697 after about 3 minutes on an A100. This recipe
+has not been measured on a GPU.
 """
 
 import transformer_jax.config as c

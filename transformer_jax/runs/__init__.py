@@ -1,18 +1,22 @@
-"""Runs from Python: train, evaluate, preflight, and the directory of a run."""
+"""Functions that train, evaluate and plan runs from Python, and that manage the directory of a
+run."""
 
 from typing import TYPE_CHECKING
 
 from transformer_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from transformer_jax.runs.branching import branch
     from transformer_jax.runs.evaluation import evaluate
+    from transformer_jax.runs.over_training import OverTraining, over_training
     from transformer_jax.runs.preflight import Preflight, Roofline, batch_shapes
     from transformer_jax.runs.telemetry import WatchAttention, attention_summaries
     from transformer_jax.runs.training import init_training, train
+    from transformer_jax.runs.tuned_lens import train_tuned_lens
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "Preflight", "Roofline", "WatchAttention", "attention_summaries", "batch_shapes", "evaluate", "init_training",
-    "train",
+    "OverTraining", "Preflight", "Roofline", "WatchAttention", "attention_summaries", "batch_shapes", "branch",
+    "evaluate", "init_training", "over_training", "train", "train_tuned_lens",
 ]

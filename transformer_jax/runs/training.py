@@ -1,15 +1,16 @@
-"""Training from Python: ``tj.train`` runs any task of any config, with or without a directory to
-keep it in."""
+"""Training from Python: ``tj.train`` runs the task of a config, with or without a workdir that
+stores the run."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import optax
@@ -18,114 +19,168 @@ from tqdm import tqdm
 
 from transformer_jax import recipes, tasks
 from transformer_jax.config import ExperimentConfig
-from transformer_jax.data import Tokenizer, make_batches
-from transformer_jax.models.functional import count_parameters
-from transformer_jax.runs.completing import check_batch_size, make_tokenizer, model_config_for, model_config_from
-from transformer_jax.runs.telemetry import WatchAttention
+from transformer_jax.data import Mixture, Tokenizer
+from transformer_jax.data.windows import BatchSource
+from transformer_jax.runs.bases import describe_base, load_base, recorded_base
+from transformer_jax.runs.completing import check_arguments, check_batch_size
+from transformer_jax.runs.preparing import Run, Start, with_batches, with_examples
+from transformer_jax.runs.record import read_record, recorded_config
+from transformer_jax.runs.telemetry import LogCorpora, WatchAttention
 from transformer_jax.runs.workdir import Workdir, locked
 from transformer_jax.runtime import keep_freed_memory
-from transformer_jax.sharding import data_share, make_mesh
-from transformer_jax.tasks.base import Task, TaskData
-from transformer_jax.training.bundle import TOKENIZER_FILE, Bundle, save
-from transformer_jax.training.evaluation import mean_loss
-from transformer_jax.training.learner import Learner, make_learner
-from transformer_jax.training.leaves import tree_digest
+from transformer_jax.sharding import make_mesh
+from transformer_jax.tasks.base import Task
+from transformer_jax.training.bundle import Bundle, files_to_store
+from transformer_jax.training.evaluation import mean_loss, mean_losses
+from transformer_jax.training.learner import make_learner, with_ablated_heads
 from transformer_jax.training.loggers import MetricLogger
 from transformer_jax.training.loop import Hook
 from transformer_jax.training.optimizer import make_optimizer
-from transformer_jax.training.processes import first_before_others, is_first
+from transformer_jax.training.processes import check_mesh, first_before_others, is_first
 from transformer_jax.training.session import run_training
 from transformer_jax.training.state import TrainState, init_state
 
 
-def train(config: str | ExperimentConfig, data: Any = None, *, texts: Sequence[str] | None = None,
+def train(config: str | ExperimentConfig | None = None, data: Any = None, *, texts: Sequence[str] | None = None,
           held_out: Sequence[Any] | None = None, steps: int | None = None,
-          workdir: str | pathlib.Path | None = None, base: Bundle | None = None,
-          tokenizer: Tokenizer | None = None, task: Callable[..., Task] | None = None, hooks: Sequence[Hook] = (),
-          loggers: Sequence[MetricLogger] = (), optimizer: optax.GradientTransformation | None = None,
-          mesh: Mesh | None = None) -> Bundle:
+          workdir: str | pathlib.Path | None = None, base: Bundle | str | pathlib.Path | None = None,
+          base_step: int | str | None = None, change: bool = False, tokenizer: Tokenizer | None = None,
+          task: Callable[..., Task] | None = None, hooks: Sequence[Hook] = (), loggers: Sequence[MetricLogger] = (),
+          optimizer: optax.GradientTransformation | None = None, mesh: Mesh | None = None) -> Bundle:
     """Trains a model and returns it with its tokenizer.
 
     Args:
-      config: an :class:`~transformer_jax.config.ExperimentConfig`, or the name of one in
-        ``tj.recipes``.
-      data: what to learn from: a path, as ``config.data.path``; a list of examples as the task
-        reads them (texts, pairs, conversations ...); or an iterator of batches (dicts of arrays
-        ``[batch_size, ...]``), which can be resumed if it has ``get_state`` and ``set_state``, as
-        iterators of grain have. ``None``: what ``config.data`` names.
-      texts: the same as ``data``, for a list of texts.
-      held_out: examples to evaluate on, where ``data`` are examples; by default the last
-        ``config.data.validation_fraction`` of them.
-      steps: in place of ``config.steps``.
-      workdir: where checkpoints, metrics and the tokenizer go; the same call again resumes the run
-        with the bits that it would have had. ``None``: nothing is written.
-      base: a trained model to start from, with its tokenizer; fine-tuning tasks need one.
-      tokenizer: in place of the one that ``config.data.tokenizer`` describes.
-      task: a class of a task, or a function that makes one from a config, in place of
+      config: An ``ExperimentConfig``, or the name of a recipe in ``tj.recipes``. ``None`` means the
+        config of the run in ``workdir``, which is resumed.
+      data: The training data: a path, in the same form as ``config.data.path``; a list of examples
+        in the form that the task reads (texts, pairs, conversations ...); for language modelling
+        and masked language modelling, a dict of such lists, one for each corpus, which are drawn
+        with the weights of ``config.data.mixture`` (by default with those of their sizes); or an
+        iterator of batches (dicts of arrays ``[batch_size, ...]``). An iterator can be resumed if
+        it has ``get_state`` and ``set_state``, as iterators of grain have. ``None`` means the data
+        that ``config.data`` names.
+      texts: The same as ``data``, for a list of texts.
+      held_out: Examples to evaluate on, if ``data`` is a list of examples. By default the last
+        ``config.data.validation_fraction`` of ``data``.
+      steps: The number of steps, instead of ``config.steps``. A larger number continues a run that
+        has ended. If its learning rates so far do not depend on the number of steps (for example
+        if ``optim.schedule`` is ``constant`` or ``noam``), the result is the same to the bit as
+        that of one run of this length. Otherwise the schedule is stretched over the new number of
+        steps.
+      workdir: The directory for checkpoints, metrics and the tokenizer. The same call resumes a
+        stopped run, and the result is the same to the bit. ``None`` means that nothing is written.
+      base: A trained model to start from, with its tokenizer: a bundle, a workdir, or a directory
+        or id of Hugging Face. ``workdir`` records the path or the id. Fine-tuning tasks need a
+        base.
+      base_step: If ``base`` is a workdir, the step of its checkpoint, or ``"best"``. By default the
+        last step.
+      change: True to continue the run in ``workdir`` with new settings of the loss, of dropout or
+        of the optimizer (but not another kind of optimizer), such as a lower learning rate.
+      tokenizer: A tokenizer, instead of the one that ``config.data.tokenizer`` describes.
+      task: The class of a task, or a function that creates a task from a config, instead of
         ``config.task``.
-      hooks: called after every step with the :class:`~transformer_jax.training.loop.Loop`.
-      loggers: further metric loggers.
-      optimizer: any optax transformation, in place of that of ``config.optim``.
-      mesh: of devices, in place of that of ``config.mesh``.
+      hooks: Functions that are called after every step with the
+        ``transformer_jax.training.loop.Loop``.
+      loggers: Further metric loggers.
+      optimizer: An optax gradient transformation, instead of the one that ``config.optim``
+        describes.
+      mesh: A mesh of devices, instead of the one that ``config.mesh`` describes.
 
     Returns:
-      The model after the last step, or, without a workdir, as far as it came when Ctrl-C stopped
-      it.
+      The model after the last step, with its tokenizer. If there is no workdir and Ctrl-C stops the
+      training, the model after the last finished step.
 
     Raises:
-      ValueError: for bad settings or data, or a workdir that belongs to another run.
-      Interrupted: with a workdir, after a signal, once the state is saved.
+      ValueError: If the settings or the data are invalid, or the workdir belongs to another run.
+      Interrupted: If a signal stops a run with a workdir, after its state is saved.
+      NotFiniteError: If weights, gradients or losses become infinite or NaN.
     """
     keep_freed_memory()
-    config = recipes.get(config) if isinstance(config, str) else config
-    config = config if steps is None else config.replace(steps=steps)
+    given = {"data": texts is not None or (data is not None and not isinstance(data, (str, os.PathLike))),
+             "held_out": held_out is not None, "base": isinstance(base, Bundle), "task": task is not None,
+             "optimizer": optimizer is not None}
+    check_arguments(workdir=workdir, base=base, tokenizer=tokenizer, hooks=hooks, loggers=loggers, optimizer=optimizer,
+                    held_out=held_out, task=task, change=change)
+    config, record = _config(config, steps, workdir)
     config, data, batches = _with_data(config, data, texts)
     if held_out is not None and data is None:
-        raise ValueError("held_out goes with examples in data; for files set config.data.validation_path")
+        raise ValueError("held_out can only be used when data is a list of examples; for files set "
+                         "config.data.validation_path")
     mesh = make_mesh(config.mesh) if mesh is None else mesh
-    make_task = tasks.get(tasks.name_of(config)) if task is None else task
-    new = make_task(config, base=base)
-    if new.needs_base and base is None:
-        raise ValueError(f"the task {new.name!r} starts from a trained model: pass base=tj.load(...), or --model=...")
+    check_mesh(mesh)
+    if base_step is not None and not isinstance(base, (str, os.PathLike)):
+        raise ValueError(f"base_step={base_step!r} selects a checkpoint of a workdir, but base is not the path of a "
+                         "workdir; pass the path, or leave base_step out")
+    source = None
+    if base is None and record is not None and workdir is not None:
+        base, source = recorded_base(pathlib.Path(workdir), record), record.get("base")
+    elif isinstance(base, (str, os.PathLike)):
+        where, base = base, load_base(base, step=base_step)
+        source = describe_base(where, base_step, base)
+    make_task = tasks.get(tasks.name_of(config, base)) if task is None else task
+    new_task = make_task(config, base=base)
+    if new_task.needs_base and base is None:
+        raise ValueError(f"the task {new_task.name!r} starts from a trained model, but none is given; pass "
+                         "base=tj.load(...), or --model=...")
     if base is not None and tokenizer is not None:
-        raise ValueError("base comes with its tokenizer, which its weights belong to; leave tokenizer out")
-    started = None if base is None else new.start_from(base)
-    # Read before the workdir is made: where there is nothing to learn from, nothing is left behind.
-    examples = None if batches is not None else new.read(data, held_out)
-    check_batch_size(config, mesh)
+        raise ValueError("base already has a tokenizer, which its weights depend on; leave tokenizer out")
+    if base is None:
+        new_task.check_family(config.model.family)
+    _check_corpora(new_task, data)
     with contextlib.ExitStack() as stack:
+        directory = None if workdir is None or record is None else Workdir(workdir, config, change=change)
+        if directory is not None:
+            directory.check_given(given)
+        # The data is read before the workdir is created, so that missing data leaves no empty
+        # directory.
+        examples = None if batches is not None else new_task.read(data, held_out)
+        prepared_base = None if base is None else new_task.start_from(base)
+        check_batch_size(config, mesh)
         if workdir is None:
-            directory, place = None, pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
             place = pathlib.Path(workdir)
             stack.enter_context(locked(place))
-            directory = Workdir(place, config)
+            directory = Workdir(place, config, change=change)
         preparing = stack.enter_context(contextlib.ExitStack())
         preparing.enter_context(first_before_others("prepared"))
-        options = {"base": base, "workdir": None if directory is None else place}
-        if batches is not None:
-            run = _of_batches(config, batches, directory, started, tokenizer, functools.partial(make_task, **options),
-                              mesh)
-        else:
-            run = _prepare(config, examples, place, directory, started, tokenizer,
-                           functools.partial(make_task, **options), mesh)
+        start = Start(config, place, directory, prepared_base, source, given, tokenizer,
+                      functools.partial(make_task, base=base, workdir=None if directory is None else place), mesh)
+        run = with_examples(start, cast(tuple, examples)) if batches is None else with_batches(start, batches)
         preparing.close()
         return _fit(run, None if directory is None else place, mesh, hooks, loggers, optimizer)
 
 
 def init_training(config: ExperimentConfig, task: Task | None = None, *, base: Bundle | None = None,
                   optimizer: optax.GradientTransformation | None = None, mesh: Mesh | None = None) -> TrainState:
-    """The state before the first step, for a training loop of one's own.
+    """Makes the training state before the first step, for your own training loop.
 
     Args:
-      config: of the run; its model's ``vocab_size`` must be set.
-      task: what is learned; by default that of the config.
-      base: a trained model to start from.
-      optimizer: by default that of ``config.optim``.
-      mesh: where the state lives; by default one device.
+      config: The config of the run, in which ``model.vocab_size`` must be set unless there is a
+        base.
+      task: The task; by default the task of the config.
+      base: A trained model to start from.
+      optimizer: An optax gradient transformation; by default the one that ``config.optim``
+        describes.
+      mesh: The mesh over which the state is sharded; by default a mesh of one device.
+
+    Returns:
+      The training state: the parameters, the optimizer's state and the step 0.
+
+    Raises:
+      ValueError: If an argument has a wrong type, or the size of the vocabulary is unknown.
     """
-    task = tasks.make(config) if task is None else task
+    if not isinstance(config, ExperimentConfig):
+        raise ValueError(f"config is of type {type(config).__name__}; expected a tj.ExperimentConfig")
+    if task is not None and not isinstance(task, Task):
+        raise ValueError(f"task is of type {type(task).__name__}; expected a tj.Task, such as tj.tasks.make(config)")
+    check_arguments(base=base, optimizer=optimizer)
+    if base is None and config.model.vocab_size is None:
+        raise ValueError("model.vocab_size is not set, and there is no tokenizer that defines it; use "
+                         "config.replace(model=config.model.replace(vocab_size=...))")
+    task = tasks.make(config, base=base) if task is None else task
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    check_mesh(mesh)
     base = base if base is None else task.start_from(base)
     learner = make_learner(config.model if base is None else base.config, config.lora,
                            None if base is None else base.model, mesh)
@@ -133,146 +188,101 @@ def init_training(config: ExperimentConfig, task: Task | None = None, *, base: B
     return init_state(learner.make_params, optimizer, jax.random.key(config.seed), mesh)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """A run with everything that it needs before the first step."""
+def _config(config: str | ExperimentConfig | None, steps: int | None,
+            workdir: str | pathlib.Path | None) -> tuple[ExperimentConfig, Mapping[str, Any] | None]:
+    """Returns the config of the call, and the record of the run in the workdir if there is one."""
+    record = None if workdir is None else read_record(workdir)
+    if config is None:
+        if workdir is None or record is None:
+            raise ValueError("config is missing: " + ("pass a tj.ExperimentConfig, or the name of a recipe" if
+                             workdir is None else f"there is no run in {workdir} to resume"))
+        config = recorded_config(workdir, record)
+    elif isinstance(config, str):
+        config = recipes.get(config)
+    if not isinstance(config, ExperimentConfig):
+        raise ValueError(f"config is of type {type(config).__name__}; expected a tj.ExperimentConfig, or the name of a "
+                         "recipe")
+    return (config if steps is None else config.replace(steps=steps)), record
 
-    config: ExperimentConfig
-    task: Task
-    data: TaskData
-    tokenizer: Tokenizer | None
-    batches: Iterator[Mapping[str, Any]]
-    learner: Learner
+
+def _check_corpora(task: Task, data: Any) -> None:
+    """Raises ValueError if the data is a dict of corpora and the task cannot mix them."""
+    if isinstance(data, Mapping) and not task.mixes_corpora:
+        raise ValueError(f"data is a dict, but the task {task.name!r} does not mix corpora; expected a list of "
+                         "examples, or an iterator of batches, which are dicts")
 
 
 def _with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None) -> tuple[
         ExperimentConfig, Any, Iterator[Mapping[str, Any]] | None]:
-    """The config, whose ``data.path`` is the path if one was given; else examples; else an iterator
-    of batches."""
+    """Sorts ``data`` by its kind, and returns the config, the examples and the iterator of batches.
+
+    A path becomes ``config.data.path``, and then there are neither examples nor batches.
+    """
     if texts is not None:
         if data is not None:
             raise ValueError("data and texts are two names of the same argument; give one of them")
         if isinstance(texts, str):
             raise ValueError("texts is one string; pass a list of strings, or data=PATH to read a file")
+        if not isinstance(texts, Iterable):
+            raise ValueError(f"texts is of type {type(texts).__name__}; pass a list of strings")
         data = list(texts)
-    if isinstance(data, (str, pathlib.Path)):
-        paths = dataclasses.replace(config.data, path=str(data), tfds=None, generated=None)
+    if isinstance(data, (str, os.PathLike)):
+        paths = dataclasses.replace(config.data, path=os.fspath(data), mixture=(), tfds=None, generated=None)
         return config.replace(data=paths), None, None
-    # What has a length is examples; what has none, as an iterator or a data set of grain, yields
-    # batches.
+    # A list of examples has a length. An iterator or a grain data set has none, and yields batches.
     if data is None or hasattr(data, "__len__"):
         return config, data, None
+    if not hasattr(data, "__iter__"):  # such as a number or a model
+        raise ValueError(f"data is of type {type(data).__name__}; expected a path, a list of examples, or an iterator "
+                         "of batches")
     return config, None, iter(data)
 
 
-def _prepare(config: ExperimentConfig, examples: tuple[Any, Any], place: pathlib.Path, directory: Workdir | None,
-             started: Bundle | None, tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh) -> _Run:
-    """A run on examples to learn from, and held-out ones; ``started`` is the model that is trained
-    on, if any."""
-    if started is not None:
-        tokenizer = started.tokenizer
-    elif directory is not None and directory.record is not None:
-        if tokenizer is not None and tokenizer.digest != directory.tokenizer().digest:
-            raise ValueError(f"the run in {directory.path} began with another tokenizer; use another workdir, or leave "
-                             "tokenizer out to resume")
-        tokenizer = directory.tokenizer()
-    elif tokenizer is None:
-        tokenizer = make_tokenizer(config.data, make_task(config).texts(examples[0]))
-    shape = model_config_for(config, tokenizer) if started is None else model_config_from(config, started)
-    config = config.replace(model=shape)
-    task = make_task(config)
-    found = task.prepare(*examples, tokenizer, pathlib.Path(config.data.cache_dir or place / "data"))
-    contents = [*found.contents, *([] if started is None else [tree_digest(started.model)])]
-    if directory is not None:
-        directory.check_contents(contents, has_base=started is not None)
-    if found.follow is not None and jax.process_count() > 1:
-        raise ValueError(f"reinforcement learning runs in one process, and here are {jax.process_count()}")
-    if config.metrics.attention_every and found.held_out is None:
-        raise ValueError("metrics.attention_every is for tasks whose held-out examples can be watched, such as "
-                         "language_model and translation; leave it out here")
-    share, num_shares = data_share(mesh)
-    batches = found.train if found.follow is not None else make_batches(
-        found.train, batch_size=config.batch_size, seed=config.seed, process_index=share, process_count=num_shares,
-        transform=found.transform)
-    learner = make_learner(config.model, config.lora, None if started is None else started.model, mesh)
-    # Only now, with nothing left to go wrong, does the workdir belong to this run.
-    if directory is not None and is_first():
-        if config.lora.rank and not (place / "base").exists():
-            save(place / "base", started)
-        directory.claim(contents, tokenizer)
-    _report_sizes(config, found.summary, tokenizer, learner, mesh)
-    return _Run(config, task, found, tokenizer, batches, learner)
-
-
-def _of_batches(config: ExperimentConfig, batches: Iterator[Mapping[str, Any]], directory: Workdir | None,
-                base: Bundle | None, tokenizer: Tokenizer | None, make_task: Callable[..., Task], mesh: Mesh) -> _Run:
-    """A run on batches that the caller makes: nothing is read, tokenized, held out or evaluated."""
-    if base is not None:
-        config = config.replace(model=model_config_from(config, base))
-        tokenizer = base.tokenizer
-    elif tokenizer is not None:
-        config = config.replace(model=model_config_for(config, tokenizer))
-    if config.model.vocab_size is None:
-        raise ValueError("batches do not say how many tokens there are: set model.vocab_size, or pass tokenizer=...")
-    if config.metrics.attention_every:
-        raise ValueError("metrics.attention_every needs held-out examples, and batches of your own come without; leave "
-                         "it out, and watch in a hook")
-    if config.lora.rank and directory is not None:
-        raise ValueError("a run of adapters keeps its base in the workdir, which batches of your own do not; leave "
-                         "workdir out and use tj.save_adapters, or pass examples")
-    learner = make_learner(config.model, config.lora, None if base is None else base.model, mesh)
-    data = TaskData(train=batches, contents=[], summary="batches of the caller")
-    if directory is not None:
-        contents = [] if base is None else [tree_digest(base.model)]
-        directory.check_contents(contents, has_base=base is not None)
-        if is_first():
-            directory.claim(contents, tokenizer)
-    return _Run(config, make_task(config), data, tokenizer, batches, learner)
-
-
-def _fit(run: _Run, workdir: pathlib.Path | None, mesh: Mesh, hooks: Sequence[Hook],
+def _fit(run: Run, workdir: pathlib.Path | None, mesh: Mesh, hooks: Sequence[Hook],
          loggers: Sequence[MetricLogger], optimizer: optax.GradientTransformation | None) -> Bundle:
+    """Trains a prepared run, with its evaluations and samples, and returns the model."""
     config, task, data = run.config, run.task, run.data
-    if run.tokenizer is None or data.shown is None:
-        show = None
-    else:
-        def show(model: Any, step: int) -> None:
-            text = task.show(model, step, data)
-            if text is not None and is_first():
-                tqdm.write(f"--- step {step} ---\n{text}\n")
-        if task.shows_base:
-            show(task.base.model, 0)
+    learner = with_ablated_heads(run.learner, config.loss.ablated_heads)
+    has_samples = run.tokenizer is not None and data.shown is not None
+
+    def show(model: Any, step: int) -> None:
+        text = task.show(model, step, data)
+        if text is not None and is_first():
+            tqdm.write(f"--- step {step} ---\n{text}\n")
+
+    if has_samples and task.shows_base and task.base is not None:
+        show(task.base.model, 0)
     if config.metrics.attention_every:
-        hooks = [WatchAttention(task, data.held_out, workdir), *hooks]
-    files = {} if run.tokenizer is None else {TOKENIZER_FILE: run.tokenizer.to_bytes()}
+        hooks = [WatchAttention(task, cast(BatchSource, data.held_out), workdir), *hooks]
+    if isinstance(data.train, Mixture):
+        hooks = [LogCorpora(data.train), *hooks]
+    files = files_to_store(run.tokenizer, run.files)
     state = run_training(
-        config, workdir, make_params=run.learner.make_params, loss_fn=run.learner.to_loss(task.loss),
-        batches=run.batches, mesh=mesh, to_model=run.learner.to_model, files=files | dict(run.learner.files),
-        evaluate=_evaluation(run), show=show, follow=data.follow, hooks=hooks, loggers=loggers, optimizer=optimizer)
+        config, workdir, make_params=run.learner.make_params, loss_fn=learner.to_loss(task.loss),
+        batches=run.batches, mesh=mesh, to_model=learner.to_model, files=files | dict(run.learner.files),
+        evaluate=_evaluation(run), show=show if has_samples else None, follow=data.follow, hooks=hooks, loggers=loggers,
+        optimizer=optimizer, train_step=task.train_step(),
+        after_update=task.after_update())
     if workdir is not None and is_first():
         text = task.finish()
         if text is not None:
             print(text)
-    return Bundle(model=run.learner.to_model(state.params), tokenizer=run.tokenizer, config=config.model,
-                  step=int(state.step), experiment=config)
+    return Bundle(model=learner.to_model(state.params), tokenizer=run.tokenizer, config=config.model,
+                  step=int(state.step), experiment=config, files=run.files)
 
 
-def _evaluation(run: _Run) -> Callable[[Any], Mapping[str, float]] | None:
-    """The task's own evaluation, or the mean of its evaluation loss; ``None`` where nothing is held
-    out."""
+def _evaluation(run: Run) -> Callable[[Any], Mapping[str, float]] | None:
+    """Returns the evaluation of the task or, if it defines none, the mean of its evaluation loss.
+    ``None`` if no examples are held out."""
     data, settings = run.data, run.config.eval
     if type(run.task).evaluate is not Task.evaluate:
-        return lambda model: run.task.evaluate(model, data)
-    if data.evaluation_batches is None:
+        return lambda model: run.task.evaluate(model, data) or {}
+    if data.corpora is not None:
+        parts = {name: functools.partial(cast(Any, part.evaluation_batches), settings.batch_size)
+                 for name, part in data.corpora.items()}
+        return mean_losses(run.task.evaluation_loss, parts, cast(Mixture, data.train).shares, settings.max_batches)
+    batches = data.evaluation_batches
+    if batches is None:
         return None
-    return mean_loss(run.task.evaluation_loss, lambda: data.evaluation_batches(settings.batch_size),
+    return mean_loss(run.task.evaluation_loss, lambda: batches(settings.batch_size),
                      settings.max_batches)
-
-
-def _report_sizes(config: ExperimentConfig, summary: str, tokenizer: Tokenizer, learner: Learner, mesh: Mesh) -> None:
-    if not is_first():
-        return
-    shapes = jax.eval_shape(learner.make_params, jax.random.key(0))
-    counts = (sum(leaf.size for leaf in jax.tree.leaves(shapes)), count_parameters(config.model))
-    print(f"{summary}, {tokenizer.vocab_size} pieces, {' of '.join(dict.fromkeys(map('{:,}'.format, counts)))} "
-          f"parameters, {mesh.size} {jax.default_backend()} device(s)")

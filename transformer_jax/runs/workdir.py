@@ -1,99 +1,210 @@
-"""The directory of a run: one config, one data set, one process at a time, resumed by the same
-call."""
+"""The directory of a run. It belongs to one config and one data set, only one run at a time may use
+it, and the same call resumes the run."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from transformer_jax.config import ExperimentConfig
 from transformer_jax.data import Tokenizer
-from transformer_jax.data.huggingface_tokenizer import tokenizer_from_bytes
-from transformer_jax.settings import differences, from_dict, to_dict
+from transformer_jax.data.huggingface_tokenizer import HuggingFaceTokenizer, tokenizer_from_bytes
+from transformer_jax.files import naming
+from transformer_jax.json_files import located
+from transformer_jax.runs.paths import current_directory
+from transformer_jax.runs.record import RECORD, Record, changed_settings, last_step, read_record
+from transformer_jax.settings import to_dict
 from transformer_jax.training.bundle import TOKENIZER_FILE
-
-_RECORD = "run.json"
-
-# Fields that may change from one start of a run to the next: they do not change what is computed.
-_FREE = ("log_every", "checkpoint.", "eval.", "sample.", "metrics.", "mesh.", "data.cache_dir", "model.unroll",
-         "model.remat", "loss.most_logits")
+from transformer_jax.training.checkpoint import Checkpoints
+from transformer_jax.training.manifest import flush
 
 
 class Workdir:
-    """A directory that belongs to one run from its first start on.
+    """A directory that belongs to one run, from the first start of the run.
 
     Attributes:
-      path: of the directory.
-      record: of the run that it belongs to: its config and the digests of its data; ``None`` before
-        the first start.
+      path: The path of the directory.
+      record: The record of the run, or ``None`` before the first start.
+      changed: The settings that differ from those of the last start, as ``name: old -> new``,
+        without those that do not change the result.
     """
 
-    def __init__(self, path: str | pathlib.Path, config: ExperimentConfig):
-        """Reads the record of an earlier start.
+    def __init__(self, path: str | pathlib.Path, config: ExperimentConfig, *, change: bool = False):
+        """Reads the record of the earlier start, if there was one.
+
+        Args:
+          path: The path of the directory.
+          config: The config of this start.
+          change: True if settings of the optimizer, the loss and dropout may differ from those of
+            the last start.
 
         Raises:
-          ValueError: when the directory belongs to a run with another config.
+          ValueError: If the directory belongs to a run with another config, or the run has already
+            taken more steps than the config has.
         """
         self.path = pathlib.Path(path)
         self._config = config
-        self.record: dict[str, Any] | None = None
-        if (self.path / _RECORD).exists():
-            self.record = json.loads((self.path / _RECORD).read_bytes())
-            _check_config(self.path, from_dict(ExperimentConfig, self.record["config"]), config)
+        self.record: Record | None = read_record(self.path)
+        self.changed: list[str] = []
+        if self.record is not None:
+            self.changed = changed_settings(self.path, self.record, config, change)
 
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the earlier start."""
-        return tokenizer_from_bytes((self.path / TOKENIZER_FILE).read_bytes())
+    def tokenizer(self) -> Tokenizer | HuggingFaceTokenizer:
+        """Loads the tokenizer of the earlier start.
+
+        If its file is damaged or missing, the copy in the newest checkpoint replaces it, with a
+        warning.
+
+        Returns:
+          The tokenizer.
+
+        Raises:
+          ValueError: If the file and all copies are damaged or missing.
+        """
+        path = self.path / TOKENIZER_FILE
+        content = path.read_bytes() if path.is_file() else None
+        digest = None if self.record is None else self.record.get("tokenizer")
+        if content is not None and hashlib.sha256(content).hexdigest() == digest:
+            return tokenizer_from_bytes(content)
+        good = ((place, copy) for place, copy in self._tokenizers_of_checkpoints()
+                if digest in (None, hashlib.sha256(copy).hexdigest()))
+        place, copy = next(good, (None, b""))
+        # The record of an older version has no digest. The file is then accepted unless the copy in
+        # a checkpoint is different.
+        if digest is None and content is not None and (place is None or content == copy):
+            with located(str(path)):
+                return tokenizer_from_bytes(content)
+        state = "is damaged" if content is not None else "is missing"
+        if place is None:
+            raise ValueError(f"{path} {state}, and no checkpoint of this run has a copy; restore the file that this "
+                             "run started with, or start a new run in another --workdir")
+        warnings.warn(f"{path} {state}; it is replaced by the copy in {place}", stacklevel=2)
+        write_whole(path, copy)
+        return tokenizer_from_bytes(copy)
+
+    def _tokenizers_of_checkpoints(self) -> Iterator[tuple[str, bytes]]:
+        """Yields the path and the content of each copy of the tokenizer in an undamaged checkpoint,
+        the newest first."""
+        for directory in ("checkpoints", "best"):
+            checkpoints = Checkpoints(self.path / directory, read_only=True)
+            for step in reversed(checkpoints.steps()):
+                with contextlib.suppress(ValueError):  # a damaged step
+                    files = checkpoints.restore({}, step=step).files
+                    if TOKENIZER_FILE in files:
+                        yield f"{self.path / directory}/{step}/files/{TOKENIZER_FILE}", files[TOKENIZER_FILE]
 
     def check_contents(self, contents: Sequence[str], has_base: bool) -> None:
-        """Raises ValueError when data, or the model to start from (the last digest), differ from
-        the first start's."""
+        """Checks that the data and the base are the same as at the first start.
+
+        Args:
+          contents: The digests of the data, followed by that of the base if there is one.
+          has_base: True if the run starts from a base.
+
+        Raises:
+          ValueError: If a digest differs.
+        """
         if self.record is None or self.record["contents"] == list(contents):
             return
         same_data = self.record["contents"][:-1] == list(contents)[:-1]
-        what = "model to start from" if has_base and same_data else "text"
-        raise ValueError(f"the {what} is not the one that the run in {self.path} began with; use another --workdir, "
+        what = "model to start from" if has_base and same_data else "training data"
+        raise ValueError(f"the {what} is not the same as when the run in {self.path} started; use another --workdir, "
                          f"or the same {what} to resume")
 
-    def claim(self, contents: Sequence[str], tokenizer: Tokenizer | None) -> None:
-        """Writes the record, and the tokenizer if there is one: from here on the directory belongs
-        to this run."""
+    def check_given(self, given: Mapping[str, Any]) -> None:
+        """Checks that the caller passes the same kinds of arguments as at the first start, among
+        those that the record cannot store, such as examples or an optimizer.
+
+        Args:
+          given: The names of these arguments, each with True if the caller passed it.
+
+        Raises:
+          ValueError: If an argument is missing now, or an optimizer or a task is new.
+        """
+        if self.record is None or "given" not in self.record:  # a new run, or one of an older version
+            return
+        before, now = set(self.record["given"]), {name for name, value in given.items() if value}
+        if missing := sorted(before - now):
+            raise ValueError(f"the run in {self.path} was started from Python with its own {', '.join(missing)}, which "
+                             "a file cannot store; call tj.train with the same arguments to resume it")
+        if further := sorted((now - before) & {"optimizer", "task"}):
+            raise ValueError(f"the run in {self.path} was started without the argument {', '.join(further)}; leave it "
+                             "out, or use another workdir")
+
+    def claim(self, contents: Sequence[str], tokenizer: Tokenizer | HuggingFaceTokenizer | None, *,
+              base: Mapping[str, Any] | None = None, given: Mapping[str, Any] | None = None) -> None:
+        """Writes the record, and the tokenizer if there is one. From then on, the directory belongs
+        to this run.
+
+        Args:
+          contents: The digests of the data and of the base.
+          tokenizer: The tokenizer of the model, or ``None``.
+          base: The place that the base was loaded from. ``None`` if there is no base, or its place
+            is unknown.
+          given: The names of the arguments that a file cannot store, each with True if the caller
+            passed it.
+        """
         if tokenizer is not None:
             write_whole(self.path / TOKENIZER_FILE, tokenizer.to_bytes())
-        record = {"config": to_dict(self._config), "contents": list(contents)}
-        write_whole(self.path / _RECORD, json.dumps(record, indent=1).encode())
-
-
-def _check_config(path: pathlib.Path, old: ExperimentConfig, new: ExperimentConfig) -> None:
-    changed = [line for line in differences(old, new) if not line.startswith(_FREE)]
-    if old.task is None:  # the record of a version that kept the task in the program
-        changed = [line for line in changed if not line.startswith("task:")]
-    if changed:
-        raise ValueError(f"{path} holds a run with another config ({'; '.join(changed)}); use another --workdir, or "
-                         "the same settings to resume")
+        names = sorted(name for name, value in (given or {}).items() if value)
+        record: Record = {"config": to_dict(self._config), "contents": list(contents),
+                          "base": None if base is None else dict(base), "given": names,
+                          "directory": current_directory()}
+        changes: list[dict[str, Any]] = []
+        if self.record is not None:
+            record["base"] = self.record.get("base") or record["base"]
+            record["given"] = self.record.get("given", names)
+            changes = self.record.get("changes", [])
+            if "branch" in self.record:
+                record["branch"] = self.record["branch"]
+        if tokenizer is not None:
+            record["tokenizer"] = tokenizer.digest
+        if self.changed:
+            changes = [*changes, {"after_step": last_step(self.path), "changed": self.changed}]
+        if changes:
+            record["changes"] = changes
+        write_whole(self.path / RECORD, json.dumps(record, indent=1).encode())
 
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """Holds a workdir, which is made if needed: two runs in it would write over each other."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Locks a workdir, so that two runs cannot overwrite each other's files. Creates the directory
+    if it does not exist.
+
+    Args:
+      path: The path of the workdir.
+
+    Raises:
+      ValueError: If another run has locked the directory, or it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"the workdir {path} cannot be made, because it, or a part of its path, is a file; use "
+                         "another --workdir") from None
+    if (lock := path / ".lock").exists() and not lock.is_file():
+        raise ValueError(f"{lock} is not a file, so {path} cannot be locked; delete it, or use another --workdir")
     with (path / ".lock").open("w") as lock:
         if jax.process_index() == 0:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(f"another run is using {path}") from None
+                raise ValueError(f"another run is using {path}; wait until it ends, or use another workdir") from None
         yield
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that other processes see whole or not at all."""
+    """Writes a file in one atomic operation, so that other processes never see a part of it."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
+    with naming(path):
+        partial.write_bytes(content)
+        flush(partial)
     partial.replace(path)
+    flush(path.parent)

@@ -1,269 +1,296 @@
-"""What a model learns: the base class of all tasks, and their registry by name."""
+"""The base class of all tasks."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
-import numpy as np
 
-from transformer_jax.config import ExperimentConfig
+from transformer_jax.config import ExperimentConfig, ModelSettings
+from transformer_jax.config.families import role_of
 from transformer_jax.data import Tokenizer
-from transformer_jax.data.windows import BatchSource
 from transformer_jax.models.functional import Model
-from transformer_jax.settings import nearest
+from transformer_jax.tasks.inputs import split
+from transformer_jax.tasks.task_data import TaskData
 from transformer_jax.training.bundle import Bundle
-from transformer_jax.training.step import Batch, Sums
-
-Transform = Callable[[Mapping[str, np.ndarray], np.random.Generator], Mapping[str, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskData:
-    """Examples in the form in which a model learns from them.
-
-    Attributes:
-      train: the examples; or, where they depend on the weights, an iterator of batches.
-      contents: strings that change with the content of the data, by which a resumed run recognises
-        its own.
-      summary: the data in a few words.
-      held_out: held-out examples of the form of ``train``, on which attention can be watched;
-        ``None``: there are none.
-      evaluation_batches: from a batch size to the held-out batches, each of the same shape;
-        ``None``: nothing is held out.
-      transform: applied to every training batch with a generator of random numbers.
-      shown: whatever :meth:`Task.show` needs.
-      follow: where batches depend on the weights, see
-        :class:`transformer_jax.training.hooks.Follow`.
-    """
-
-    train: BatchSource | Iterator[dict[str, np.ndarray]]
-    contents: list[str]
-    summary: str
-    held_out: BatchSource | None = None
-    evaluation_batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]] | None = None
-    transform: Transform | None = None
-    shown: Any = None
-    follow: Callable[[Any, dict[str, jax.Array] | None], Mapping[str, float]] | None = None
+from transformer_jax.training.loop import TrainStep
+from transformer_jax.training.step import AfterUpdate, Batch, Sums
 
 
 class Task:
-    """What a model learns: its data, loss, evaluation, and what to show of it.
+    """A task defines what a model learns: the data, the loss, the evaluation and sample outputs.
 
-    A task of one's own is one subclass in one file; ``tj.tasks.register`` makes it known by name to
-    ``tj.train``, to every program and to ``tj.preflight``. Only :meth:`prepare` and :meth:`loss`
-    have no default.
+    To define a new task, write one subclass. After ``tj.tasks.register``, ``tj.train``, all
+    programs and ``tj.preflight`` find the task by its name. A subclass must define ``prepare`` and
+    ``loss``; all other methods have a default.
 
     Attributes:
-      name: in configs, ``config.task``.
-      family: of the model.
-      needs_base: whether it starts from a trained model.
-      shows_base: whether that model is shown too, before the first step.
-      config: of the run; its model is complete once the tokenizer is known.
-      base: the bundle that training starts from, if any.
-      workdir: of the run, if it has one.
+      name: The name of the task, as in ``config.task``.
+      family: The family, or the role of the family, of the models that the task trains.
+      needs_base: True if training starts from a trained model.
+      shows_base: True if ``show`` is also called for that model, before the first step.
+      reads_text: False if the examples are not texts, so that the run has no tokenizer.
+      mixes_corpora: True if the examples may be a dict with the texts of several corpora.
+      config: The config of the run. The config of its model is complete only after the tokenizer
+        is known.
+      base: The bundle that training starts from, or ``None``.
+      workdir: The directory of the run, or ``None``.
     """
 
     name: ClassVar[str] = ""
     family: ClassVar[str] = "decoder"
     needs_base: ClassVar[bool] = False
     shows_base: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = True
+    mixes_corpora: ClassVar[bool] = False
 
     def __init__(self, config: ExperimentConfig, *, base: Bundle | None = None, workdir: pathlib.Path | None = None):
         self.config, self.base, self.workdir = config, base, workdir
 
     def start_from(self, base: Bundle) -> Bundle:
-        """The bundle whose model is trained, made from a trained one, such as with a new head.
-
-        Raises:
-          ValueError: for a model that this task cannot start from.
-        """
-        return base
-
-    def read(self, data: Any = None, held_out: Any = None) -> tuple[Any, Any]:
-        """The examples to learn from and those held out, not yet tokenized.
+        """Makes the model that is trained from a trained one, for example by adding a new head.
 
         Args:
-          data: examples; ``None``: what ``config.data`` names.
-          held_out: examples to evaluate on; ``None``: the last ``config.data.validation_fraction``
-            of ``data``.
+          base: The trained model, with its tokenizer and config.
+
+        Returns:
+          The bundle whose model is trained.
 
         Raises:
-          ValueError: for settings that name no data, or too few examples.
+          ValueError: If this task cannot start from the model.
+        """
+        self.check_family(base.config.family)
+        return base
+
+    def check_family(self, family: str) -> None:
+        """Checks that this task can train or measure models of a family.
+
+        Args:
+          family: The family of a model, such as ``"decoder"``. A registered family may have the
+            role of another one, see ``transformer_jax.config.register_model_family``.
+
+        Raises:
+          ValueError: If the task is for another family.
+        """
+        if role_of(family) != self.family:
+            raise ValueError(f"the task {self.name!r} is for models of family {self.family!r}, but the model is of "
+                             f"family {family!r}; change config.task or model.family")
+
+    def read(self, data: Any = None, held_out: Any = None) -> tuple[Any, Any]:
+        """Reads the training examples and the held-out examples, without tokenizing them.
+
+        Args:
+          data: The examples. ``None`` means the data that ``config.data`` names.
+          held_out: The examples to evaluate on. ``None`` means the last
+            ``config.data.validation_fraction`` of ``data``.
+
+        Returns:
+          The training examples and the held-out examples.
+
+        Raises:
+          ValueError: If the settings name no data, or there are too few examples to split.
         """
         if data is None:
-            raise ValueError(f"the task {self.name!r} reads no files; pass its examples, as in tj.train(config, data)")
+            raise ValueError(f"the task {self.name!r} cannot read files; pass its examples, as in "
+                             "tj.train(config, data)")
         if held_out is not None:
             return list(data), list(held_out)
         return split(list(data), self.config.data.validation_fraction, "examples")
 
+    def complete_model(self, model: ModelSettings, examples: Any) -> ModelSettings:
+        """Completes the config of a new model, for example by the labels that the examples have.
+
+        Args:
+          model: The config, with the size of the vocabulary.
+          examples: What ``read`` returned; ``None`` if no data is read, as for ``tj.preflight``.
+
+        Returns:
+          The complete config; by default the same one.
+        """
+        del examples
+        return model
+
     def texts(self, examples: Any) -> Iterable[str]:
-        """The texts that a tokenizer is trained on."""
+        """Returns the texts that a tokenizer is trained on.
+
+        Args:
+          examples: The training examples, as ``read`` returns them.
+
+        Returns:
+          The texts of the examples. By default the examples are texts themselves.
+        """
         return examples
 
     def prepare(self, examples: Any, held_out: Any, tokenizer: Tokenizer, cache_dir: pathlib.Path) -> TaskData:
-        """Tokenizes the examples of :meth:`read`.
+        """Tokenizes the examples that ``read`` returned.
 
         Args:
-          examples: to learn from.
-          held_out: to evaluate on.
-          tokenizer: the model's.
-          cache_dir: where files may be kept for the next start of the run.
+          examples: The training examples.
+          held_out: The held-out examples.
+          tokenizer: The tokenizer of the model.
+          cache_dir: A directory where the task may store files for the next start of the run.
+
+        Returns:
+          The tokenized data.
         """
         raise NotImplementedError(f"{type(self).__name__} must define prepare(examples, held_out, tokenizer, "
                                   "cache_dir), which returns a tj.tasks.TaskData")
 
     def loss(self, model: Any, batch: Batch, key: jax.Array | None = None) -> Sums:
-        """The sum of losses and the sum of their weights, and maybe a dict of further sums whose
-        means are logged.
+        """Computes the training loss of a batch.
 
         Args:
-          model: of the task's family.
-          batch: arrays as :meth:`prepare` makes them.
-          key: switches dropout on.
+          model: A model of the task's family.
+          batch: Arrays by name, as ``prepare`` makes them.
+          key: A random key for dropout. ``None`` switches dropout off.
+
+        Returns:
+          The sum of the losses and the sum of their weights. A third item is allowed: a dict of
+          further sums, whose means are logged.
         """
         raise NotImplementedError(f"{type(self).__name__} must define loss(model, batch, key), which returns the sum "
                                   "of losses and the sum of weights")
 
+    def train_step(self) -> TrainStep | None:
+        """Returns a training step of the task's own, for example one that changes only a few rows
+        of a table.
+
+        Returns:
+          A function ``step(state, batch) -> (state, metrics)``, as ``tj.make_train_step`` makes it,
+          that donates the state. ``None`` means the usual step: the gradient of ``loss`` and the
+          optimizer of the config.
+        """
+        return None
+
+    def after_update(self) -> AfterUpdate | None:
+        """Returns a function that changes the new weights of every step, for example by a constraint.
+
+        Returns:
+          A function ``(params, means, weight) -> (params, means)``, see ``tj.make_train_step``.
+          ``None`` means that the optimizer alone changes the weights.
+        """
+        return None
+
     def evaluation_loss(self, model: Any, batch: Batch, key: jax.Array | None = None) -> Sums:
-        """The loss that is reported on held-out batches: by default that of training."""
+        """Computes the loss that is reported for a held-out batch; by default the training loss.
+
+        Args:
+          model: A model of the task's family.
+          batch: Arrays by name, as in ``loss``.
+          key: A random key for dropout. ``None`` switches dropout off.
+
+        Returns:
+          The same sums as ``loss``.
+        """
         return self.loss(model, batch, key)
 
     def evaluate(self, model: Any, data: TaskData) -> dict[str, float] | None:
-        """Numbers to log while training, of which ``validation_loss`` chooses the best checkpoint.
+        """Evaluates the model during training.
 
-        ``None``: the mean of :meth:`evaluation_loss` over ``data.evaluation_batches``.
+        Args:
+          model: The model with its current weights.
+          data: The data that ``prepare`` returned.
+
+        Returns:
+          Numbers by name, which are logged. ``validation_loss`` decides which checkpoint is the
+          best. ``None`` means that the mean of ``evaluation_loss`` over
+          ``data.evaluation_batches`` is logged instead.
         """
         del model, data
         return None
 
     def measure(self, bundle: Bundle, data: Any = None, *, batch_size: int = 32, **options: Any) -> dict[str, float]:
-        """How good a trained model is, as numbers by name.
+        """Measures how good a trained model is.
 
         Args:
-          bundle: the model with its tokenizer.
-          data: what to measure on, a path or examples; ``None``: what the model's own run held out.
-          batch_size: rows at a time.
-          **options: further settings of the task.
+          bundle: The model with its tokenizer.
+          data: A path or examples to measure on. ``None`` means the held-out part of the data that
+            the model was trained on.
+          batch_size: The number of rows in a batch.
+          **options: Further settings of the task.
+
+        Returns:
+          Numbers by name.
+
+        Raises:
+          ValueError: If the task does not define this method, or the data cannot be read.
         """
-        raise ValueError(f"the task {self.name!r} does not say how a trained model is measured: define measure(bundle, "
-                         "data) in its class")
+        raise ValueError(f"the task {self.name!r} does not define how a trained model is measured; define "
+                         "measure(bundle, data) in its class")
 
     def report(self, bundle: Bundle, measured: Mapping[str, Any], **options: Any) -> str:
-        """What :meth:`measure` returned, with the options that it was called with, as lines for the
-        terminal."""
+        """Formats the result of ``measure`` for the terminal.
+
+        Args:
+          bundle: The model that was measured.
+          measured: The numbers that ``measure`` returned.
+          **options: The options that ``measure`` was called with.
+
+        Returns:
+          One or more lines of text.
+        """
         del options
         return "\n".join([f"step {bundle.step}", *(f"{name}: {value:,}" if isinstance(value, int) else
                                                    f"{name}: {value:,.4f}" for name, value in measured.items())])
 
     def forward(self, model: Any, batch: Batch, key: jax.Array | None = None) -> Any:
-        """The model's output for a batch."""
+        """Runs the model on a batch.
+
+        Args:
+          model: A model of the task's family.
+          batch: Arrays by name, as in ``loss``.
+          key: A random key for dropout. ``None`` switches dropout off.
+
+        Returns:
+          The output of the model.
+        """
         return model(batch["tokens"], segment_ids_BT=batch.get("segment_ids"), key=key)
 
     def show(self, model: Model, step: int, data: TaskData) -> str | None:
-        """What the model can do, as text for the terminal; ``None``: nothing to show."""
+        """Produces a sample of what the model can do, for the terminal.
+
+        Args:
+          model: The model with its current weights.
+          step: The number of training steps so far.
+          data: The data that ``prepare`` returned.
+
+        Returns:
+          The text to print, or ``None`` to print nothing.
+        """
         return None
 
     def finish(self) -> str | None:
-        """Called once after training in a workdir, to complete what is kept there; returns text for
-        the terminal."""
+        """Completes the files in the workdir; called once, after training.
+
+        Returns:
+          A text to print, or ``None`` to print nothing.
+        """
         return None
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a batch of full rows, from which preflight computes memory and operations.
+        """Returns the shapes of a training batch, from which preflight computes memory and FLOPs.
+
+        Args:
+          batch_size: The number of rows in the batch.
+
+        Returns:
+          The shape and data type of each array of the batch, by name.
 
         Raises:
-          ValueError: where they are not known before the data is.
+          ValueError: If the shapes depend on the data, so that they are unknown in advance.
         """
-        raise ValueError(f"the task {self.name!r} does not say how large its batches are: define batch_shapes"
-                         "(batch_size) in its class")
+        raise ValueError(f"the task {self.name!r} does not define the shapes of its batches; define "
+                         "batch_shapes(batch_size) in its class")
 
     def next_command(self, workdir: str) -> str:
-        """The command to try next, shown when training is done."""
+        """Returns a command to try after training, which the training program prints at the end.
+
+        Args:
+          workdir: The directory of the run.
+
+        Returns:
+          A command line.
+        """
         return f'transformer-jax generate --workdir={workdir} --prompt="..."'
-
-
-# Tasks by name; those of the library are loaded when they are asked for.
-_TASKS: dict[str, type[Task] | str] = {
-    "language_model": "language_model:LanguageModel",
-    "masked_language_model": "masked_language_model:MaskedLanguageModel",
-    "translation": "translation:Translation",
-    "sft": "sft:SupervisedFineTuning",
-    "reward": "reward:RewardModeling",
-    "dpo": "preferences:DirectPreference",
-    "policy": "policy:PolicyLearning",
-}
-_OF_FAMILY = {"decoder": "language_model", "encoder": "masked_language_model", "encoder_decoder": "translation",
-              "reward": "reward"}
-
-
-def register(task: type[Task], *, replace: bool = False) -> type[Task]:
-    """Makes a task known by its ``name``; returns it, so that it serves as a decorator.
-
-    Raises:
-      ValueError: for a class without a name, or a name that is taken (unless ``replace``).
-    """
-    if not task.name:
-        raise ValueError(f"{task.__name__} has no name: set name = \"...\" in the class")
-    if task.name in _TASKS and _TASKS[task.name] is not task and not replace:
-        raise ValueError(f"there is a task {task.name!r} already; choose another name, or pass replace=True")
-    _TASKS[task.name] = task
-    return task
-
-
-def names() -> list[str]:
-    """The names of all tasks."""
-    return sorted(_TASKS)
-
-
-def get(name: str) -> type[Task]:
-    """The class of a task.
-
-    Raises:
-      ValueError: for a name that is not registered.
-    """
-    if name not in _TASKS:
-        raise ValueError(f"there is no task {name!r}{nearest(name, _TASKS)}; tasks: {', '.join(names())}. Register one "
-                         "of your own with tj.tasks.register before its name is used")
-    found = _TASKS[name]
-    if isinstance(found, str):
-        module, _, attribute = found.partition(":")
-        found = getattr(importlib.import_module(f"transformer_jax.tasks.{module}"), attribute)
-        _TASKS[name] = found
-    return found
-
-
-def name_of(config: ExperimentConfig) -> str:
-    """The name of a config's task: the one it gives, else the first objective of its model's
-    family."""
-    return config.task or _OF_FAMILY[config.model.family]
-
-
-def make(config: ExperimentConfig, **options: Any) -> Task:
-    """The task of a config.
-
-    Args:
-      config: of the run.
-      **options: further arguments of the task's class.
-
-    Raises:
-      ValueError: for a name that is not registered, or a model of another family.
-    """
-    return get(name_of(config))(config, **options)
-
-
-def split(examples: Sequence[Any], validation_fraction: float, what: str) -> tuple[list[Any], list[Any]]:
-    """The examples without their last part, and that part.
-
-    Raises:
-      ValueError: where one of them would be empty.
-    """
-    cut = int(len(examples) * (1 - validation_fraction))
-    if not 0 < cut < len(examples):
-        raise ValueError(f"data.validation_fraction={validation_fraction} of {len(examples)} {what} leaves a part "
-                         "empty; set data.validation_path, or another fraction")
-    return list(examples[:cut]), list(examples[cut:])

@@ -22,44 +22,79 @@ from transformer_jax.data import (
     text_lines,
 )
 from transformer_jax.data.sentencepiece_training import MASK
+from transformer_jax.data.text import check_texts
 from transformer_jax.decoding.fill_mask import check_masked, fill_mask
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.ops.losses import cross_entropy
-from transformer_jax.tasks.base import Task, TaskData
-from transformer_jax.tasks.language_model import read_corpus
+from transformer_jax.tasks.base import Task
+from transformer_jax.tasks.inputs import tokenizer_of
+from transformer_jax.tasks.language_model import read_corpus, read_held_out
 from transformer_jax.tasks.masked_guesses import NUM_GUESSES, bigram_guesses, unigram_guesses
+from transformer_jax.tasks.mixtures import for_each_corpus, mixed, read_corpora, texts_of
+from transformer_jax.tasks.task_data import TaskData
 from transformer_jax.training.bundle import Bundle
 from transformer_jax.training.objectives import masked_logits, masked_token_loss
 from transformer_jax.training.step import Batch, Sums
 
 
 class MaskedLanguageModel(Task):
-    """Lines of text, several to a row; the loss is that of the masked tokens (Devlin et al.,
-    2019)."""
+    """Masked language modelling on lines of text, with several lines in a row. The loss is the
+    cross entropy of the masked tokens (Devlin et al., 2019)."""
 
     name = "masked_language_model"
     family = "encoder"
+    mixes_corpora = True
 
-    def read(self, data: Iterable[str] | None = None,
-             held_out: Iterable[str] | None = None) -> tuple[list[str], list[str]]:
-        """The lines to train on, and those held out."""
+    def read(self, data: Iterable[str] | Mapping[str, Iterable[str]] | None = None,
+             held_out: Iterable[str] | None = None) -> tuple[Any, Any]:
+        """Reads the training lines and the held-out lines.
+
+        Args:
+          data: Texts, or a dict with the texts of each corpus. ``None`` means the data that the
+            config names.
+          held_out: Texts to evaluate on. ``None`` means ``config.data.validation_path`` or, if that
+            is not set either, the last part of the training text.
+
+        Returns:
+          The training lines and the held-out lines, each a dict if there are several corpora.
+
+        Raises:
+          ValueError: If no data is given, an example is not a string, or ``sample.prompt`` has no
+            mask.
+        """
         settings = self.config.data
         if self.config.sample.every and MASK not in self.config.sample.prompt:
-            raise ValueError(f"sample.prompt={self.config.sample.prompt!r} has no {MASK} to fill in; set one, or "
-                             "sample.every=0")
-        documents = read_corpus(settings) if data is None else list(data)
-        if held_out is None and settings.validation_path is None:
-            return split_lines(documents, settings.validation_fraction)
+            raise ValueError(f"sample.prompt={self.config.sample.prompt!r} has no {MASK} to fill in; set a prompt with "
+                             f"{MASK}, or sample.every=0")
+        corpora = read_corpora(settings, data)
+        if corpora is not None:
+            if held_out is not None:
+                raise ValueError("held_out cannot be used with several corpora, each of which holds out its last part")
+            parts = for_each_corpus(lambda texts: split_lines(texts, settings.validation_fraction), corpora)
+            return {name: part[0] for name, part in parts.items()}, {name: part[1] for name, part in parts.items()}
+        documents = read_corpus(settings) if data is None else check_texts(data)
         if held_out is None:
-            held_out = read_documents(settings.validation_path, key=settings.text_key)
-        return text_lines(documents), text_lines(held_out)
+            held_out = read_held_out(settings, data_is_given=data is not None)
+        if held_out is None:
+            return split_lines(documents, settings.validation_fraction)
+        return text_lines(documents), text_lines(check_texts(held_out))
 
-    def prepare(self, examples: list[str], held_out: list[str], tokenizer: Tokenizer,
+    def texts(self, examples: list[str] | Mapping[str, list[str]]) -> Iterable[str]:
+        """Returns the lines, of all corpora if there are several."""
+        return texts_of(examples)
+
+    def prepare(self, examples: list[str] | Mapping[str, list[str]], held_out: Any, tokenizer: Tokenizer,
                 cache_dir: pathlib.Path) -> TaskData:
-        """Tokenizes the lines; nothing is kept in ``cache_dir``, since a book takes a second."""
+        """Tokenizes the lines. It stores nothing in ``cache_dir``, because a whole book takes only
+        about a second."""
         self._check_prompt(tokenizer)
-        max_len = self.config.model.max_len
-        train, validation = (LineRows.build(part, tokenizer, max_len) for part in (examples, held_out))
+        if not isinstance(examples, Mapping):
+            return self._data(examples, held_out, tokenizer)
+        pairs = {name: (lines, held_out[name]) for name, lines in examples.items()}
+        return mixed(for_each_corpus(lambda pair: self._data(*pair, tokenizer), pairs), self.config)
+
+    def _data(self, examples: list[str], held_out: list[str], tokenizer: Tokenizer) -> TaskData:
+        train, validation = (LineRows.build(part, tokenizer, self.config.row_length) for part in (examples, held_out))
         masking = self._masking(tokenizer)
         return TaskData(
             train=train, contents=[train.digest, validation.digest], held_out=validation, transform=masking,
@@ -67,42 +102,46 @@ class MaskedLanguageModel(Task):
             evaluation_batches=lambda size: masked_evaluation_batches(validation, masking, size), shown=tokenizer)
 
     def loss(self, model: Encoder, batch: Batch, key: jax.Array | None = None) -> Sums:
-        """The cross entropy of the masked tokens, in nats."""
+        """Computes the cross entropy of the masked tokens, in nats."""
         return masked_token_loss(self.config.loss)(model, batch, key)
 
     def evaluation_loss(self, model: Encoder, batch: Batch, key: jax.Array | None = None) -> Sums:
-        """Without label smoothing and z-loss."""
+        """Computes the same loss without label smoothing and z-loss."""
         return masked_token_loss()(model, batch, key)
 
     def show(self, model: Encoder, step: int, data: TaskData) -> str:
-        """The most probable tokens for the masks of ``sample.prompt``."""
+        """Returns the most probable tokens for each mask of ``sample.prompt``."""
         masks = fill_mask(model, self.config.sample.prompt, tokenizer=data.shown)[0]
         return "\n".join(f"{candidate.text}  ({candidate.probability:.3f})" for mask in masks for candidate in mask)
 
-    def measure(self, bundle: Bundle, data: str | Iterable[str] | None = None, *, batch_size: int = 32,
-                **options: Any) -> dict[str, float]:
-        """The loss and the accuracy at masked tokens, beside what counting tokens and pairs of
-        tokens achieves.
+    def measure(self, bundle: Bundle, data: str | Iterable[str] | None = None, *,
+                batch_size: int = 32) -> dict[str, float]:
+        """Measures the loss and the accuracy at masked tokens, and the accuracy of two baselines
+        that count tokens and pairs of tokens.
 
         Args:
-          bundle: a trained encoder of a run, whose training text the counts are taken from.
-          data: a path or documents to measure on; ``None``: the part that its run held out.
-          batch_size: rows at a time.
+          bundle: A trained encoder with the config of its training, which names the text that the
+            baselines count.
+          data: A path or documents to measure on. ``None`` means the held-out part of the training
+            data.
+          batch_size: The number of rows in a batch.
 
         Returns:
-          ``loss`` in nats a masked token, ``perplexity``, ``tokens`` (masked), ``lines``, and
-          ``model_top1``, ``model_top5``, ``unigram_top1`` ... in [0, 1].
+          ``loss`` (nats per masked token), ``perplexity``, ``tokens`` (the number of masked
+          tokens), ``lines``, and the accuracies ``model_top1``, ``model_top5``, ``unigram_top1``,
+          ``unigram_top5``, ``bigram_top1`` and ``bigram_top5``, which are in [0, 1].
 
         Raises:
-          ValueError: for a model that comes without the config of its training.
+          ValueError: If the model has no config of its training.
         """
         if bundle.experiment is None:
-            raise ValueError("this model comes without the config of its training: its text is not known")
-        tokenizer, max_len = bundle.tokenizer, bundle.config.max_len
-        lines, held_out = self.read()
+            raise ValueError("the model has no config of its training, so its training text is unknown; measure the "
+                             "workdir of a training run")
+        tokenizer, max_len = tokenizer_of(bundle), bundle.config.max_len
+        lines, held_out = (list(texts_of(part)) for part in self.read())
         if data is not None:
             is_path = isinstance(data, (str, pathlib.Path))
-            held_out = text_lines(read_documents(data, key=self.config.data.text_key) if is_path else list(data))
+            held_out = text_lines(read_documents(data, key=self.config.data.text_key) if is_path else check_texts(data))
         train, validation = (LineRows.build(part, tokenizer, max_len) for part in (lines, held_out))
         masking = self._masking(tokenizer)
         guesses = {"unigram": unigram_guesses(train, tokenizer), "bigram": bigram_guesses(train, tokenizer)}
@@ -123,8 +162,8 @@ class MaskedLanguageModel(Task):
                 "lines": len(held_out), **accuracies}
 
     def report(self, bundle: Bundle, measured: Mapping[str, Any], **options: Any) -> str:
-        """What was read, the loss, and a line of accuracies for the model and for each way of
-        counting."""
+        """Formats the counts, the loss, and one line of accuracies for the model and for each
+        baseline."""
         accuracies = [f"{name:8} top-1 {measured[f'{name}_top1']:6.2%}  "
                       f"top-{NUM_GUESSES} {measured[f'{name}_top{NUM_GUESSES}']:6.2%}"
                       for name in ("model", "unigram", "bigram")]
@@ -133,15 +172,15 @@ class MaskedLanguageModel(Task):
                           f"{measured['perplexity']:.2f}", *accuracies])
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Full rows, with a fixed number of masked positions each."""
-        T = self.config.model.max_len
+        """Returns the shapes of full rows, each with the same number of masked positions."""
+        T = self.config.row_length
         P = math.ceil(self.config.data.mask_probability * T)
         fields = {"tokens": (T, np.int32), "segment_ids": (T, np.int32), "masked_positions": (P, np.int32),
                   "masked_targets": (P, np.int32), "masked_weights": (P, np.float32)}
         return {name: jax.ShapeDtypeStruct((batch_size, length), dtype) for name, (length, dtype) in fields.items()}
 
     def next_command(self, workdir: str) -> str:
-        """Fill in masks."""
+        """Returns the command that fills in masks with the trained model."""
         return f'transformer-jax fill-mask --workdir={workdir} --text="... <mask> ..."'
 
     def _masking(self, tokenizer: Tokenizer) -> Masking:
@@ -153,11 +192,13 @@ class MaskedLanguageModel(Task):
             return
         check_masked(sample.prompt, tokenizer)
         if (length := len(tokenizer.encode_masked(sample.prompt))) > max_len:
-            raise ValueError(f"sample.prompt has {length} tokens, which is more than the context of "
-                             f"model.max_len={max_len}; shorten it")
+            raise ValueError(f"sample.prompt has {length} tokens, but the model reads at most model.max_len={max_len} "
+                             "tokens; use a shorter prompt")
 
 
 def _loss_and_hits(model: Encoder, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Returns the sum of the losses, and the number of correct tokens among the best 1 and the best
+    5 predictions, ``[2]``."""
     logits_BPV, targets_BP, weights_BP = masked_logits(model, batch), batch["masked_targets"], batch["masked_weights"]
     best_BPK = jax.lax.top_k(logits_BPV, NUM_GUESSES)[1] == targets_BP[..., None]
     found = best_BPK * weights_BP[..., None]

@@ -1,4 +1,4 @@
-"""Training: optimizers, the training step and loop, checkpoints."""
+"""Training: optimizers, loss functions, the training step, the training loop, and checkpoints."""
 
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from transformer_jax.training.checkpoint import CheckpointError, Checkpoints
     from transformer_jax.training.errors import Interrupted, LostProcessError, NotFiniteError, OutOfMemoryError
     from transformer_jax.training.evaluation import mean_loss
-    from transformer_jax.training.hooks import Evaluate, Log, Sample, SaveCheckpoints
+    from transformer_jax.training.hooks import Evaluate, Log, SaveCheckpoints
     from transformer_jax.training.loggers import JsonlLogger, MetricLogger, TensorBoardLogger
     from transformer_jax.training.loop import Hook, Loop, fit, to_devices
     from transformer_jax.training.metrics import flops_per_token, plot_losses, read_metrics
     from transformer_jax.training.objectives import masked_token_loss, next_token_loss, translation_loss
     from transformer_jax.training.optimizer import make_optimizer, make_schedule
+    from transformer_jax.training.samples import Sample
     from transformer_jax.training.session import run_training
     from transformer_jax.training.state import TrainState, init_state
     from transformer_jax.training.step import make_eval_step, make_train_step

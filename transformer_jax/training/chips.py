@@ -1,4 +1,4 @@
-"""The accelerators that plans are made for: memory, peak rate, bandwidth."""
+"""A table of accelerators with their memory size, peak rate and memory bandwidth."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _GB = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device, as XLA counts them.
+    """One accelerator, which is one device for XLA.
 
     Attributes:
-      name: what people call it.
-      memory: bytes of its fast memory, as sold.
-      peak_flops: dense bfloat16 products, FLOP/s, without sparsity; ``None``: not known.
-      bandwidth: of that memory, bytes/s; ``None``: not known.
+      name: its usual name.
+      memory: size of its memory according to the vendor, in bytes.
+      peak_flops: peak rate of dense bfloat16 matrix products, in FLOP/s; ``None`` if unknown.
+      bandwidth: bandwidth of its memory, in bytes/s; ``None`` if unknown.
     """
 
     name: str
@@ -27,8 +27,8 @@ class Chip:
     bandwidth: float | None
 
 
-# The vendors' data sheets: cloud.google.com/tpu/docs (v5e, v6e), and NVIDIA's of the H100 SXM and
-# the H200 SXM.
+# The figures come from the vendors: cloud.google.com/tpu/docs for v5e and v6e, and the data sheets
+# of NVIDIA for the H100 SXM and the H200 SXM.
 CHIPS = {chip.name: chip for chip in (
     Chip("v5e", 16 * _GB, 197e12, 819e9),
     Chip("v6e", 32 * _GB, 918e12, 1640e9),
@@ -38,10 +38,17 @@ CHIPS = {chip.name: chip for chip in (
 
 
 def get_chip(name: str) -> Chip:
-    """A chip by name; ``"cpu"`` is this machine's memory, whose rates nobody publishes.
+    """Returns the chip with a given name.
+
+    Args:
+      name: a name in ``CHIPS``, or ``"cpu"`` for this machine, whose memory is measured and whose
+        rates are unknown.
+
+    Returns:
+      The chip.
 
     Raises:
-      ValueError: for a name that is not known.
+      ValueError: if the name is unknown.
     """
     if name == "cpu":
         return Chip("cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None, None)

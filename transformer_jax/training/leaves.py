@@ -1,20 +1,24 @@
-"""The arrays of a pytree by their paths, and a digest of all of them."""
+"""Name the leaves of a pytree by their paths, and compute a digest of all of them."""
 
 import hashlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.training.manifest import CheckpointError
 
 
 def tree_digest(tree: Any) -> str:
-    """Returns the SHA-256, in hex, of a pytree's leaves: path, dtype, shape and bytes of each,
-    ordered by path.
+    """Computes the SHA-256 of the paths, dtypes, shapes and bytes of all leaves of a pytree.
 
     Args:
-      tree: pytree of arrays that this process can read whole; typed PRNG keys count by their data.
+      tree: a pytree of arrays that this process can read completely. The data of typed PRNG keys is
+        used.
+
+    Returns:
+      The digest in hexadecimal, which does not depend on the order of the leaves.
     """
     digest = hashlib.sha256()
     for name, leaf in sorted(named_leaves(tree).items()):
@@ -24,20 +28,31 @@ def tree_digest(tree: Any) -> str:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns the leaves by path, such as "params/blocks/0/kernel", in the order of
-    `jax.tree.leaves`."""
+    """Returns the leaves of a pytree by their paths.
+
+    Args:
+      tree: a pytree.
+
+    Returns:
+      A dict from paths, such as ``params/blocks/0/kernel``, to leaves, in the order of
+      ``jax.tree.leaves``.
+
+    Raises:
+      CheckpointError: if two leaves have the same path.
+    """
     paths = jax.tree_util.tree_leaves_with_path(tree)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
     if len(leaves) != len(paths):
-        raise CheckpointError("two leaves of the state have the same path: a key holds '/', or is there as str and int")
+        raise CheckpointError("two leaves of the state have the same path, because a dict key contains '/' or exists "
+                              "both as a str and as an int; rename the key")
     return leaves
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether an array holds typed PRNG keys."""
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    """Returns True if an array holds typed PRNG keys."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def describe(leaf: Any) -> str:
-    """The type and shape of an array, as in ``float32[2, 3]``."""
+    """Returns the dtype and shape of an array as text, such as ``float32[2, 3]``."""
     return f"{leaf.dtype}{list(leaf.shape)}"

@@ -1,4 +1,4 @@
-"""The state of training: one pytree, made sharded."""
+"""The state of training as one pytree, which is created with its shardings."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class TrainState:
 
     Attributes:
       params: the model itself, or any pytree of weights.
-      opt_state: of the optimizer.
-      step: updates tried so far.
-      key: PRNG key of the run; a step uses ``fold_in(key, step)``, so it never changes.
-      skipped: updates skipped because a gradient was not finite.
-      skipped_in_a_row: those skipped since the last good one.
+      opt_state: the state of the optimizer.
+      step: number of updates so far, including skipped ones; int32.
+      key: PRNG key of the run. It never changes, because each step uses ``fold_in(key, step)``.
+      skipped: number of updates that were skipped because the loss, a gradient or a new weight was
+        not finite; int32.
+      skipped_in_a_row: number of updates skipped since the last update that was made; int32.
     """
 
     params: Any
@@ -39,20 +40,26 @@ class TrainState:
 
 def init_state(make_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, key: jax.Array,
                mesh: Mesh | None = None) -> TrainState:
-    """A fresh state; with a mesh, every array is created on the devices that hold it.
+    """Creates the state at the beginning of a run.
+
+    With a mesh, every array is created directly on the devices that hold its shards.
 
     Args:
-      make_params: makes the weights from a key, as ``lambda key: Decoder(config, key=key)``.
-        Weights to begin with are arguments of a ``jax.tree_util.Partial``, as
-        ``Partial(lambda model, key: model, model)``, and are copied.
+      make_params: a function that makes the weights from a PRNG key, such as
+        ``lambda key: Decoder(config, key=key)``. To start from existing weights, bind them with
+        ``jax.tree_util.Partial``, as in ``Partial(lambda model, key: model, model)``; they are
+        copied.
       optimizer: an optax transformation.
       key: PRNG key of the run.
-      mesh: where the state lives; ``None``: the default device.
+      mesh: the devices that hold the state; ``None`` for the default device.
+
+    Returns:
+      The state at step 0.
     """
     make_params = as_pytree(make_params)
     out_shardings = None if mesh is None else shardings(jax.eval_shape(functools.partial(_make, optimizer), make_params,
                                                                        key), mesh)
-    # It runs once: on a CPU, compile it quickly rather than well.
+    # The program runs only once. On a CPU, less optimisation saves more time than it costs.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     make = jax.jit(functools.partial(_make, optimizer), out_shardings=out_shardings, compiler_options=options)
     return make(make_params, key)
@@ -60,10 +67,20 @@ def init_state(make_params: Callable[[jax.Array], Any], optimizer: optax.Gradien
 
 def abstract_state(make_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation,
                    mesh: Mesh | None = None) -> TrainState:
-    """The shapes and shardings of :func:`init_state`, without allocating: what a checkpoint is
-    restored into."""
-    # The key is made inside: the devices of the mesh may be those of a topology, on which nothing
-    # runs.
+    """Returns the shapes and shardings of the state that ``init_state`` creates, without arrays.
+
+    A checkpoint is restored into this structure.
+
+    Args:
+      make_params: as for ``init_state``.
+      optimizer: an optax transformation.
+      mesh: the devices that will hold the state; ``None`` for the default device.
+
+    Returns:
+      A state of ``jax.ShapeDtypeStruct``.
+    """
+    # The key is made inside eval_shape, because the mesh may describe devices that do not exist
+    # here, so that nothing can run on them.
     shapes = jax.eval_shape(lambda: _make(optimizer, make_params, jax.random.key(0)))
     if mesh is None:
         return shapes
@@ -72,15 +89,20 @@ def abstract_state(make_params: Callable[[jax.Array], Any], optimizer: optax.Gra
 
 
 def as_pytree(function: Callable) -> jax.tree_util.Partial:
-    """A function as an argument of a jitted one: arrays bound by a ``Partial`` are traced, not part
-    of the program."""
-    # A Partial of a Partial would hide the arrays of the inner one.
+    """Wraps a function as a pytree, so that it can be an argument of a jitted function.
+
+    Arrays that are bound by a ``Partial`` then become inputs of the program instead of constants in
+    it.
+    """
+    # A Partial is returned unchanged, because a Partial around it would hide its arrays.
     return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
 
 
 def _make(optimizer: optax.GradientTransformation, make_params: Callable[[jax.Array], Any],
           key: jax.Array) -> TrainState:
+    """Creates the state; ``init_state`` compiles this function."""
     params_key, run_key = jax.random.split(key)
-    params = jax.tree.map(jnp.copy, make_params(params_key))  # else weights to begin with would be donated to a step
+    # Without the copy, the first step would donate the buffers of the caller's weights.
+    params = jax.tree.map(jnp.copy, make_params(params_key))
     return TrainState(params=params, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32), key=run_key,
                       skipped=jnp.zeros((), jnp.int32), skipped_in_a_row=jnp.zeros((), jnp.int32))

@@ -1,0 +1,149 @@
+"""Trains a masked model and a GPT on generated Portuguese sentences, in which the right noun
+decides a word: "Verteu água da jarra para o copo até que ele ficasse cheio". It then shows where
+the models read that noun, and which heads they need for it.
+
+python -m experiments.agreement
+python -m experiments.agreement --model=neuralmind/bert-base-portuguese-cased --workdir=runs/agreement_bert
+
+The first command trains both models, or loads them if they are trained. The second one asks another
+model: --model is a directory or an id of Hugging Face, and may be repeated.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+from absl import flags
+
+import transformer_jax as tj
+from experiments import agreement_study as study
+from transformer_jax import recipes
+from transformer_jax.cli import loading
+from transformer_jax.cli.flags import directory, run
+from transformer_jax.data import AGREEMENT_FAMILIES, agreement_contrasts, generate_agreement
+from transformer_jax.inspection import plots
+from transformer_jax.inspection.causal import Head
+from transformer_jax.runs.training import train
+from transformer_jax.training.bundle import Bundle
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/agreement", "The directory for all results.")
+_MODEL = flags.DEFINE_multi_string("model", None, "An encoder or decoder to use instead of training: a workdir, or a "
+                                   "directory or id of Hugging Face. May be repeated.")
+_NUM = flags.DEFINE_integer("num", 250, "The number of questions of each family and split.", lower_bound=10)
+
+RECIPES = ("agreement_mlm", "agreement_gpt")
+SPLITS = {"train": "nouns and pairs of training", "pairs": "pairs never seen", "nouns": "nouns never seen in pairs"}
+SHOWN = "Verteu água da jarra para o copo até que ele ficasse"  # cheio
+NUM_HEADS, NUM_RANDOM = 3, 10  # heads that are ablated together, and draws of as many other heads
+
+
+def main() -> None:
+    """Trains or loads the models, and prints and draws what they do."""
+    workdir = directory(_WORKDIR)
+    if _MODEL.value:
+        bundles = {pathlib.Path(name).name: loading.load(None, name) for name in _MODEL.value}
+    else:
+        bundles = {name: train(recipes.get(name), workdir=workdir / name) for name in RECIPES}
+    for name, bundle in bundles.items():
+        if bundle.config.family not in ("encoder", "decoder") or bundle.tokenizer is None:
+            raise ValueError(f"{name} is of family {bundle.config.family!r}; expected a masked language model or a GPT "
+                             "with its tokenizer")
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name, bundle in bundles.items():
+        print(f"\n== {name}")
+        print_accuracies(bundle, _NUM.value)
+        look(bundle, workdir, name)
+        for family in AGREEMENT_FAMILIES:
+            patch(bundle, family, workdir / f"{name}_{family}_patching.png")
+        for family in AGREEMENT_FAMILIES:
+            ablate(bundle, family, _NUM.value, workdir / f"{name}_{family}_heads.png")
+
+
+def questions_of(bundle: Bundle, split: str, family: str, num: int, seed: int = 1) -> tuple[list[study.Questions], int]:
+    """Returns questions that the model can answer, and the number of those that are left out. A
+    decoder gets only sentences whose last word is asked for."""
+    sentences = generate_agreement(num if bundle.config.family == "encoder" else 2 * num, seed, split=split,
+                                   family=family)
+    return study.ask(bundle, [one for one in sentences if one.is_last or bundle.config.family == "encoder"])
+
+
+def print_accuracies(bundle: Bundle, num: int) -> None:
+    """Prints how often the model answers right, for each family and split."""
+    print(f"""right answers in percent: when the model chooses among all tokens, then among the given alternatives
+{'':6}""" + "".join(f"{what:>28}" for what in SPLITS.values()))
+    num_left_out = 0
+    for family in AGREEMENT_FAMILIES:
+        cells = []
+        for split in SPLITS:
+            groups, left_out = questions_of(bundle, split, family, num)
+            best, preferred = study.accuracy(bundle, groups)
+            num_left_out += left_out
+            cells.append(f"{best:7.1%} {preferred:7.1%} of {sum(map(len, groups)):4}")
+        print(f"{family:6}" + "".join(f"{cell:>28}" for cell in cells))
+    if num_left_out:
+        print(f"{num_left_out} questions are left out, because a word is more than one token of this model")
+
+
+def look(bundle: Bundle, workdir: pathlib.Path, name: str) -> None:
+    """Draws the attention of every head on one sentence, and writes the page with all maps."""
+    is_encoder = bundle.config.family == "encoder"
+    text = f"{SHOWN} {bundle.tokenizer.mask_token}" if is_encoder else SHOWN
+    inspected = tj.inspect_text(bundle, text)
+    plots.save(inspected.plot(), workdir / f"{name}_attention.png")
+    inspected.to_html(workdir / f"{name}_attention.html", title=text)
+    print(f"attention to \"{text}\": {workdir / f'{name}_attention.png'} and .html")
+
+
+def patch(bundle: Bundle, family: str, path: pathlib.Path) -> None:
+    """Prints and draws which vectors of the residual stream carry the answer of a family."""
+    drawn = agreement_contrasts(4 * study.ROWS, 0, family)
+    pairs = [pair for pair in drawn if pair[0].referent_at == drawn[0][0].referent_at][:study.ROWS]
+    clean, corrupted = (max(study.ask(bundle, side)[0], key=len, default=None) for side in zip(*pairs, strict=True))
+    if clean is None or corrupted is None or len(clean) != len(pairs) or clean.tokens_BT.shape != (
+            corrupted.tokens_BT.shape):
+        print(f"{family}: no patching, because the sentences differ in length in tokens of this model")
+        return
+    effects_LT = study.patching(bundle, clean, corrupted)
+    first, second = (side.tokens_BT[0] for side in (clean, corrupted))
+    labels = [piece if piece == other else f"{piece} |{other}" for piece, other in zip(
+        bundle.tokenizer.pieces(first), bundle.tokenizer.pieces(second), strict=True)]
+    plots.save(plots.patching_effects(effects_LT, labels, "part of the answer that comes back"), path)
+    print(f"{family}: where the answer is decided ({path}); the strongest places of the stream that enters each layer")
+    for layer, effects_T in enumerate(effects_LT):
+        best = [place for place in np.argsort(-effects_T)[:4] if effects_T[place] > 0.05]
+        print(f"  layer {layer}: " + ", ".join(f"{labels[place].strip()} {effects_T[place]:.2f}" for place in best))
+
+
+def ablate(bundle: Bundle, family: str, num: int, path: pathlib.Path) -> None:
+    """Finds the heads that the model needs most on sentences of training, and prints the accuracy
+    on held-out sentences without them, and without as many other heads."""
+    searched = max(study.ask(bundle, [one for one in generate_agreement(4 * study.ROWS, 0, family=family)
+                                      if one.is_last])[0], key=len, default=None)
+    groups = [one for split in ("pairs", "nouns") for one in questions_of(bundle, split, family, num)[0]
+              if one.sentences[0].is_last]
+    if searched is None or not groups:
+        print(f"{family}: no ablation, because the answers are more than one token of this model")
+        return
+    effects_LN = study.head_effects(bundle, searched)
+    if effects_LN.size < 2 * NUM_HEADS:
+        print(f"{family}: no ablation, because it needs at least {2 * NUM_HEADS} heads; this model has "
+              f"{effects_LN.size}")
+        return
+    plots.save(plots.layer_head_summary(effects_LN, "change of the logit difference without the head"), path)
+    found = study.needed_heads(bundle, searched, NUM_HEADS)
+    others = [head for head in np.ndindex(effects_LN.shape) if head not in found]
+
+    def right(heads: list[Head]) -> float:
+        return float(study.accuracy(bundle, groups, study.without(bundle, searched, heads) if heads else None)[1])
+
+    rng = np.random.default_rng(0)
+    draws = [right([others[place] for place in rng.choice(len(others), NUM_HEADS, replace=False)])
+             for _ in range(NUM_RANDOM)]
+    print(f"{family}: right against the alternatives {right([]):.1%}; without the heads "
+          f"{' '.join(f'{layer}.{head}' for layer, head in found)} {right(found):.1%}; without {NUM_HEADS} other heads "
+          f"{np.mean(draws):.1%} (lowest of {NUM_RANDOM} draws {min(draws):.1%})")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,131 @@
+"""Attribution graphs: edges add up to the values of the model, and predictions match what a removed
+feature changes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import transformer_jax as tj
+from transformer_jax.config import SparseAutoencoderConfig
+from transformer_jax.features.autoencoder import SparseAutoencoder
+
+CONFIG = tj.ModelConfig(vocab_size=19, max_len=12, num_layers=3, num_heads=4, num_kv_heads=2, model_dim=16, mlp_dim=24,
+                        positions="rope", use_output_bias=True)
+TEXT = [3, 9, 4, 4, 17, 1]
+
+
+def randomized(tree, seed, scale):
+    """The tree with noise added to every weight, so that no bias is zero."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(structure, [leaf + scale * jax.random.normal(key, leaf.shape)
+                                          for key, leaf in zip(keys, leaves, strict=True)])
+
+
+def transcoder(layer, activation="topk"):
+    config = SparseAutoencoderConfig(
+        site=f"layers.{layer}.mlp_input", target=f"layers.{layer}.mlp_output", input_dim=16, num_features=24, k=4,
+        activation=activation, subtract_bias=False, scale=0.5, target_scale=2.0)
+    made = randomized(SparseAutoencoder(config, key=jax.random.key(layer)), layer, 0.1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomized(tj.Decoder(CONFIG, key=jax.random.key(0)), 7, 0.1)
+
+
+@pytest.fixture(scope="module")
+def graph(model):
+    return tj.features.attribution_graph(model, [transcoder(0), transcoder(2)], TEXT, num_logits=2)
+
+
+def test_edges_and_biases_add_up_to_logits_and_features(model, graph):
+    logits = np.asarray(tj.forward(model, np.array([TEXT]))[0, -1])
+    assert [node.number for node in (graph.nodes[place] for place in graph.logits)] == np.argsort(-logits)[:2].tolist()
+    kinds = {node.kind for node in graph.nodes}
+    assert kinds == {"embedding", "error", "feature", "logit"}
+    for place, node in enumerate(graph.nodes):
+        if node.kind in ("feature", "logit"):
+            expected = node.value if node.kind == "feature" else logits[node.number]
+            np.testing.assert_allclose(graph.edges[place].sum() + graph.bias[place], expected, atol=1e-4)
+            assert all(graph.nodes[source].layer < node.layer and graph.nodes[source].position <= node.position
+                       for source in np.flatnonzero(graph.edges[place]))
+        else:
+            assert not graph.edges[place].any()
+    assert np.abs(graph.bias[list(graph.logits)]).min() > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{"positions": "learned", "num_kv_heads": None, "residual": "parallel"},
+                                     {"positions": "alibi", "norm": "rmsnorm", "activation": "swiglu"},
+                                     {"positions": "sinusoidal", "norm_position": "post"}])
+def test_they_add_up_in_other_decoders_too(changes):
+    model = randomized(tj.Decoder(CONFIG.replace(**changes), key=jax.random.key(0)), 7, 0.1)
+    graph = tj.features.attribution_graph(model, [transcoder(1, "relu")], TEXT, num_logits=1, max_features=5)
+    assert sum(node.kind == "feature" for node in graph.nodes) == 5
+    for place, node in enumerate(graph.nodes):
+        if node.kind in ("feature", "logit"):
+            np.testing.assert_allclose(graph.edges[place].sum() + graph.bias[place], node.value, atol=1e-4)
+
+
+def test_an_edge_of_the_last_layer_is_the_direct_effect(model, graph):
+    made = transcoder(2)
+    final = np.asarray(tj.trace(model, np.array([TEXT])).final[0, -1], np.float64)
+    scale = np.asarray(model.final_norm.scale[...], np.float64) / np.sqrt(final.var() + model.config.norm_epsilon)
+    checked = 0
+    for source, node in enumerate(graph.nodes):
+        if node.kind != "feature" or node.layer != 2 or node.position != 5:
+            continue
+        written = node.value * np.asarray(made.decoder[...][node.number], np.float64) / 2.0
+        for target in graph.logits:
+            unembedding = np.asarray(model.embeddings.unembedding_VD[graph.nodes[target].number])
+            np.testing.assert_allclose(graph.edges[target, source], (written - written.mean()) * scale @ unembedding,
+                                       atol=1e-5)
+            checked += 1
+    assert checked >= 4
+
+
+def test_influence_follows_all_paths_and_pruning_keeps_the_most(graph):
+    shares = np.abs(graph.edges)
+    shares = shares / np.maximum(shares.sum(1, keepdims=True), 1e-30)
+    start = np.zeros(len(shares))
+    start[list(graph.logits)] = graph.probabilities
+    total, step = start.copy(), start
+    for _ in range(8):
+        step = step @ shares
+        total += step
+    np.testing.assert_allclose(graph.influence(), total, atol=1e-10)
+    small = graph.pruned(0.5, 0.9)
+    assert len(small.nodes) < len(graph.nodes) and small.nodes[-2:] == graph.nodes[-2:]
+    inner = {node: value for node, value in zip(graph.nodes, total, strict=True) if node.kind in ("feature", "error")}
+    kept = [inner[node] for node in small.nodes if node in inner]
+    assert sum(kept) >= 0.5 * sum(inner.values()) and min(kept) >= sorted(inner.values())[-len(kept)]
+    assert 0 < (small.edges != 0).sum() < (graph.edges != 0).sum()
+    with pytest.raises(ValueError, match="must be from 0 to 1"):
+        graph.pruned(2.0)
+
+
+def test_a_removed_feature_changes_what_the_graph_predicts(model, graph):
+    """A small feature, so that norms and attention hardly change; layer 1 has no transcoder, so only
+    the direct effects on layer 2 are predicted exactly."""
+    made = [transcoder(0), transcoder(2)]
+    last = [place for place, node in enumerate(graph.nodes) if node.kind == "feature" and node.layer == 2
+            and node.position == 5]
+    place = min(last, key=lambda place: graph.nodes[place].value)
+    predicted, measured = graph.predicted_without(place), tj.features.measured_without(model, made, graph, place)
+    np.testing.assert_allclose(predicted[place], -graph.nodes[place].value)
+    logits = list(graph.logits)
+    np.testing.assert_allclose(predicted[logits], -graph.edges[logits, place], rtol=1e-6)
+    np.testing.assert_allclose(measured[logits], predicted[logits], atol=0.15 * np.abs(predicted[logits]).max() + 0.02)
+    with pytest.raises(ValueError, match="only features can be removed"):
+        graph.predicted_without(0)
+
+
+def test_what_has_no_graph_is_refused(model):
+    with pytest.raises(ValueError, match="one transcoder for each feed-forward layer"):
+        tj.features.attribution_graph(model, [transcoder(0), transcoder(0)], TEXT)
+    with pytest.raises(ValueError, match="needs a decoder"):
+        tj.features.attribution_graph(tj.Encoder(CONFIG.replace(
+            family="encoder", positions="learned", use_output_bias=False), key=jax.random.key(0)), [], TEXT)
+    assert float(jnp.abs(model.final_norm.bias[...]).max()) > 0

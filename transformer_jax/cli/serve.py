@@ -1,0 +1,86 @@
+"""Serves models: a chat page, and an API like OpenAI's.
+
+python -m experiments.serve --workdir=DIR [--port=8000 --max_batch=32 --max_context=1024]
+python -m experiments.serve --model=openai-community/gpt2 --host=0.0.0.0 --api_key=SECRET
+python -m experiments.serve --workdir=runs/base --workdir=runs/sft --workdir=runs/ppo
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from transformer_jax.cli import loading
+from transformer_jax.cli.flags import run
+from transformer_jax.decoding.logits import Sampling
+from transformer_jax.serving.engine import Engine
+from transformer_jax.serving.replies import TextRequest
+from transformer_jax.tasks.inputs import tokenizer_of
+
+_WORKDIR = flags.DEFINE_multi_string("workdir", [], "The directory of a run; may be repeated, to serve several models.")
+_MODEL = flags.DEFINE_multi_string("model", [], "A directory or an id of Hugging Face; may be repeated.")
+_STEP = flags.DEFINE_string("step", None, "The step of a checkpoint in --workdir, or 'best'; by default the last.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "The address. Others than this computer's own need an API key.")
+_PORT = flags.DEFINE_integer("port", 8000, "The port; 0 takes a free one.", lower_bound=0, upper_bound=65535)
+_API_KEY = flags.DEFINE_string("api_key", None, "The key that requests must send; by default that of the environment "
+                               "variable TRANSFORMER_JAX_API_KEY, which other users of the computer cannot see.")
+_MAX_BATCH = flags.DEFINE_integer("max_batch", 32, "The largest number of texts that are generated at a time.",
+                                  lower_bound=1)
+_MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "The largest number of tokens of a prompt with its reply; by "
+                                    "default that of the model.", lower_bound=2)
+_QUEUE_LIMIT = flags.DEFINE_integer("queue_limit", 256, "The largest number of texts that wait for the others.",
+                                    lower_bound=1)
+
+
+def _main() -> None:
+    try:
+        from transformer_jax.serving.app import Limits, make_app
+        from transformer_jax.serving.http_server import LOOPBACK, serve
+    except ImportError as error:
+        raise ImportError('serving needs: pip install "transformer_jax[serve]"') from error
+    api_key = _API_KEY.value if _API_KEY.value is not None else os.environ.get("TRANSFORMER_JAX_API_KEY")
+    is_local = _HOST.value in LOOPBACK
+    if not api_key and (api_key is not None or not is_local):
+        raise ValueError(f"--host={_HOST.value} can be reached from other computers, so it needs a key: set the "
+                         "environment variable TRANSFORMER_JAX_API_KEY" if api_key is None else
+                         "the API key is empty; set one, or leave --api_key out")
+    models = _models()
+    hosts = (*LOOPBACK, "[::1]") if is_local else ()
+    serve(make_app(models, Limits(api_key=api_key, hosts=hosts)), models, host=_HOST.value, port=_PORT.value)
+
+
+def _models() -> dict[str, Any]:
+    """Loads the models, each under the last part of its path, or the whole path if two would have
+    the same name."""
+    from transformer_jax.serving.served_model import ServedModel
+
+    if not _WORKDIR.value and not _MODEL.value:
+        loading.check(None, None)
+    sources = [(workdir, None) for workdir in _WORKDIR.value] + [(None, model) for model in _MODEL.value]
+    models: dict[str, ServedModel] = {}
+    for workdir, model in sources:
+        bundle = loading.load(workdir, model, step=_STEP.value)
+        source = loading.name(workdir, model)
+        name = pathlib.Path(source).resolve().name if pathlib.Path(source).is_dir() else source
+        name = source if name in models else name
+        tokenizer = tokenizer_of(bundle)
+        engine = None
+        if bundle.config.role == "decoder":
+            engine = Engine(bundle.model, tokenizer=tokenizer, max_batch=_MAX_BATCH.value,
+                            max_context=_MAX_CONTEXT.value, queue_limit=_QUEUE_LIMIT.value)
+            # A short request compiles the programs for a few requests before the first one comes.
+            engine.submit(TextRequest([0] * min(20, engine.max_context - 1), 1, Sampling(temperature=0))).result()
+        models[name] = ServedModel(name, bundle.model, tokenizer, engine)
+    return models
+
+
+def main() -> None:
+    """Runs ``transformer-jax serve``."""
+    run(_main)
+
+
+if __name__ == "__main__":
+    main()

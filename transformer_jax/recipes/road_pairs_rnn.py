@@ -1,0 +1,18 @@
+"""Recurrent translation without attention, as Sutskever et al. (2014): a stage of the road.
+
+python -m experiments.train --config=road_pairs_rnn --config.data.path=pairs.tsv --workdir=runs/rnn
+
+``python -m experiments.road --pairs=dates`` trains it together with the other models.
+"""
+
+import transformer_jax.config as c
+
+
+def get_config() -> c.ExperimentConfig:
+    return c.ExperimentConfig(
+        steps=1500, batch_size=16,
+        model=c.RecurrentConfig(family="recurrent_pairs", max_len=64, cell="lstm", num_layers=1,
+                                model_dim=160, use_attention=False),
+        data=c.DataConfig(tokenizer=c.TokenizerConfig(kind="bpe", vocab_size=600)),
+        optim=c.OptimConfig(peak_lr=2e-3, schedule="linear", end_lr=0.0, warmup_steps=50, beta2=0.98, clip_norm=1.0),
+        checkpoint=c.CheckpointConfig(every=500), eval=c.EvalConfig(every=500), sample=c.SampleConfig(every=500))
