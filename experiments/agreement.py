@@ -35,7 +35,7 @@ _NUM = flags.DEFINE_integer("num", 250, "The number of questions of each family 
 RECIPES = ("agreement_mlm", "agreement_gpt")
 SPLITS = {"train": "nouns and pairs of training", "pairs": "pairs never seen", "nouns": "nouns never seen in pairs"}
 SHOWN = "Verteu água da jarra para o copo até que ele ficasse"  # cheio
-NUM_HEADS, NUM_RANDOM = 3, 10  # heads that are ablated together, and draws of as many other heads
+NUM_RANDOM = 10  # draws of as many other heads as are ablated together
 
 
 def main() -> None:
@@ -126,22 +126,21 @@ def ablate(bundle: Bundle, family: str, num: int, path: pathlib.Path) -> None:
         print(f"{family}: no ablation, because the answers are more than one token of this model")
         return
     effects_LN = study.head_effects(bundle, searched)
-    if effects_LN.size < 2 * NUM_HEADS:
-        print(f"{family}: no ablation, because it needs at least {2 * NUM_HEADS} heads; this model has "
-              f"{effects_LN.size}")
+    if effects_LN.size < 2:
+        print(f"{family}: no ablation, because it needs at least 2 heads; this model has {effects_LN.size}")
         return
     plots.save(plots.layer_head_summary(effects_LN, "change of the logit difference without the head"), path)
-    found = study.needed_heads(bundle, searched, NUM_HEADS)
+    found = study.needed_heads(bundle, searched, effects_LN.size // 2)
     others = [head for head in np.ndindex(effects_LN.shape) if head not in found]
 
     def right(heads: list[Head]) -> float:
         return float(study.accuracy(bundle, groups, study.without(bundle, searched, heads) if heads else None)[1])
 
     rng = np.random.default_rng(0)
-    draws = [right([others[place] for place in rng.choice(len(others), NUM_HEADS, replace=False)])
+    draws = [right([others[place] for place in rng.choice(len(others), len(found), replace=False)])
              for _ in range(NUM_RANDOM)]
     print(f"{family}: right against the alternatives {right([]):.1%}; without the heads "
-          f"{' '.join(f'{layer}.{head}' for layer, head in found)} {right(found):.1%}; without {NUM_HEADS} other heads "
+          f"{' '.join(f'{layer}.{head}' for layer, head in found)} {right(found):.1%}; without {len(found)} other heads "
           f"{np.mean(draws):.1%} (lowest of {NUM_RANDOM} draws {min(draws):.1%})")
 
 

@@ -18,6 +18,7 @@ from transformer_jax.inspection.interventions import Edits
 from transformer_jax.training.bundle import Bundle
 
 ROWS = 50  # rows of a batch
+ENOUGH_RIGHT = 0.75  # with fewer right answers, the heads that are removed are those that matter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,27 +142,32 @@ def head_effects(bundle: Bundle, questions: Questions) -> np.ndarray:
         bundle.model, tokens_BT, difference(questions), how="mean", reference=tj.trace(bundle.model, tokens_BT)))
 
 
-def needed_heads(bundle: Bundle, questions: Questions, num: int) -> list[Head]:
-    """Finds heads whose joint removal lowers the metric ``difference`` most, one after the other.
+def needed_heads(bundle: Bundle, questions: Questions, most: int) -> list[Head]:
+    """Finds heads whose joint removal makes most answers wrong, one after the other.
 
     Heads can replace each other, so each next head is the one that matters most once the heads
-    before it are gone.
+    before it are gone. How many heads can do so differs between trained models, and the search ends
+    when fewer than ``ENOUGH_RIGHT`` of the answers are right against their alternatives.
 
     Args:
       bundle: The model.
       questions: The sentences.
-      num: The number of heads.
+      most: The largest number of heads.
 
     Returns:
       The heads as ``(layer, head)``.
     """
-    metric, found = difference(questions), []
+    metric, found, right = difference(questions), [], 1.0
     heads = list(np.ndindex(bundle.config.num_layers, bundle.config.num_heads))
-    for _ in range(num):
-        left = [head for head in heads if head not in found]
-        effects = [float(metric(tj.forward(bundle.model, questions.tokens_BT,
-                                           intervene=without(bundle, questions, [*found, head])))) for head in left]
-        found.append(left[int(np.argmin(effects))])
+    while len(found) < most and right >= ENOUGH_RIGHT:
+        effects = []
+        for head in (one for one in heads if one not in found):
+            logits_BTV = tj.forward(bundle.model, questions.tokens_BT,
+                                    intervene=without(bundle, questions, [*found, head]))
+            logits_BC = np.take_along_axis(np.asarray(logits_BTV[:, questions.position]), questions.choices_BC, axis=1)
+            effects.append((float(np.mean(logits_BC[:, 0] > logits_BC[:, 1:].max(1))), float(metric(logits_BTV)), head))
+        right, _, head = min(effects)
+        found.append(head)
     return found
 
 
