@@ -51,13 +51,12 @@ class Stack(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, num_layers: int, is_causal: bool,
                  has_memory: bool = False, block: MakeBlock = Block):
-        if not callable(block) or (isinstance(block, type) and not issubclass(block, nnx.Module)):
-            raise TypeError(f"block={block!r} cannot make the block of a layer; expected a subclass of nnx.Module, or "
-                            "a function that makes one from (config, *, key, num_layers)")
+        _check_makes_blocks(block)
         memory = {"has_memory": True} if has_memory else {}
         self.config = config
         self.num_layers = num_layers
-        self.blocks = jax.vmap(lambda key: block(config, key=key, num_layers=num_layers, **memory))(
+        # One block whose arrays have a leading layer axis, or what ``unstack`` puts in its place.
+        self.blocks: Any = jax.vmap(lambda key: block(config, key=key, num_layers=num_layers, **memory))(
             jax.random.split(key, 1 if config.shared_layers else num_layers))
         # The weights of a learned position encoding, which the layers share. Checkpoints use this
         # name.
@@ -145,6 +144,13 @@ class Stack(nnx.Module):
                                         intervene=intervene)
             traces.append(trace)
         return x_BTD, jax.tree.map(lambda *layers: jnp.stack(layers), *traces), cache
+
+
+def _check_makes_blocks(block: object) -> None:
+    """Raises an error if a stack cannot make blocks with ``block``."""
+    if not callable(block) or (isinstance(block, type) and not issubclass(block, nnx.Module)):
+        raise TypeError(f"block={block!r} cannot make the block of a layer; expected a subclass of nnx.Module, or a "
+                        "function that makes one from (config, *, key, num_layers)")
 
 
 def scan_by_period(steps: Sequence[Callable], carry: Any, layers: Any, *, unroll: int = 1) -> tuple[Any, Any]:
