@@ -140,8 +140,8 @@ def ablate(bundle: Bundle, family: str, num: int, path: pathlib.Path) -> None:
     draws = [right([others[place] for place in rng.choice(len(others), len(found), replace=False)])
              for _ in range(NUM_RANDOM)]
     print(f"{family}: right against the alternatives {right([]):.1%}; without the heads "
-          f"{' '.join(f'{layer}.{head}' for layer, head in found)} {right(found):.1%}; without {len(found)} other heads "
-          f"{np.mean(draws):.1%} (lowest of {NUM_RANDOM} draws {min(draws):.1%})")
+          f"{' '.join(f'{layer}.{head}' for layer, head in found)} {right(found):.1%}; without {len(found)} other "
+          f"heads {np.mean(draws):.1%} (lowest of {NUM_RANDOM} draws {min(draws):.1%})")
 
 
 if __name__ == "__main__":
