@@ -101,8 +101,8 @@ def test_a_masked_model_learns_it_and_needs_its_heads(program, tmp_path):
     assert ended.status == 0, ended
     cells = re.search(r"^pour +([\d.]+)%", ended.out, re.M)
     assert float(cells[1]) > 95
-    found = re.search(r"pour: right against the alternatives ([\d.]+)%; without the heads [\d. ]+ ([\d.]+)%; without \d "
-                      r"other heads ([\d.]+)% ", ended.out)
+    found = re.search(r"pour: right against the alternatives ([\d.]+)%; without the heads [\d. ]+ ([\d.]+)%; without "
+                      r"\d other heads ([\d.]+)% ", ended.out)
     whole, ablated, others = map(float, found.groups())
     assert whole > 95 and ablated < whole - 10 and others > ablated + 10
     for name in ("attention", "pour_patching", "voice_patching", "pour_heads"):
