@@ -138,7 +138,7 @@ class Sites:
                 "an intervention converts a layer or a value to a Python number, an index or a NumPy array, but they "
                 "have no numbers while the program is compiled; compute with jnp instead, and read values from the "
                 f"trace: `tj.trace(model, tokens, intervene=...)[{str(site)!r}]`") from error
-        if jnp.shape(result) != value.shape:
+        if result is None or jnp.shape(result) != value.shape:
             given = "None" if result is None else f"an array of shape {jnp.shape(result)}"
             raise ValueError(f"an intervention returns {given} at the site {str(site)!r} in place of a value of shape "
                              f"{value.shape}; return a value of the same shape, and at all other sites the value "
