@@ -4,7 +4,8 @@ import contextlib
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 
 def read_file(path: str | pathlib.Path) -> bytes:
@@ -22,12 +23,73 @@ def read_file(path: str | pathlib.Path) -> bytes:
       OSError: The file does not exist, or cannot be read.
       ValueError: The path names something else, such as a directory.
     """
-    path = pathlib.Path(path)
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        kind = "a directory" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "no plain file"
+    check_file(path)
+    return pathlib.Path(path).read_bytes()
+
+
+def check_file(path: str | pathlib.Path) -> None:
+    """Checks that a path names a plain file, before it is opened.
+
+    Args:
+      path: The path of the file.
+
+    Raises:
+      OSError: The file does not exist.
+      ValueError: The path names something else, such as a directory.
+    """
+    if kind := _other_kind(pathlib.Path(path)):
         raise ValueError(f"{path} is {kind}; expected a file")
-    return path.read_bytes()
+
+
+def partial_path(path: str | pathlib.Path) -> pathlib.Path:
+    """Returns the name that a file has until it is complete: that of the file and ``.partial``.
+
+    Args:
+      path: The path of the complete file.
+
+    Returns:
+      The path of the incomplete file.
+
+    Raises:
+      ValueError: The path names something else than a file. Writing to a named pipe, for example,
+        would wait forever.
+    """
+    partial = pathlib.Path(f"{os.fspath(path)}.partial")
+    if partial.exists() and (kind := _other_kind(partial)):
+        raise ValueError(f"{partial} is {kind}, but a file of this name is written; delete it")
+    return partial
+
+
+def _other_kind(path: pathlib.Path) -> str | None:
+    """Names what a path is that is no plain file; ``None`` for a plain file."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return None
+    return "a directory" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "no plain file"
+
+
+def save_tensors(path: str | pathlib.Path, tensors: Mapping[str, Any],
+                 metadata: dict[str, str] | None = None) -> None:
+    """Writes arrays to a file in the format safetensors.
+
+    Args:
+      path: The path of the file.
+      tensors: The NumPy arrays by name.
+      metadata: The metadata of the file.
+
+    Raises:
+      OSError: The file cannot be written.
+      ValueError: The same, in the words of safetensors, such as for a full disk.
+      ImportError: safetensors is not installed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        with naming(path):
+            save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be written: {error}") from error
 
 
 @contextlib.contextmanager

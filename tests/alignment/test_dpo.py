@@ -1,19 +1,23 @@
 """DPO: log-probabilities ignore padding, the loss equals the published one, the reference runs
 once, and training learns."""
 
+import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import transformer_jax as tj
 from transformer_jax.alignment.dpo import dpo_loss, response_logprobs, with_reference
 from transformer_jax.alignment.rankings import Rankings
 from transformer_jax.config import MeshConfig, OptimConfig, PreferenceConfig
 from transformer_jax.data.preferences import Comparison
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.sharding import batch_sharding, make_mesh
+from transformer_jax.tasks import preferences
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_train_step
@@ -54,6 +58,35 @@ def test_logprobs_are_those_of_the_responses(make_decoder, tokenizer, config):
 
 def test_the_reference_is_measured_once_and_stored(batch, make_decoder):
     np.testing.assert_allclose(batch["reference_logprobs"], expected_logprobs(make_decoder(2), batch), rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """Two rankings of two responses, without their tokens."""
+
+    digest: str = "0123456789abcdef" * 4
+    reference_logprobs_NK: np.ndarray | None = None
+
+    def __len__(self):
+        return 2
+
+
+def test_a_damaged_file_of_the_reference_is_measured_again(tmp_path, monkeypatch):
+    expected, calls = np.array([[-1.5, -2.25], [-3.0, -0.125]], np.float32), []
+
+    def measured(rankings, reference, batch_size):
+        calls.append(batch_size)
+        return dataclasses.replace(rankings, reference_logprobs_NK=expected)
+
+    monkeypatch.setattr(preferences, "with_reference", measured)
+    task = types.SimpleNamespace(config=tj.ExperimentConfig())
+    for damage, count in ((lambda content: content, 1), (lambda content: content, 1),
+                          (lambda content: content[:-1] + b"x", 2), (lambda content: content[:5], 3)):
+        for path in tmp_path.glob("*.bin"):
+            path.write_bytes(damage(path.read_bytes()))
+        found = preferences.DirectPreference._with_reference(task, Ranked(), {"w": np.zeros(1)}, tmp_path)
+        np.testing.assert_array_equal(found.reference_logprobs_NK, expected)
+        assert len(calls) == count
 
 
 def test_the_published_loss(batch, make_decoder):

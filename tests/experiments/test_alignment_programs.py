@@ -170,7 +170,7 @@ def test_reward_dpo_and_grpo(program, policy, files, reward, tmp_path):
     losses = [line["validation_loss"] for line in read_metrics(tmp_path / "dpo" / "metrics.jsonl")
               if "validation_loss" in line]
     assert losses[-1] < losses[0] < 0.694
-    assert len(list((tmp_path / "dpo" / "data").glob("reference-*.npy"))) == 2  # measured once
+    assert len(list((tmp_path / "dpo" / "data").glob("reference-*.bin"))) == 2  # measured once
 
     ended = program("ppo", "--config=grpo", *SMALL, f"--model={policy}", f"--workdir={tmp_path}/grpo",
                     f"--config.data.path={files}/prompts.txt", f"--config.rl.reward={reward}", "--config.steps=4",

@@ -1,6 +1,10 @@
 """Activations of a corpus equal those of ``tj.trace``, and a stopped collection continues exactly."""
 
 import itertools
+import json
+import os
+import pathlib
+import shutil
 import tracemalloc
 
 import jax
@@ -106,6 +110,39 @@ def test_a_killed_collection_continues_and_ends_with_the_same_files(model, colle
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="has changed since it was written"):
         found.verify()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda index: index["shards"][0].update(file="../shard-00000.safetensors"), "expected a name inside its"),
+    (lambda index: index["shards"][0].update(rows=-1), "has a shard of -1 rows"),
+    (lambda index: index["shards"][0].update(rows=7), "has other arrays than index.json says"),
+    (lambda index: index.update(dtype="float8"), "cannot be read as a shard of activations"),
+    (lambda index: index["dims"].update(final=2), "has other arrays than index.json says"),
+    (lambda index: index["dims"].pop("final"), "has other arrays than index.json says"),
+    (lambda index: index.update(shards=3), "index.json: shards is 3; expected a list"),
+])
+def test_a_damaged_index_is_refused(collected, tmp_path, change, message):
+    directory = pathlib.Path(shutil.copytree(collected.directory, tmp_path / "copy"))
+    index = json.loads((directory / "index.json").read_text())
+    change(index)
+    (directory / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=message):
+        inspection.Activations(directory)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, (2).to_bytes(8, "little") + b"[]", None, "cut",
+                                     (40_000).to_bytes(8, "little") + b"[" * 40_001,
+                                     (12).to_bytes(8, "little") + b'{"final": 3}' + bytes(9)])
+def test_a_damaged_shard_is_refused(collected, tmp_path, content):
+    directory = pathlib.Path(shutil.copytree(collected.directory, tmp_path / "copy"))
+    path = directory / "shard-00000.safetensors"
+    if content is None:
+        path.unlink()
+        os.mkfifo(path)  # must not be waited for
+    else:
+        path.write_bytes(path.read_bytes()[:-8] if content == "cut" else content)
+    with pytest.raises(ValueError, match=f"^{path} (cannot be read as a shard|has other arrays)"):
+        inspection.Activations(directory)
 
 
 def test_without_a_disk_the_same_tokens_come_and_the_position_can_be_restored(model, collected):

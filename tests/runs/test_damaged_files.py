@@ -1,14 +1,18 @@
 """Damaged files of a run: a file that has a good copy is repaired, and every other one gives an
 error of one line that names it."""
 
+import concurrent.futures
 import json
 import os
 import shutil
+import threading
 
 import jax.numpy as jnp
 import pytest
 
 import transformer_jax as tj
+from transformer_jax.data.step_file import Appended
+from transformer_jax.data.token_file import TokenFile
 from transformer_jax.runs.workdir import Workdir, locked
 from transformer_jax.settings import to_dict
 from transformer_jax.training.checkpoint import Checkpoints
@@ -121,6 +125,36 @@ def test_no_plain_file_is_named_and_not_waited_for(started, kind):
         pass
 
 
+@pytest.mark.parametrize("kind", ["a named pipe", "a directory"])
+def test_no_plain_file_in_the_place_of_one_that_is_written(started, kind):
+    for name in ("run.json.partial", "metrics.jsonl.partial", "step.bin.partial"):
+        no_file(started / name, kind)
+    expected = {"match": rf"\.partial is {kind}, but a file of this name is written; delete it"}
+    with pytest.raises(ValueError, **expected):
+        Workdir(started, CONFIG).claim(["digest"], TOKENIZER)
+    with pytest.raises(ValueError, **expected):
+        JsonlLogger(started)
+    with pytest.raises(ValueError, **expected):
+        Appended(started / "step.bin")
+
+
+def test_a_named_pipe_in_the_place_of_stored_tokens(tmp_path):
+    TokenFile.build(["the king"], TOKENIZER, tmp_path)
+    path, = tmp_path.glob("*.bin")
+    no_file(path, "a named pipe")
+    assert TOKENIZER.decode(TokenFile.build(["the king"], TOKENIZER, tmp_path).tokens[1:]) == "the king"
+
+
+def test_an_empty_directory_is_no_step(started):
+    (started / "checkpoints" / "99").mkdir()
+    (started / "checkpoints" / "100").touch()
+    checkpoints = Checkpoints(started / "checkpoints")
+    assert checkpoints.steps() == [1, 2] and checkpoints.restore({}).step == 2
+    checkpoints.save(99, {"w": jnp.ones(1)}, metadata={})
+    checkpoints.close()
+    assert checkpoints.restore({}).step == 99
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256", "metadata.json", "files/tokenizer.model"])
 def test_a_named_pipe_in_a_checkpoint_is_damage(started, name):
     no_file(started / "checkpoints" / "2" / name, "a named pipe")
@@ -129,6 +163,27 @@ def test_a_named_pipe_in_a_checkpoint_is_damage(started, name):
         checkpoints.restore({}, step=2)
     with pytest.warns(UserWarning, match="damaged"):
         assert checkpoints.restore({}).step == 1
+
+
+def test_of_runs_that_begin_at_the_same_moment_one_gets_the_workdir(tmp_path):
+    together, ended = threading.Barrier(4), threading.Barrier(4)
+
+    def begin(number):
+        together.wait()
+        try:
+            with locked(tmp_path / str(number) / "run"):
+                ended.wait()
+            return "used"
+        except ValueError as error:
+            ended.wait()
+            return str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for number in range(20):
+            outcomes = sorted(pool.map(begin, [number] * 4))
+            assert outcomes[3] == "used" and all(
+                outcome == f"another run is using {tmp_path}/{number}/run; wait until it ends, or use another workdir"
+                for outcome in outcomes[:3])
 
 
 def test_a_workdir_that_is_a_file(tmp_path):

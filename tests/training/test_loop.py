@@ -2,6 +2,7 @@
 ten bad steps."""
 
 import os
+import shutil
 import signal
 
 import jax
@@ -23,6 +24,7 @@ from transformer_jax.config import (
 from transformer_jax.data import Windows, make_batches
 from transformer_jax.settings import from_dict
 from transformer_jax.sharding import make_mesh
+from transformer_jax.training import signals
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.errors import Interrupted, NotFiniteError
 from transformer_jax.training.leaves import tree_digest
@@ -190,15 +192,15 @@ def test_stopping_twice_and_before_the_first_step(whole, tmp_path):
     assert tree_digest(run(tmp_path)[0]) == tree_digest(state)
 
 
-def test_the_usual_signal_handlers_come_back(whole, tmp_path):
+def test_the_usual_signal_handlers_come_back(whole, tmp_path, monkeypatch):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     try:
-        _check_signal_handlers(tmp_path)
+        _check_signal_handlers(tmp_path, monkeypatch)
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _check_signal_handlers(tmp_path):
+def _check_signal_handlers(tmp_path, monkeypatch):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted):
         run(tmp_path, at=0, call=lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -206,10 +208,16 @@ def _check_signal_handlers(tmp_path):
 
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    # Signals in quick succession count as one, so that the state is saved.
+    with pytest.raises(Interrupted, match="SIGINT: saved step 1"):
         run(tmp_path / "twice", at=0, call=twice)
+    monkeypatch.setattr(signals, "SECONDS_OF_ONE_SIGNAL", -1.0)  # the second one comes later
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "later", at=0, call=lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
 def test_a_finished_run_is_left_as_it_is(whole):
@@ -217,6 +225,18 @@ def test_a_finished_run_is_left_as_it_is(whole):
     before = deterministic(workdir)
     again, samples = run(workdir)
     assert tree_digest(again) == tree_digest(state) and samples == [] and deterministic(workdir) == before
+
+
+def test_a_damaged_step_is_saved_again(whole, tmp_path):
+    workdir, state, _ = whole
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / str(STEPS) / "manifest.json").write_text("{}")
+    (tmp_path / "run" / "checkpoints" / "99").mkdir()  # an empty directory is no step
+    with pytest.warns(UserWarning, match="23 is damaged: .*; using step 20 instead"):
+        again, _ = run(tmp_path / "run")
+    assert tree_digest(again) == tree_digest(state)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
+    assert checkpoints.steps() == [20, STEPS] and checkpoints.restore({}, step=STEPS).step == STEPS
 
 
 def test_the_best_survives_a_resume(tmp_path):

@@ -10,10 +10,7 @@ left out without them. The same command continues a cleaning that was stopped.
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Callable, Iterator
-from typing import Any
 
 from absl import flags
 
@@ -21,6 +18,7 @@ from transformer_jax.cli.flags import directory, required, run
 from transformer_jax.data import Cleaning, clean_corpus, read_documents
 from transformer_jax.runs.workdir import locked
 from transformer_jax.training.errors import Interrupted
+from transformer_jax.training.signals import recorded_signals
 
 _DATA = flags.DEFINE_string("data", None, "A text file, a directory, a glob, or JSONL, possibly compressed with gzip.")
 _OUTPUT = flags.DEFINE_string("output", None, "The directory for the cleaned corpus and the report.")
@@ -50,44 +48,15 @@ def _clean() -> None:
     output = directory(_OUTPUT)
     for path in filter(None, (cleaning.data, cleaning.good, cleaning.bad)):
         read_documents(path, key=cleaning.text_key)  # a missing file is found before the directory is created
-    with locked(output), _stopping(str(output)) as stop_if_signalled:
+    with locked(output), recorded_signals() as received:
+        def stop_if_signalled() -> None:
+            if received:
+                raise _Stopped(received[0], str(output))
+
         report = clean_corpus(cleaning, output, stop_if_signalled)
     print(report)
     print(f"done; next: transformer-jax train --config=shakespeare_char --config.data.path={output}/corpus.jsonl "
           "--workdir=...")
-
-
-@contextlib.contextmanager
-def _stopping(output: str) -> Iterator[Callable[[], None]]:
-    """Records SIGINT (Ctrl-C) or SIGTERM instead of ending the process; a second signal ends it.
-
-    The handler itself must not raise an exception: Python ignores exceptions inside callbacks, for
-    example inside those of the garbage collector, and the signal would be lost.
-
-    Args:
-      output: The directory that the message names.
-
-    Yields:
-      A function that raises ``_Stopped`` if a signal was received.
-    """
-    received: list[int] = []
-    usual: dict[int, Any] = {}
-
-    def on_signal(signum: int, frame: Any) -> None:
-        received.append(signum)
-        signal.signal(signum, usual[signum])
-
-    def stop_if_signalled() -> None:
-        if received:
-            raise _Stopped(received[0], output)
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        usual[signum] = signal.signal(signum, on_signal)
-    try:
-        yield stop_if_signalled
-    finally:
-        for signum, handler in usual.items():
-            signal.signal(signum, handler)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from transformer_jax.files import naming
+from transformer_jax.files import naming, partial_path
 
 
 class Appended:
@@ -21,7 +21,7 @@ class Appended:
     """
 
     def __init__(self, path: Path):
-        self.path, self.partial = path, path.with_name(f"{path.name}.partial")
+        self.path, self.partial = path, partial_path(path)
 
     @property
     def is_finished(self) -> bool:

@@ -147,7 +147,7 @@ def is_intact(path: Path, key: dict) -> bool:
     """Tells whether ``write_with_digest`` wrote the file for this key and the file is unchanged. If
     it is damaged, this is logged."""
     description = path.with_suffix(".json")
-    if not path.exists() or not description.exists():
+    if not path.is_file() or not description.is_file():
         return False
     try:
         found = read_json(description, dict[str, Any])

@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 
 from transformer_jax.data.windows import make_batches
-from transformer_jax.files import naming
+from transformer_jax.files import check_file, naming, partial_path, save_tensors
 from transformer_jax.inspection.reading_activations import PLACES
-from transformer_jax.json_files import read_json
+from transformer_jax.json_files import parse_json, read_json
 from transformer_jax.settings import checked_path
 
 INDEX = "index.json"
@@ -79,15 +79,11 @@ class Activations:
         if not (self.directory / INDEX).is_file():
             raise ValueError(f"{self.directory} has no {INDEX}; write one with tj.inspection.collect(bundle, texts, "
                              "sites, directory)")
-        self.index = read_json(self.directory / INDEX, Index)
+        self.index = read_index(self.directory)
         if not self.index["finished"]:
             raise ValueError(f"the collection in {self.directory} was stopped before its end; call collect again with "
                              "the same arguments to finish it")
-        self._shards = [_mapped(self.directory / shard["file"]) for shard in self.index["shards"]]
-        for shard, arrays in zip(self.index["shards"], self._shards, strict=True):
-            if any(len(values) != shard["rows"] for values in arrays.values()):
-                raise ValueError(f"{self.directory / shard['file']} has another number of rows than {INDEX} says; "
-                                 "delete the directory and collect again")
+        self._shards = [_mapped(self.directory, shard, self.index) for shard in self.index["shards"]]
         self._starts = np.cumsum([0, *(shard["rows"] for shard in self.index["shards"])])
 
     @property
@@ -201,15 +197,35 @@ def write_shard(directory: pathlib.Path, number: int, parts: list[dict[str, np.n
     Returns:
       The entry of the index.
     """
-    from safetensors.numpy import save_file
-
     path = directory / f"shard-{number:05d}.safetensors"
-    partial = path.with_suffix(".partial")
-    with naming(partial):
-        save_file({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, partial)
+    partial = partial_path(path)
+    save_tensors(partial, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     partial.replace(path)
     return Shard(file=path.name, rows=sum(len(part[PLACES[0]]) for part in parts), batches=len(parts),
                  sha256=file_digest(path))
+
+
+def read_index(directory: pathlib.Path) -> Index:
+    """Reads the index.
+
+    Args:
+      directory: The directory of the shards.
+
+    Returns:
+      The content.
+
+    Raises:
+      ValueError: If it is damaged, or names a file outside of the directory.
+    """
+    path = directory / INDEX
+    index = read_json(path, Index)
+    for shard in index["shards"]:
+        if pathlib.PurePath(shard["file"]).name != shard["file"]:
+            raise ValueError(f"{path} names the file {shard['file']!r}; expected a name inside its directory")
+        if min(shard["rows"], shard["batches"]) < 1:
+            raise ValueError(f"{path} has a shard of {shard['rows']} rows and {shard['batches']} batches; expected at "
+                             "least 1; delete the directory and collect again")
+    return index
 
 
 def write_index(directory: pathlib.Path, index: Index) -> None:
@@ -219,7 +235,7 @@ def write_index(directory: pathlib.Path, index: Index) -> None:
       directory: The directory of the shards.
       index: The content.
     """
-    partial = directory / f"{INDEX}.partial"
+    partial = partial_path(directory / INDEX)
     with naming(partial), partial.open("w", encoding="utf-8") as stream:
         json.dump(index, stream, indent=1)
         stream.flush()
@@ -227,20 +243,27 @@ def write_index(directory: pathlib.Path, index: Index) -> None:
     partial.replace(directory / INDEX)
 
 
-def _mapped(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Maps the arrays of a safetensors file into memory, so that rows are read when they are
-    used.
+def _mapped(directory: pathlib.Path, shard: Shard, index: Index) -> dict[str, np.ndarray]:
+    """Maps the arrays of a shard into memory, so that rows are read when they are used.
 
     Raises:
-      ValueError: If the file is damaged.
+      ValueError: If the file is missing or damaged, or has other arrays than the index says.
     """
+    path, rows = directory / shard["file"], shard["rows"]
     try:
+        expected = {name: ((rows, dim), np.dtype(index["dtype"])) for name, dim in index["dims"].items()}
+        expected |= {name: ((rows,), np.dtype(np.int32)) for name in PLACES}
+        check_file(path)
         with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if length < path.stat().st_size else {}
-            header.pop("__metadata__", None)
-            return {name: np.memmap(path, _DTYPES[entry["dtype"]], "r", 8 + length + entry["data_offsets"][0],
-                                    tuple(entry["shape"])) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            size, length = os.fstat(stream.fileno()).st_size, int.from_bytes(stream.read(8), "little")
+            header = parse_json(stream.read(length) if length < size else b"", path, dict[str, dict[str, Any]])
+        header.pop("__metadata__", None)
+        found: dict[str, np.ndarray] = {
+            name: np.memmap(path, _DTYPES[entry["dtype"]], "r", 8 + length + entry["data_offsets"][0],
+                            tuple(entry["shape"])) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise ValueError(f"{path} cannot be read as a shard of activations ({type(error).__name__}: {error}); delete "
                          "the directory and collect again") from error
+    if {name: (values.shape, values.dtype) for name, values in found.items()} != expected:
+        raise ValueError(f"{path} has other arrays than {INDEX} says; delete the directory and collect again")
+    return found

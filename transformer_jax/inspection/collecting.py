@@ -19,11 +19,11 @@ from transformer_jax.inspection.activations import (
     Index,
     check_digest,
     need_safetensors,
+    read_index,
     write_index,
     write_shard,
 )
 from transformer_jax.inspection.reading_activations import PLACES, ActivationReader
-from transformer_jax.json_files import read_json
 from transformer_jax.settings import checked_path
 
 
@@ -112,7 +112,7 @@ def _index(directory: pathlib.Path, reader: ActivationReader, rows_per_shard: in
     if not (directory / INDEX).is_file():
         return Index(dims=reader.dims, dtype=reader.dtype, reader=key, texts=hashlib.sha256().hexdigest(),
                      finished=False, shards=[])
-    index = read_json(directory / INDEX, Index)
+    index = read_index(directory)
     if index["reader"] != key:
         raise ValueError(f"{directory} holds activations of another model, or of other sites, batch_size, dtype or "
                          "rows_per_shard; use another directory")

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 import ml_dtypes
 import numpy as np
 
+from transformer_jax.files import save_tensors
 from transformer_jax.interop.mapping import Weight
 from transformer_jax.interop.weight_files import INDEX, SINGLE
 
@@ -231,18 +232,12 @@ def write(directory: pathlib.Path, tensors: Iterable[tuple[str, tuple[int, ...],
         total += num_bytes
     names = [SINGLE] if len(shards) == 1 else [f"model-{number:05}-of-{len(shards):05}.safetensors"
                                                for number in range(1, len(shards) + 1)]
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     for stale in (directory / SINGLE, directory / INDEX, *directory.glob("model-?????-of-?????.safetensors")):
         stale.unlink(missing_ok=True)
     for file_name, shard in zip(names, shards, strict=True):
         # transformers does not load files without this metadata.
         content = {name: np.ascontiguousarray(make()) for name, make in shard.items()}
-        try:
-            save_file(content, directory / file_name, metadata={"format": "pt"})
-        except SafetensorError as error:  # such as a full disk
-            raise ValueError(f"{directory / file_name} cannot be written: {error}") from error
+        save_tensors(directory / file_name, content, {"format": "pt"})
     if len(shards) > 1:
         weight_map = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
         (directory / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map},

@@ -7,13 +7,13 @@ import hashlib
 import inspect
 import io
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
+from transformer_jax.files import read_file
 from transformer_jax.inspection import curves, plots
 from transformer_jax.runs.workdir import write_whole
 from transformer_jax.training.bundle import Bundle, load
@@ -130,9 +130,9 @@ def _stored(path: pathlib.Path, key: str) -> dict[str, np.ndarray] | None:
     """Returns a stored measurement; ``None`` if there is none, it is damaged, or it is of another
     function or checkpoint."""
     try:
-        with np.load(path) as stored:
+        with np.load(io.BytesIO(read_file(path))) as stored:
             if str(stored[_KEY]) != key:
                 return None
             return {name: stored[name] for name in stored.files if name != _KEY}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except Exception:  # a damaged archive raises exceptions of many kinds
         return None

@@ -17,7 +17,7 @@ import jax
 from transformer_jax.config import ExperimentConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.data.huggingface_tokenizer import HuggingFaceTokenizer, tokenizer_from_bytes
-from transformer_jax.files import naming
+from transformer_jax.files import naming, partial_path
 from transformer_jax.json_files import located
 from transformer_jax.runs.paths import current_directory
 from transformer_jax.runs.record import RECORD, Record, changed_settings, last_step, read_record
@@ -202,7 +202,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
     """Writes a file in one atomic operation, so that other processes never see a part of it."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = partial_path(path)
     with naming(path):
         partial.write_bytes(content)
         flush(partial)

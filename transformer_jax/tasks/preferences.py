@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import tempfile
 from collections.abc import Sequence
-from typing import cast
 
 import jax
 import numpy as np
@@ -16,6 +14,7 @@ from transformer_jax.alignment.rankings import Rankings
 from transformer_jax.data import Comparison, read_comparisons
 from transformer_jax.data.conversations import AnyTokenizer
 from transformer_jax.data.examples import as_comparison
+from transformer_jax.data.token_file import is_intact, write_with_digest
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.tasks.answering import AnsweringTask, answering
 from transformer_jax.tasks.task_data import TaskData
@@ -53,12 +52,12 @@ class DirectPreference(AnsweringTask):
     def _with_reference(self, rankings: Rankings, reference: Decoder, cache_dir: pathlib.Path) -> Rankings:
         """Adds the log-probabilities under the reference model to the rankings. A resumed run reads
         them from the file that the first start wrote."""
-        path = cache_dir / f"reference-{rankings.digest[:16]}-{tree_digest(reference)[:16]}.npy"
-        if path.exists():
-            return dataclasses.replace(rankings, reference_logprobs_NK=np.load(path, allow_pickle=False))
+        key = {"rankings": rankings.digest, "reference": tree_digest(reference)}
+        path = cache_dir / f"reference-{key['rankings'][:16]}-{key['reference'][:16]}.bin"
+        if is_intact(path, key):
+            stored_NK = np.fromfile(path, np.float32).reshape(len(rankings), -1)
+            return dataclasses.replace(rankings, reference_logprobs_NK=stored_NK)
         rankings = with_reference(rankings, reference, self.config.eval.batch_size)
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".partial", delete=False) as file:
-            np.save(file, cast(np.ndarray, rankings.reference_logprobs_NK))
-        pathlib.Path(file.name).replace(path)
+        write_with_digest(path, key, [np.asarray(rankings.reference_logprobs_NK, np.float32)])
         return rankings

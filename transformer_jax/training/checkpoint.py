@@ -95,15 +95,15 @@ class Checkpoints:
         keep_orbax_quiet()
 
     def steps(self) -> list[int]:
-        """Lists the complete steps.
+        """Lists the complete steps. An empty directory is not a step, because no save leaves one.
 
         Returns:
           The numbers of the steps, ascending.
         """
         if not self.directory.is_dir():
             return []
-        found = (re.fullmatch(r"(0|[1-9]\d*)(\.replaced)?", path.name) for path in self.directory.iterdir())
-        return sorted({int(match[1]) for match in found if match})
+        found = ((path, re.fullmatch(r"(0|[1-9]\d*)(\.replaced)?", path.name)) for path in self.directory.iterdir())
+        return sorted({int(match[1]) for path, match in found if match and any(path.glob("*"))})
 
     def save(self, step: int, state: Any, *, metadata: Mapping[str, Any], files: Mapping[str, bytes] | None = None):
         """Saves one step in the background, and replaces an earlier save of the same step.

@@ -25,6 +25,7 @@ from transformer_jax.training.errors import NotFiniteError
 from transformer_jax.training.loop import Loop
 from transformer_jax.training.metrics import flops_per_token
 from transformer_jax.training.processes import agreed, is_first
+from transformer_jax.training.signals import recorded_signals
 
 MAX_SKIPPED_IN_A_ROW = 10
 
@@ -215,12 +216,13 @@ class SaveCheckpoints:
         self._own: dict[str, str] | None = None
 
     def start(self, loop: Loop) -> None:
-        """Looks up the last saved step, which need not be saved again.
+        """Looks up whether the first step is saved already.
 
         Args:
           loop: the loop before the first step.
         """
-        self.saved = max(self._checkpoints.steps(), default=None)
+        # A later step in the directory is damaged, or else the run would start from it.
+        self.saved = loop.start if loop.start in self._checkpoints.steps() else None
 
     def __call__(self, loop: Loop) -> None:
         self._due |= loop.step % loop.config.checkpoint.every == 0 or loop.finished
@@ -260,23 +262,9 @@ class StopOnSignal:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Records the first signal instead of ending the process; a second one ends it."""
-        usual_handlers = {}
-
-        def on_signal(signum: int, frame: Any) -> None:
-            self._received.append(signum)
-            signal.signal(signum, usual_handlers[signum])
-
-        try:
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                usual_handlers[signum] = signal.signal(signum, on_signal)
-        except ValueError:  # outside the main thread, as in some notebooks, Python does not allow it
-            pass
-        try:
+        """Records signals instead of ending the process, see ``recorded_signals``."""
+        with recorded_signals() as self._received:
             yield
-        finally:
-            for signum, handler in usual_handlers.items():
-                signal.signal(signum, handler)
 
 
 def progress_bar(loop: Loop) -> tqdm:

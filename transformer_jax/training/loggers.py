@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from transformer_jax.files import partial_path
 from transformer_jax.training.metrics import read_metrics
 
 Values = Mapping[str, "float | np.ndarray"]
@@ -66,7 +67,7 @@ class JsonlLogger:
     def __init__(self, directory: str | pathlib.Path, start_step: int = 0):
         self.path = pathlib.Path(directory) / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line["step"] <= start_step]
-        partial = self.path.with_suffix(".jsonl.partial")
+        partial = partial_path(self.path)
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self.path)
         self._file = self.path.open("a")
