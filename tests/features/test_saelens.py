@@ -70,6 +70,11 @@ def test_the_older_form_of_the_config(tmp_path):
 @pytest.mark.parametrize(("change", "message"), [
     ({"architecture": "temporal"}, "architecture='temporal' is not one of"),
     ({"normalize_activations": "layer_norm"}, "normalize_activations='layer_norm' is not supported"),
+    ({"architecture": ["topk"]}, r"cfg\.json: architecture is a list; expected text"),
+    ({"metadata": "x"}, r"cfg\.json: metadata is .*; expected a JSON object"),
+    ({"metadata": {"hook_name": 3}}, r"cfg\.json: metadata.hook_name is 3; expected text"),
+    ({"apply_b_dec_to_input": "no"}, r"cfg\.json: apply_b_dec_to_input is .*; expected true or false"),
+    ({"d_sae": 11}, r"cfg\.json: d_sae=11, but the tensors in sae_weights\.safetensors have 10"),
     ({"architecture": "jumprelu"}, "has the tensors W_dec, W_enc, b_dec, b_enc; expected"),
 ])
 def test_what_ours_cannot_express_is_refused(change, message, tmp_path):
@@ -78,6 +83,14 @@ def test_what_ours_cannot_express_is_refused(change, message, tmp_path):
     (tmp_path / "theirs" / "cfg.json").write_text(json.dumps(settings | change))
     with pytest.raises(ValueError, match=message):
         tj.features.from_saelens(tmp_path / "theirs")
+
+
+def test_a_type_of_null_is_float32(tmp_path):
+    shutil.copytree(FOLDER / "standard", tmp_path / "theirs")
+    settings = json.loads((FOLDER / "standard" / "cfg.json").read_text()) | {"dtype": None}
+    (tmp_path / "theirs" / "cfg.json").write_text(json.dumps(settings))
+    tj.features.to_saelens(tmp_path / "ours", tj.features.from_saelens(tmp_path / "theirs"))
+    assert json.loads((tmp_path / "ours" / "cfg.json").read_text())["dtype"] == "float32"
 
 
 def test_damaged_files_and_models_that_saelens_lacks(tmp_path):

@@ -66,6 +66,24 @@ def test_files_without_names_of_labels(tmp_path):
         tj.from_huggingface(tmp_path)
 
 
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"id2label": {"0": "a", "1": "a", "2": "b"}}, "has a name twice"),
+    ({"id2label": {"0": "a", "1": "", "2": "b"}}, "must be names that are not empty"),
+    ({"id2label": {"0": "a", "1": None, "2": "b"}}, "a label in id2label=null: expected a string"),
+    ({"id2label": {"0": "a", "1": "b"}}, r"classifier.weight is \[3, 6\], expected \[2, 6\]"),
+    ({"id2label": []}, "expected an object with the keys"),
+    ({"id2label": {}}, "needs classifier.labels"),
+    ({"id2label": None, "num_labels": 10**30}, "num_labels=1000.*: expected a whole number from 1 to"),
+    ({"id2label": None, "num_labels": 0}, "num_labels=0: expected a whole number from 1 to"),
+])
+def test_labels_that_are_missing_or_given_twice(settings, message, tmp_path):
+    tj.to_huggingface(bundle_of(ENCODER), tmp_path)
+    change(tmp_path, label2id=None, **settings)
+    with pytest.raises(ValueError, match=message) as raised:
+        tj.from_huggingface(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
 def test_a_classifier_of_several_labels_at_a_time_is_read_without_its_head(tmp_path):
     directory = model_directory("bert_texts-published", tmp_path)
     change(directory, problem_type="multi_label_classification")

@@ -92,6 +92,41 @@ def test_damaged_and_unknown_files_are_refused(tmp_path):
                              token_table + struct.pack("<I", 13)))
 
 
+@pytest.mark.parametrize(("entries", "tensors", "message"), [
+    ([(b"a", 4, b"1234"), (b"a", 4, b"1234")], [], "has the metadata 'a' twice"),
+    ([(b"a", 9, struct.pack("<IQ", 9, 1) * 40)], [], "lists nested more than 8 deep"),
+    ([(b"a", 9, struct.pack("<IQ", 8, 2**60))], [], "a list of 1152921504606846976 strings exceeds it"),
+    ([(b"a", 9, struct.pack("<IQ", 4, 2**60))], [], "inside its header"),
+    ([(b"a", 99, b"")], [], "metadata of the unknown type 99"),
+    ([(b"general.alignment", 4, bytes(4))], [], "general.alignment=0"),
+    ([], [(b"x", (32, 2**40, 0), 0, 0)], r"'x' has the shape \[0, 1099511627776, 32\]"),
+    ([], [(b"x", (32, 2**60, 2**60), 0, 0)], "'x' ends at byte"),
+    ([], [(b"x", (32,), 0, 2**63)], "'x' ends at byte"),
+    ([], [(b"x", (1,) * 5, 0, 0)], "has 5 axes; expected at most 4"),
+    ([], [], "architecture null"),
+])
+def test_hostile_headers_are_refused(entries, tensors, message, tmp_path):
+    def named(name):
+        return struct.pack("<Q", len(name)) + name
+
+    content = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(entries))
+    content += b"".join(named(name) + struct.pack("<I", kind) + value for name, kind, value in entries)
+    content += b"".join(named(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+                        for name, shape, kind, offset in tensors)
+    (tmp_path / "hostile.gguf").write_bytes(content + bytes(64))
+    with pytest.raises(ValueError, match=message) as raised:
+        tj.from_gguf(tmp_path / "hostile.gguf")
+    assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("counts", [(2**60, 0), (0, 2**60), (2**64 - 1, 2**64 - 1)])
+def test_enormous_counts_are_refused(counts, tmp_path):
+    whole = (FOLDER / "llama.gguf").read_bytes()
+    (tmp_path / "counts.gguf").write_bytes(whole[:8] + struct.pack("<QQ", *counts) + whole[24:])
+    with pytest.raises(ValueError, match="counts.gguf"):
+        tj.from_gguf(tmp_path / "counts.gguf")
+
+
 def test_a_tokenizer_that_cannot_be_made_is_left_out_with_the_reason(tmp_path):
     path = changed(tmp_path, "pieces", b"tokenizer.ggml.pre", b"tokenizer.ggml.prf")
     shutil.copy(path, tmp_path / "renamed.gguf")

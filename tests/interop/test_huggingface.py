@@ -322,6 +322,17 @@ def test_an_older_config_of_scaled_rotations(tmp_path):
     assert config.num_kv_heads == 2 and not config.tie_embeddings
 
 
+@pytest.mark.parametrize(("model_type", "longest"), [("llama", 2048), ("mistral", 131_072), ("qwen2", 32_768),
+                                                     ("qwen3", 32_768)])
+def test_a_config_that_leaves_out_the_longest_text(model_type, longest):
+    """The defaults of the classes of transformers, such as ``LlamaConfig().max_position_embeddings``."""
+    sizes = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 9, "num_hidden_layers": 1,
+             "num_attention_heads": 2}
+    assert FAMILIES[model_type].read_config({"model_type": model_type} | sizes).max_len == longest
+    with pytest.raises(ValueError, match="lacks vocab_size, hidden_size"):
+        FAMILIES[model_type].read_config({"model_type": model_type})
+
+
 def test_llama3_scaling_in_its_three_bands():
     scaling = RopeScaling("llama3", 8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_len=64)
     plain, scaled = (rotary_frequencies(16, 10_000.0, kind) for kind in (RopeScaling(), scaling))

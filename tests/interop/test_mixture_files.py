@@ -56,6 +56,24 @@ def test_an_enormous_number_of_experts_is_refused_before_memory_is_used(tmp_path
         tj.from_huggingface(directory)
 
 
+def test_tensors_of_experts_that_are_missing_are_named(tmp_path):
+    directory = model_directory("mixtral-published", tmp_path)
+    whole = numpy_files.load_file(directory / "model.safetensors")
+    expert = "model.layers.1.block_sparse_moe.experts.2"
+    for lost, message in (([f"{expert}.w2.weight"], f"missing: {expert}.w2.weight"),
+                          ([name for name in whole if "experts." in name], "missing: .*experts.0.w1.weight"),
+                          (["model.layers.0.block_sparse_moe.gate.weight"], "missing: .*gate.weight")):
+        numpy_files.save_file({name: value for name, value in whole.items() if name not in lost},
+                              directory / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message) as raised:
+            tj.from_huggingface(directory)
+        assert str(directory) in str(raised.value) and len(str(raised.value)) < 1500
+    numpy_files.save_file(whole | {f"{expert}.w2.weight": whole[f"{expert}.w2.weight"][:, 1:].copy()},
+                          directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"of another shape: {expert}.w2.weight is"):
+        tj.from_huggingface(directory)
+
+
 @pytest.mark.parametrize("changes", [dict(shared_experts=1), dict(scores="sigmoid"), dict(weight_scale=2.0)])
 def test_experts_that_no_family_has_are_not_written(changes):
     config = read("mixtral-published")

@@ -172,6 +172,34 @@ def test_a_class_that_is_not_read_becomes_one_that_is(tmp_path):
     assert all(tokenizer.encode_source(text) == plain(text).input_ids for text in TEXTS)
 
 
+@pytest.mark.parametrize("name", ["CodeLlamaTokenizer", "CodeGenTokenizer", "HerbertTokenizer", "ByT5Tokenizer"])
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json", None])
+def test_a_class_that_is_not_read_is_named_with_what_to_do(name, files, tmp_path):
+    directory_of("gpt2", tmp_path)
+    if files == "tokenizer.json":
+        shutil.copy(HERE / "again" / "llama" / "tokenizer.json", tmp_path)
+    for vocabulary in ("vocab.json", "merges.txt") if files is None else ():
+        (tmp_path / vocabulary).unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": f"{name}Fast"}))
+    if files is None:
+        with pytest.warns(UserWarning, match=f"{tmp_path} is loaded without a tokenizer: its class in transformers is "
+                                             f"{name}, which is not supported; give the model token ids"):
+            assert read(tmp_path) is None
+        return
+    advice = r"TokenizerFast.from_pretrained\(DIRECTORY\)" if files == "tokenizer.json" else "delete them, and"
+    with pytest.raises(ValueError, match=f"class in transformers is {name}, which is not supported; .*{advice}"):
+        read(tmp_path)
+
+
+def test_missing_files_of_a_class_that_is_read(tmp_path):
+    directory_of("gpt2", tmp_path)
+    for vocabulary in ("vocab.json", "merges.txt"):
+        (tmp_path / vocabulary).unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    with pytest.warns(UserWarning, match="loaded without a tokenizer: the files of its GPT2Tokenizer are missing"):
+        assert read(tmp_path) is None
+
+
 def test_special_tokens_of_a_translation_model_beyond_the_usual(tmp_path):
     """As ``AutoTokenizer``: new names get ids after the vocabulary, and ``cls_token`` begins a
     text."""

@@ -6,7 +6,7 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ import numpy as np
 from transformer_jax.config.sparse_autoencoder import SparseAutoencoderConfig
 from transformer_jax.features.autoencoder import SparseAutoencoder
 from transformer_jax.features.splicing import in_own_units
+from transformer_jax.files import naming, save_tensors
 from transformer_jax.inspection.activations import need_safetensors
-from transformer_jax.json_files import read_json
+from transformer_jax.json_files import located, read_json
 from transformer_jax.settings import checked_path
 from transformer_jax.training.bundle import Bundle
 
@@ -35,6 +36,29 @@ _HOOKS = {"residual": "hook_resid_pre", "mlp_output": "hook_mlp_out", "attention
 _DTYPES = {"float32": np.dtype(np.float32), "torch.float32": np.dtype(np.float32),
            "bfloat16": np.dtype(ml_dtypes.bfloat16), "torch.bfloat16": np.dtype(ml_dtypes.bfloat16),
            "float16": np.dtype(np.float16), "torch.float16": np.dtype(np.float16)}
+
+
+class _Hooks(TypedDict, total=False):
+    """The metadata in ``cfg.json`` that is read."""
+
+    hook_name: str | None
+    hook_name_out: str | None
+
+
+class _Theirs(_Hooks, total=False):
+    """The part of ``cfg.json`` that is read. Older versions have the metadata beside the rest."""
+
+    architecture: str
+    activation_fn: str | None
+    activation_fn_str: str | None
+    activation_fn_kwargs: dict[str, Any] | None
+    apply_b_dec_to_input: bool
+    d_in: int | None
+    d_out: int | None
+    d_sae: int | None
+    hook_point: str | None
+    k: int | None
+    metadata: _Hooks | None
 
 
 def from_saelens(directory: str | pathlib.Path, *, site: str | None = None, target: str | None = None) -> Bundle:
@@ -62,7 +86,7 @@ def from_saelens(directory: str | pathlib.Path, *, site: str | None = None, targ
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise ValueError(f"{directory} has no {name}; expected the directory that SAELens's save_model wrote")
-    settings = read_json(directory / CONFIG, dict[str, Any])
+    settings = cast(dict[str, Any], read_json(directory / CONFIG, _Theirs))
     try:
         tensors = load_file(directory / WEIGHTS)
     except SafetensorError as error:
@@ -102,8 +126,6 @@ def to_saelens(directory: str | pathlib.Path, bundle_or_model: Any) -> None:
       ImportError: If safetensors is not installed.
     """
     need_safetensors("to_saelens writes safetensors files")
-    from safetensors.numpy import save_file
-
     directory = checked_path("directory", directory)
     model: SparseAutoencoder = getattr(bundle_or_model, "model", bundle_or_model)
     kept = json.loads(getattr(bundle_or_model, "files", {}).get(CONFIG, "{}"))
@@ -114,8 +136,10 @@ def to_saelens(directory: str | pathlib.Path, bundle_or_model: Any) -> None:
     if "threshold" in tensors:
         tensors["threshold"] = np.broadcast_to(tensors["threshold"], model.config.num_features)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(value.astype(dtype)) for name, value in tensors.items()}, directory / WEIGHTS)
-    (directory / CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+    save_tensors(directory / WEIGHTS, {name: np.ascontiguousarray(value.astype(dtype))
+                                       for name, value in tensors.items()})
+    with naming(directory / CONFIG):
+        (directory / CONFIG).write_text(json.dumps(settings), encoding="utf-8")
 
 
 def _names(config: SparseAutoencoderConfig) -> dict[str, str]:
@@ -151,14 +175,18 @@ def _config(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], path
     hook = metadata.get("hook_name") or settings.get("hook_name") or settings.get("hook_point") or ""
     hook_out = metadata.get("hook_name_out") or settings.get("hook_name_out") or ""
     (input_dim, num_features), output_dim = tensors["W_enc"].shape, tensors["W_dec"].shape[1]
+    for name, size in (("d_in", input_dim), ("d_sae", num_features), ("d_out", output_dim)):
+        if settings.get(name) not in (None, size):
+            raise ValueError(f"{path}: {name}={settings[name]}, but the tensors in {WEIGHTS} have {size}")
     site = _our_name(hook) if site is None else site
     if is_transcoder and target is None:
         target = _our_name(hook_out) if hook_out else site.replace("mlp_input", "mlp_output")
         target = f"{site}.target" if target == site else target
-    return SparseAutoencoderConfig(
-        site=site, target=target, input_dim=input_dim, output_dim=output_dim, num_features=num_features,
-        activation=activation, k=32 if k is None else k,
-        subtract_bias=not is_transcoder and settings.get("apply_b_dec_to_input", True))
+    with located(str(path)):
+        return SparseAutoencoderConfig(
+            site=site, target=target, input_dim=input_dim, output_dim=output_dim, num_features=num_features,
+            activation=activation, k=32 if k is None else k,
+            subtract_bias=not is_transcoder and settings.get("apply_b_dec_to_input", True))
 
 
 def _settings(config: SparseAutoencoderConfig, kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +205,7 @@ def _settings(config: SparseAutoencoderConfig, kept: Mapping[str, Any]) -> dict[
     metadata = {name: hook for name, hook in hooks.items() if hook} | (kept.get("metadata") or {})
     return {
         "architecture": names[activation, config.is_transcoder], "d_in": config.input_dim,
-        "d_sae": config.num_features, "dtype": kept.get("dtype", "float32"), "device": kept.get("device", "cpu"),
+        "d_sae": config.num_features, "dtype": kept.get("dtype") or "float32", "device": kept.get("device", "cpu"),
         "apply_b_dec_to_input": config.subtract_bias, "normalize_activations": "none",
         "reshape_activations": kept.get("reshape_activations", "hook_z" if "head_output" in config.site else "none"),
         "metadata": {"sae_lens_version": "6.0.0"} | metadata,

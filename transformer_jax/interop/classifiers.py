@@ -14,6 +14,8 @@ from transformer_jax.interop.family import Family
 from transformer_jax.interop.mapping import Weight, linear
 from transformer_jax.interop.setting import ACTIVATIONS, Settings, checked, shown, translated, typed
 
+_MOST_LABELS = 1_000_000  # more names would fill the memory before they can be compared with the tensors
+
 
 @dataclasses.dataclass(frozen=True)
 class Head:
@@ -124,7 +126,10 @@ def _read_labels(settings: Settings) -> tuple[str, ...]:
     ``id2label``."""
     names = settings.get("id2label")
     if names is None:
-        return tuple(f"LABEL_{number}" for number in range(typed(settings, "num_labels", int, 2)))
+        count = typed(settings, "num_labels", int, 2)
+        if not 0 < count <= _MOST_LABELS:
+            raise ValueError(f"num_labels={shown(count)}: expected a whole number from 1 to {_MOST_LABELS}")
+        return tuple(f"LABEL_{number}" for number in range(count))
     if not isinstance(names, Mapping) or sorted(names, key=_number) != [str(number) for number in range(len(names))]:
         raise ValueError(f"id2label={shown(names)}: expected an object with the keys \"0\", \"1\" and so on")
     return tuple(checked(names[str(number)], str, "a label in id2label") for number in range(len(names)))

@@ -136,6 +136,8 @@ def _settings(path: pathlib.Path, name: str, architecture: _Architecture, metada
             raise ValueError(f"{path} has {name}.{key}={shown(value)}, which is not supported")
     settings = {theirs: metadata[f"{name}.{ours}"] for ours, theirs in architecture.sizes.items()
                 if f"{name}.{ours}" in metadata}
+    if f"{name}.context_length" not in metadata:
+        raise ValueError(f"{path} has no {name}.context_length, the longest text in tokens")
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     if "token_embd.weight" not in shapes:
         raise ValueError(f"{path} has no tensor token_embd.weight, the table of tokens")

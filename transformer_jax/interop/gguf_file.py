@@ -17,7 +17,7 @@ from transformer_jax.interop.setting import shown
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_MOST_AXES = 4
+_MOST_AXES, _MOST_NESTED = 4, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ class _Reader:
     def string(self) -> str:
         return self.bytes(self.number("Q")).decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind in _NUMBERS:
             return self.number(_NUMBERS[kind])
         if kind == _STRING:
@@ -118,7 +118,9 @@ class _Reader:
             return list(struct.unpack(f"<{count}{code}", self.bytes(count * struct.calcsize(f"<{code}"))))
         if count > len(self.data) - self.place:
             raise ValueError(f"{self.path} is not a complete GGUF file: a list of {count} strings exceeds it")
-        return [self.value(inner) for _ in range(count)]
+        if depth == _MOST_NESTED:
+            raise ValueError(f"{self.path} has metadata with lists nested more than {_MOST_NESTED} deep")
+        return [self.value(inner, depth + 1) for _ in range(count)]
 
 
 def read_gguf(path: pathlib.Path) -> tuple[dict[str, Any], list[GgufTensor]]:
@@ -147,6 +149,8 @@ def read_gguf(path: pathlib.Path) -> tuple[dict[str, Any], list[GgufTensor]]:
             metadata = {}
             for _ in range(num_entries):
                 name = reader.string()
+                if name in metadata:
+                    raise ValueError(f"{path} has the metadata {shown(name)} twice")
                 metadata[name] = reader.value(reader.number("I"))
             found = [_tensor_entry(reader) for _ in range(num_tensors)]
             alignment = metadata.get("general.alignment", 32)
@@ -176,7 +180,7 @@ def _checked(path: pathlib.Path, found: list[tuple[str, tuple[int, ...], int, in
                          "llama-quantize --allow-requantize IN.gguf OUT.gguf Q8_0")
     tensors = [GgufTensor(path, name, shape, FORMATS[kind], start + offset) for name, shape, kind, offset in found]
     for tensor in tensors:
-        if not tensor.shape or tensor.shape[-1] % tensor.format.size:
+        if not tensor.shape or 0 in tensor.shape or tensor.shape[-1] % tensor.format.size:
             raise ValueError(f"{path}: the tensor {shown(tensor.name)} has the shape {list(tensor.shape)}; expected "
                              f"rows of whole blocks of {tensor.format.size} numbers ({tensor.format.name})")
         if tensor.offset + tensor.num_bytes > size:

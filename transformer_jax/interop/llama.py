@@ -8,6 +8,7 @@ model does not have.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -100,15 +101,21 @@ def _write(model_type: str, config: ModelConfig) -> dict[str, Any]:
                                  "max_window_layers": types.count(FULL) if is_usual else 0}
 
 
+def _settings(longest: int) -> tuple[Setting, ...]:
+    """Returns the table for a family whose files may leave out ``max_position_embeddings``."""
+    return tuple(dataclasses.replace(row, default=longest) if row.ours == "max_len" else row for row in SETTINGS)
+
+
 _FIXED = {"family": "decoder", "positions": "rope", "norm": "rmsnorm"}
 
 LLAMA, MISTRAL, QWEN2, QWEN3 = (
-    Family(model_type, architecture, WEIGHTS, SETTINGS, fixed=_FIXED | fixed,
+    Family(model_type, architecture, WEIGHTS, _settings(longest), fixed=_FIXED | fixed,
            requires={"partial_rotary_factor": 1.0}, read=_read, write=functools.partial(_write, model_type),
            # Older versions of transformers stored the rotary frequencies as a buffer.
            ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
            # transformers stores a model for answering questions under the prefix "transformer".
            renames=((r"^(transformer\.)?(?=(embed_tokens|layers|norm|rotary_emb)\.)", "model."),))
-    for model_type, architecture, fixed in (
-        ("llama", "LlamaForCausalLM", {}), ("mistral", "MistralForCausalLM", {}),
-        ("qwen2", "Qwen2ForCausalLM", {"use_qkv_bias": True}), ("qwen3", "Qwen3ForCausalLM", {"use_qk_norm": True})))
+    for model_type, architecture, longest, fixed in (
+        ("llama", "LlamaForCausalLM", 2048, {}), ("mistral", "MistralForCausalLM", 4096 * 32, {}),
+        ("qwen2", "Qwen2ForCausalLM", 32_768, {"use_qkv_bias": True}),
+        ("qwen3", "Qwen3ForCausalLM", 32_768, {"use_qk_norm": True})))

@@ -186,7 +186,8 @@ def _is_parameter(node: Any) -> bool:
 
 
 def describe(items: Iterable[str], most: int = 40) -> str:
-    """Formats items as a sorted list for a message, with at most ``most`` of them."""
-    items = sorted(items)
+    """Formats items as a sorted list for a message, with at most ``most`` of them. Names that cannot
+    be printed, which only a damaged file has, are shown in quotation marks."""
+    items = [item if item.isprintable() else repr(item) for item in sorted(items)]
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more

@@ -6,6 +6,7 @@ import json
 import pathlib
 
 from transformer_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
+from transformer_jax.files import naming
 from transformer_jax.interop.huggingface import to_huggingface
 from transformer_jax.settings import require
 from transformer_jax.training.bundle import Bundle
@@ -56,4 +57,5 @@ def to_sentence_transformers(bundle: Bundle, directory: str | pathlib.Path, *, p
 
 def _write(path: pathlib.Path, content: object) -> None:
     """Writes a JSON file."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with naming(path):
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,11 @@ from transformer_jax.interop.tokenizer_vocabulary import VOCABULARY_CLASSES, rea
 # Our own tokenizer file. transformers would misread it, so it has a name that transformers ignores.
 _OURS = "transformer_jax_tokenizer.model"
 _JSON = "tokenizer.json"
-_WAY_OUT = ("to read it as its tokenizer.json describes it, load the directory with transformers as "
-            "PreTrainedTokenizerFast, and save it there: "
-            "PreTrainedTokenizerFast.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)")
+_WITH_JSON = ("to read it as its tokenizer.json describes it, load the directory with transformers as "
+              "PreTrainedTokenizerFast, and save it there: "
+              "PreTrainedTokenizerFast.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)")
+_WITHOUT_JSON = ("its files have no tokenizer.json: to read the model alone, delete them, and give it token ids that "
+                 "AutoTokenizer of transformers made")
 _KNOWN = (_JSON, "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model", "sentencepiece.model",
           "vocab.json", "vocab.txt", "merges.txt", "source.spm", "target.spm", "tekken.json", "tiktoken.model",
           "bpe.codes")
@@ -45,6 +48,7 @@ def read_tokenizer(directory: pathlib.Path, config: Mapping[str, Any]) -> Tokeni
         return Tokenizer.load(directory / _OURS)
     files = [name for name in _KNOWN if (directory / name).is_file()]
     if not files:
+        _warn_of_missing_files(directory, config)
         return None
     content = read_object(directory / _JSON)
     stored = StoredTokenizer((directory / _JSON).read_text("utf-8-sig"), content) if _JSON in files else None
@@ -63,7 +67,8 @@ def read_tokenizer(directory: pathlib.Path, config: Mapping[str, Any]) -> Tokeni
         elif name in CLASSES:
             tokenizer = tokenizer_of_class(directory, CLASSES[name], stored, settings)
         else:
-            raise ValueError(f"its class in transformers is {name}, which is not supported; {_WAY_OUT}")
+            raise ValueError(f"its class in transformers is {name}, which is not supported; "
+                             f"{_WITHOUT_JSON if stored is None else _WITH_JSON}")
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic in Rust is not an Exception
@@ -73,6 +78,19 @@ def read_tokenizer(directory: pathlib.Path, config: Mapping[str, Any]) -> Tokeni
     for role, token in named.items():
         kept.setdefault(f"{role}_token", str(token))
     return HuggingFaceTokenizer.make(tokenizer.to_str(), kept, config_ids | ids)
+
+
+def _warn_of_missing_files(directory: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Warns that a model has no tokenizer although a file names its class, such as that of ByT5,
+    which has no vocabulary."""
+    written = read_object(directory / "tokenizer_config.json")
+    name = tokenizer_class(written, config, False)
+    if not written and "tokenizer_class" not in config:
+        return
+    reason = (f"its class in transformers is {name}, which is not supported" if name not in CLASSES and name not in
+              VOCABULARY_CLASSES and name != AS_WRITTEN else f"the files of its {name} are missing")
+    warnings.warn(f"{directory} is loaded without a tokenizer: {reason}; give the model token ids that AutoTokenizer "
+                  "of transformers made", stacklevel=4)
 
 
 def _merged(directory: pathlib.Path, written: dict[str, Any]) -> dict[str, Any]:
