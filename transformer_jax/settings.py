@@ -21,7 +21,10 @@ def require(condition: bool, message: str) -> None:
 def shown(value: Any) -> str:
     """Returns the ``repr`` of a value for an error message: on one line, and not longer than 80
     characters."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deep"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

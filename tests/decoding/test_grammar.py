@@ -178,10 +178,25 @@ def test_encoder_decoders_follow_grammars():
     (lambda: tj.Grammar.choice("yes"), "must be a list of strings"),
     (lambda: tj.Grammar.choice(["a", ""]), "not empty"),
     (lambda: tj.Grammar.lark("begin: 'a'"), "cannot follow the grammar"),
+    (lambda: tj.Grammar.regex("("), "unclosed group"),
+    (lambda: tj.Grammar.regex("\ud800"), "half a surrogate pair"),
+    (lambda: tj.Grammar.choice(["\ud800"]), "half a surrogate pair"),
+    (lambda: tj.Grammar.json_schema({"const": "\ud800"}), "cannot read the schema"),
+    (lambda: tj.Grammar.json_schema({"type": "integer", "minimum": 10**400}), "cannot read the schema"),
+    (lambda: tj.Grammar.json_schema('{"not":' * 5000 + "1" + "}" * 5000), "nested too deep"),
+    (lambda: tj.Grammar.json_schema(_nested(5000)), "nested too deep"),
 ])
 def test_a_wrong_grammar_is_one_clear_error(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         make()
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
+
+
+def _nested(depth):
+    schema = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"not": schema}
+    return schema
 
 
 class Joins(tj.Tokenizer):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import socket
 import threading
 import time
 
 import jax
+import pytest
 
 import transformer_jax as tj
 from transformer_jax.serving import Engine
@@ -16,6 +18,11 @@ from transformer_jax.serving.served_model import ServedModel
 TEXT = ["the quick brown fox jumps over the lazy dog, and then <it> sleeps! áé 2+2=4?\n"]
 TOKENIZER = tj.Tokenizer.train(TEXT * 3, kind="char", chat=False)
 SHAPE = dict(vocab_size=TOKENIZER.vocab_size, num_heads=2, model_dim=32, init_std=0.3)
+
+
+def import_httpx():
+    """Imports httpx, which the openai client installs; its version 3 installs httpx2 instead."""
+    return pytest.importorskip("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
 
 
 def make_decoder(**changes) -> tj.Decoder:

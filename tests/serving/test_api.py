@@ -17,7 +17,7 @@ import transformer_jax as tj
 from transformer_jax.data.conversations import encode_prompt
 
 openai = pytest.importorskip("openai")
-httpx = pytest.importorskip("httpx")
+httpx = running.import_httpx()
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 

@@ -15,7 +15,7 @@ import running
 
 import transformer_jax as tj
 
-httpx = pytest.importorskip("httpx")
+httpx = running.import_httpx()
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 pytestmark = pytest.mark.long

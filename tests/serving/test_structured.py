@@ -7,10 +7,10 @@ import jax
 import pytest
 
 import transformer_jax as tj
-from tests.serving.running import TOKENIZER, make_decoder, make_served, served
+from tests.serving.running import TOKENIZER, import_httpx, make_decoder, make_served, served
 
 pytest.importorskip("llguidance", reason='needs pip install "transformer_jax[grammar]"')
-httpx = pytest.importorskip("httpx", reason="needs httpx, which the openai client installs")
+httpx = import_httpx()
 pytest.importorskip("starlette", reason='needs pip install "transformer_jax[serve]"')
 
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["fox", "dog"]}, "b": {"type": "boolean"}},
@@ -43,6 +43,8 @@ def test_texts_are_those_of_generate(post, outputs, grammar):
     ({"structured_outputs": {"regexp": "a"}}, "must be an object with one of json, regex, choice, grammar"),
     ({"structured_outputs": {"choice": []}}, "must be a list of strings"),
     ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "exclude each other"),
+    ({"structured_outputs": {"choice": ["a" * 60_000, "b" * 60_000]}}, "more than 100000 characters; simplify it"),
+    ({"structured_outputs": {"grammar": "start"}}, "cannot follow the grammar"),
     ({"response_format": {"type": "json_schema"}}, 'must be {"type": "text"}'),
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "objet"}}}}, "objet"),
 ])

@@ -60,6 +60,9 @@ def _models() -> dict[str, Any]:
     if not _WORKDIR.value and not _MODEL.value:
         loading.check(None, None)
     sources = [(workdir, None) for workdir in _WORKDIR.value] + [(None, model) for model in _MODEL.value]
+    twice = next((source for place, source in enumerate(sources) if source in sources[:place]), None)
+    if twice is not None:
+        raise ValueError(f"{loading.name(*twice)} is given twice; name each model once")
     models: dict[str, ServedModel] = {}
     for workdir, model in sources:
         bundle = loading.load(workdir, model, step=_STEP.value)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from transformer_jax.settings import shown
+from transformer_jax.settings import check_text, shown
 
 # JSON is written as json.dumps writes it, so that a model cannot write white space without end.
 _JSON_OPTIONS: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -47,7 +47,7 @@ class Grammar:
     def __post_init__(self):
         problem = load_llguidance().LLMatcher.validate_grammar(self.definition, None)
         if problem and not problem.startswith("WARNING"):
-            raise ValueError(f"llguidance cannot follow the grammar: {problem}")
+            raise ValueError(f"llguidance cannot follow the grammar: {_one_line(problem)}")
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | str) -> Self:
@@ -70,10 +70,16 @@ class Grammar:
             value = json.loads(schema) if isinstance(schema, str) else json.loads(json.dumps(schema))
         except (TypeError, ValueError) as error:
             raise ValueError(f"schema={shown(schema)} is not JSON: {error}") from None
+        except RecursionError:
+            raise ValueError("the schema is nested too deep to be read; simplify it") from None
         if not isinstance(value, dict):
             raise ValueError(f"schema={shown(schema)} is not a JSON schema; pass a JSON object, such as "
                              '{"type": "integer"}')
-        return cls(load_llguidance().LLMatcher.grammar_from_json_schema(value, defaults=_JSON_OPTIONS))
+        try:
+            definition = load_llguidance().LLMatcher.grammar_from_json_schema(value, defaults=_JSON_OPTIONS)
+        except ValueError as error:
+            raise ValueError(f"llguidance cannot read the schema: {_one_line(str(error))}") from None
+        return cls(definition)
 
     @classmethod
     def regex(cls, pattern: str) -> Self:
@@ -91,6 +97,7 @@ class Grammar:
         """
         if not isinstance(pattern, str):
             raise ValueError(f"pattern={shown(pattern)} is not a regular expression; pass a string")
+        check_text(pattern)
         return cls(load_llguidance().LLMatcher.grammar_from_regex(pattern))
 
     @classmethod
@@ -127,7 +134,14 @@ class Grammar:
         """
         if not isinstance(rules, str):
             raise ValueError(f"rules={shown(rules)} is not a grammar; pass a string")
+        check_text(rules)
         return cls(load_llguidance().LLMatcher.grammar_from_lark(rules))
+
+
+def _one_line(problem: str) -> str:
+    """Returns a message of llguidance on one line, and not longer than 300 characters."""
+    text = " ".join(problem.split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 Grammars = Grammar | Sequence[Grammar | None] | None  # one for all rows, or one for each prompt

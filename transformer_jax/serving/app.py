@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
+from absl import logging
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -21,7 +22,7 @@ from starlette.routing import Route
 from transformer_jax.serving import inspecting
 from transformer_jax.serving.completions import ChoiceStream, Completion, choice, parse
 from transformer_jax.serving.engine import ClosedError, QueueFullError
-from transformer_jax.serving.fields import ApiError, Fields
+from transformer_jax.serving.fields import ApiError, Fields, read_body
 from transformer_jax.serving.metrics import Metrics
 from transformer_jax.serving.replies import Reply
 from transformer_jax.serving.served_model import ServedModel, find
@@ -46,12 +47,14 @@ class Limits:
         loopback address, this keeps pages of other sites from reading answers.
       body_bytes: the largest size of a request.
       seconds: the longest time for a reply.
+      body_seconds: the longest time until a request has arrived.
     """
 
     api_key: str | None = None
     hosts: tuple[str, ...] = ()
     body_bytes: int = 4 << 20
     seconds: float = 600.0
+    body_seconds: float = 60.0
 
 
 def make_app(models: Mapping[str, ServedModel], limits: Limits = Limits()) -> Starlette:
@@ -121,6 +124,9 @@ class _Server:
             response = Response(status_code=499)
         except (ValueError, ImportError) as error:
             response = _error(ApiError(str(error)))
+        except Exception as error:  # a mistake in this library; the client gets JSON, and the log the stack trace
+            logging.exception("%s failed", path)
+            response = _error(ApiError(f"the server failed: {type(error).__name__}", status=500))
         self._metrics.observe(path, response.status_code, time.perf_counter() - begin)
         return response
 
@@ -141,15 +147,9 @@ class _Server:
         kind = request.headers.get("content-type", "").partition(";")[0].strip()
         if kind != "application/json":  # other types could be sent by pages of other sites
             raise ApiError(f"the content type is {kind!r}; send application/json", status=415)
-        size, parts = 0, []
-        async for part in request.stream():
-            size += len(part)
-            if size > self._limits.body_bytes:
-                raise ApiError(f"the body has more than {self._limits.body_bytes} bytes", status=413,
-                               code="request_too_large")
-            parts.append(part)
+        body = await read_body(request.stream(), self._limits.body_bytes, self._limits.body_seconds)
         try:
-            return Fields(json.loads(b"".join(parts)))
+            return Fields(json.loads(body))
         except (ValueError, RecursionError) as error:
             raise ApiError(f"the body is not valid JSON: {error}") from error
 
@@ -165,7 +165,9 @@ class _Server:
         """Makes the answer of a route that generates texts."""
         async def answer(request: Request) -> Response:
             fields = await self._fields(request)
-            completion = parse(find(self._models, fields.get("model")), fields, is_chat=is_chat)
+            # In a thread, because a long prompt or a large grammar takes time.
+            completion = await run_in_threadpool(parse, find(self._models, fields.get("model")), fields,
+                                                 is_chat=is_chat)
             changed = asyncio.Event()
             replies = _submit(completion, changed)
             if completion.streams:

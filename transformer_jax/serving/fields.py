@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from transformer_jax.settings import shown
@@ -28,6 +29,24 @@ class ApiError(Exception):
         """Returns the JSON body of the response."""
         kind = self._TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+async def read_body(stream: AsyncIterator[bytes], most_bytes: int, seconds: float) -> bytes:
+    """Reads the body of a request.
+
+    Raises:
+      ApiError: if the body is too large, or has not arrived in time.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in stream:
+                body += part
+                if len(body) > most_bytes:
+                    raise ApiError(f"the body has more than {most_bytes} bytes", status=413, code="request_too_large")
+    except TimeoutError:
+        raise ApiError(f"the body did not arrive within {seconds:g} s", status=408, code="timeout") from None
+    return bytes(body)
 
 
 class Fields:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,13 +12,18 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from transformer_jax.serving.served_model import ServedModel
+from transformer_jax.training.signals import SECONDS_OF_ONE_SIGNAL
 
+_SECONDS_TO_END = 600  # the longest time for a reply
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _Server(uvicorn.Server):
     """A server that SIGTERM and Ctrl-C end without an error: it takes no new connections, and
-    completes the replies that were requested. A second signal ends it at once."""
+    completes the replies that were requested, unless a client does not read its reply. A second
+    signal, more than a second later, ends it at once."""
+
+    _first_signal = 0.0
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -31,8 +37,10 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Ends the server, or ends it at once the second time."""
-        self.force_exit = self.should_exit
+        if not self.should_exit:
+            self._first_signal = time.monotonic()
         self.should_exit = True
+        self.force_exit = time.monotonic() - self._first_signal > SECONDS_OF_ONE_SIGNAL
 
 
 def serve(app: ASGIApp, models: Mapping[str, ServedModel], *, host: str, port: int) -> None:
@@ -47,7 +55,8 @@ def serve(app: ASGIApp, models: Mapping[str, ServedModel], *, host: str, port: i
     Raises:
       OSError: if the port is not free.
     """
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", lifespan="on", access_log=False)
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", lifespan="on", access_log=False,
+                            timeout_graceful_shutdown=_SECONDS_TO_END)
     sock = config.bind_socket()
     shown = f"[{host}]" if ":" in host else host
     print(f"Serving {', '.join(models)} at http://{shown}:{sock.getsockname()[1]}", flush=True)

@@ -14,6 +14,7 @@ from transformer_jax.decoding.batch import decodable, token_ids
 from transformer_jax.models.functional import Model
 from transformer_jax.serving.engine import Engine
 from transformer_jax.serving.fields import ApiError
+from transformer_jax.settings import shown
 
 _MOST_PROMPTS = 128
 
@@ -143,7 +144,7 @@ def find(models: Mapping[str, ServedModel], name: Any) -> ServedModel:
     """
     if name is None:
         return next(iter(models.values()))
-    if name not in models:
-        raise ApiError(f"there is no model {name!r}; the models are: {', '.join(models)}", status=404,
+    if not isinstance(name, str) or name not in models:
+        raise ApiError(f"there is no model {shown(name)}; the models are: {', '.join(models)}", status=404,
                        code="model_not_found", param="model")
     return models[name]

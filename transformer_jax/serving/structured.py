@@ -12,6 +12,7 @@ from transformer_jax.serving.fields import ApiError, Fields
 from transformer_jax.serving.served_model import ServedModel
 from transformer_jax.settings import shown
 
+_MOST_CHARACTERS = 100_000
 _KINDS = {"json": Grammar.json_schema, "regex": Grammar.regex, "choice": Grammar.choice, "grammar": Grammar.lark}
 
 
@@ -59,7 +60,11 @@ def grammar_of(fields: Fields) -> Grammar | None:
 def _made(kind: str, definition: Any, param: str) -> Grammar:
     """Makes a grammar."""
     try:
+        if len(str(definition)) > _MOST_CHARACTERS:  # the time to read a grammar grows with it
+            raise ValueError(f"the grammar has more than {_MOST_CHARACTERS} characters; simplify it")
         return _KINDS[kind](definition)
+    except RecursionError:
+        raise ApiError("the grammar is nested too deep to be read; simplify it", param=param) from None
     except ValueError as error:
         raise ApiError(str(error), param=param) from error
     except ImportError as error:
