@@ -145,6 +145,31 @@ def test_a_message_of_weight_0_is_read_and_not_learned(tmp_path):
     assert rows.is_learned.sum() == 4 and tokenizer.encode("5")[0] not in rows.targets[rows.is_learned]
 
 
+def test_the_published_files_of_squad(tmp_path):
+    """https://rajpurkar.github.io/SQuAD-explorer has articles, with paragraphs, with questions."""
+    def question(text, *answers):
+        return {"id": text, "question": text, "answers": [{"text": answer, "answer_start": 0} for answer in answers]}
+
+    articles = [{"title": "A", "paragraphs": [{"context": "a b", "qas": [question("1?", "a", "a b"),
+                                                                         question("2?", "b")]},
+                                              {"context": "c", "qas": [question("3?", "c")]}]},
+                {"title": "B", "paragraphs": [{"context": "d", "qas": [question("4?", "d")]}]}]
+    expected = [(Message("user", asked), Message("assistant", answer)) for asked, answer in (
+        ("a b\n\n1?", "a"), ("a b\n\n2?", "b"), ("c\n\n3?", "c"), ("d\n\n4?", "d"))]
+    path = tmp_path / "train-v1.1.json"
+    whole = {"version": "1.1", "data": articles}
+    for text in (json.dumps(whole), json.dumps(whole, indent=1), json.dumps(articles),
+                 "".join(f"{json.dumps(article)}\n" for article in articles)):
+        path.write_text(text)
+        assert read_demonstrations(path) == expected
+        assert read_prompts(path) == [conversation[:1] for conversation in expected]
+    articles[0]["paragraphs"][1]["qas"][0]["answers"] = []
+    path.write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match=rf"^{path}, line 1, data\[0\], paragraphs\[1\], qas\[0\]: the question has "
+                                         "no answer, as in SQuAD 2.0"):
+        read_demonstrations(path)
+
+
 def test_any_record_is_read_or_refused_in_one_line(tmp_path):
     """Values of every type in every field either are read or raise a ValueError that names the
     place."""

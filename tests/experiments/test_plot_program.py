@@ -58,5 +58,6 @@ def test_runs_that_cannot_be_drawn_end_with_one_line(program, runs):
              "log_loss out"),
             ([runs / "a", f"--out={runs}/x.gif"], f"cannot save a figure as {runs}/x.gif; the name of the "
              "file must end in .png or .svg"),
+            ([runs / "a", "--out="], "--out is empty: name a file that ends in .png or .svg"),
             ([runs / "a", f"--oot={runs}/x.png"], "Unknown command line flag 'oot'. Did you mean: out ?")):
         assert program("plot", *arguments).error == f"error: {message}"

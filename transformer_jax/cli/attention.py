@@ -34,6 +34,11 @@ def _main() -> None:
         raise ValueError("--text is missing: the text that the model reads")
     if _OUT.value is None and _PNG.value is None:
         raise ValueError("no output is named; pass --out=maps.html for an HTML page, or --png=maps.png for a picture")
+    for flag, value in (("out", _OUT.value), ("png", _PNG.value)):
+        if value is not None and not value.strip():
+            raise ValueError(f"--{flag} is empty: name a file")
+    if _PNG.value is not None:  # before the page is written
+        plots.check_name(_PNG.value)
     if _HEAD.value is not None and _LAYER.value is None:
         raise ValueError(f"--head={_HEAD.value} needs the layer of the head; add --layer")
     bundle = loading.load(_WORKDIR.value, _MODEL.value, step=_STEP.value)

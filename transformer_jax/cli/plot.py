@@ -33,6 +33,8 @@ def _plot() -> None:
     """Draws the losses of all runs in one picture."""
     if not _RUNS.value:
         raise ValueError("no run is named; pass one or more workdirs: transformer-jax plot runs/a runs/b")
+    if not _OUT.value.strip():
+        raise ValueError("--out is empty: name a file that ends in .png or .svg")
     found = {str(name).rstrip("/"): _metrics(pathlib.Path(name)) for name in _RUNS.value}
     pathlib.Path(_OUT.value).resolve().parent.mkdir(parents=True, exist_ok=True)
     only = next(iter(found.values())) if len(found) == 1 else None

@@ -6,7 +6,7 @@ They are read from objects of JSON files, or from dicts.
 import dataclasses
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +45,8 @@ def read_demonstrations(path: str | Path) -> list[tuple[Message, ...]]:
       the input is not empty, a blank line and the input follow.
     * ``question``, ``context`` and ``answers`` (FaQuAD, SQuAD): the user's message is the context,
       a blank line and the question. The assistant gives the first answer. The answers are a list of
-      texts, or the list under ``text`` in an object.
+      texts, or the list under ``text`` in an object. The questions may also be inside an object
+      with ``data``, ``paragraphs`` and ``qas``, as in the published files of SQuAD.
 
     A text under ``system`` or ``system_prompt`` in the object becomes the first message. The keys
     ``answer``, ``output``, ``response`` ... for the assistant's text can be combined with any of
@@ -71,9 +72,30 @@ def read_examples(path: str | Path, read: Callable[[Mapping[str, Any]], Example]
     file and the number of the line or object are added to the message."""
     examples = []
     for where, record in read_records(path):
-        with located(where):
-            examples.append(read(record))
+        for place, part in _parts(record, where):
+            with located(place):
+                examples.append(read(part))
     return examples
+
+
+def _parts(record: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the questions of the published files of SQuAD, each with its place and its context.
+
+    There an object has articles under ``data``, an article has ``paragraphs``, and a paragraph has
+    its ``context`` and questions under ``qas``. Any other record is its only part.
+    """
+    inside = {"data": ("paragraphs", "qas"), "paragraphs": ("qas",), "qas": ("question",)}
+    key = next((key for key, wanted in inside.items() if isinstance(parts := record.get(key), list) and parts and all(
+        isinstance(part, Mapping) and not part.keys().isdisjoint(wanted) for part in parts)), None)
+    if key is None:
+        yield where, record
+        return
+    for index, part in enumerate(record[key]):
+        place = f"{where}, {key}[{index}]"
+        if key == "qas":
+            yield place, {"context": record.get("context"), **part}
+        else:
+            yield from _parts(part, place)
 
 
 def demonstration_of(record: Mapping[str, Any]) -> tuple[Message, ...]:

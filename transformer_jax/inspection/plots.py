@@ -254,9 +254,14 @@ def save(figure: Figure, path: str | pathlib.Path) -> None:
     Raises:
       ValueError: if the suffix is neither ``.png`` nor ``.svg``.
     """
+    check_name(path)
+    figure.savefig(path, dpi=150)
+
+
+def check_name(path: str | pathlib.Path) -> None:
+    """Raises ValueError if a path does not end in ``.png`` or ``.svg``."""
     if checked_path("path", path).suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"{path}: a figure is saved as .png or .svg; name the file so")
-    figure.savefig(path, dpi=150)
 
 
 def _cells(values: np.ndarray, rows: tuple[str, Sequence[str]], columns: tuple[str, Sequence[str]], title: str,
