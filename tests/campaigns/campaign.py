@@ -4,6 +4,7 @@ errors are clear."""
 import contextlib
 import dataclasses
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 MARKS = [pytest.mark.long, pytest.mark.campaign]
 SEED = int(os.environ.get("CAMPAIGN_SEED", "0"))
 SECONDS = float(os.environ.get("CAMPAIGN_SECONDS", "12"))
+_LONGEST_CASE = int(os.environ.get("CAMPAIGN_LONGEST_CASE", "600"))  # seconds
 ONLY = os.environ.get("CAMPAIGN_CASE")
 
 
@@ -39,11 +41,13 @@ def run_cases(name: str, case: Callable[[np.random.Generator], bool], *, least: 
         most: The number of different cases.
     """
     counts, end = Counts(), time.monotonic() + SECONDS
+    signal.signal(signal.SIGALRM, _hangs)
     numbers = [int(ONLY)] if ONLY else range(most)
     for number in numbers:
         if number >= least and time.monotonic() > end and not ONLY:
             break
         try:
+            signal.alarm(_LONGEST_CASE)
             if case(np.random.default_rng([SEED, number])):
                 counts.right += 1
             else:
@@ -55,6 +59,8 @@ def run_cases(name: str, case: Callable[[np.random.Generator], bool], *, least: 
                 counts.refused += 1
             else:
                 counts.failures.append(f"case {number}: {shown(error)}")
+        finally:
+            signal.alarm(0)
     total = counts.right + counts.refused + len(counts.failures)
     print(f"\n{name}: seed {SEED}, {total} cases: {counts.right} right, {counts.refused} refused in one line, "
           f"{len(counts.failures)} failed; one again: CAMPAIGN_SEED={SEED} CAMPAIGN_CASE=...")
@@ -62,6 +68,10 @@ def run_cases(name: str, case: Callable[[np.random.Generator], bool], *, least: 
         print("  ", failure)
     assert not counts.failures, counts.failures[:20]
     return counts
+
+
+def _hangs(signum: int, frame: object) -> None:
+    raise AssertionError(f"the case is not finished after {_LONGEST_CASE} s")
 
 
 def is_clear(error: BaseException) -> bool:

@@ -2,14 +2,13 @@
 one clear line."""
 
 import contextlib
-import json
-import pathlib
 import shutil
 import warnings
 
 import campaign
 import numpy as np
 import pytest
+from damage import copied, damage, one_file
 
 import transformer_jax as tj
 from transformer_jax.config import CheckpointConfig, DataConfig, ExperimentConfig, SampleConfig
@@ -59,52 +58,13 @@ def run(tmp_path_factory):
     return place, loaded, end
 
 
-def damaged(content: bytes, rng: np.random.Generator) -> bytes | None:
-    """A damaged version of a file; `None` for no file."""
-    at = int(rng.integers(max(len(content), 1)))
-    bit = int(rng.integers(8))
-    length = int(rng.integers(1, 1 + max(1, len(content) // 8)))
-    return [
-        lambda: content[:at] + bytes([content[at] ^ (1 << bit)]) + content[at + 1:] if content else b"x",
-        lambda: content[:at], lambda: content[:at] + b"\0" * length + content[at + length:],
-        lambda: content[:at] + rng.bytes(length) + content[at:], lambda: content[:at] + content[at + length:],
-        lambda: b"\0" * len(content), lambda: None, lambda: rng.bytes(len(content)), lambda: content + content,
-        lambda: b"[" * 100_000, lambda: _other_type(content, rng),
-    ][int(rng.integers(11))]()
-
-
-def _other_type(content: bytes, rng: np.random.Generator) -> bytes:
-    """Replaces one value in JSON by a value of another type; other files are returned without a
-    change."""
-    try:
-        value = json.loads(content)
-    except ValueError:
-        return content
-    place = value
-    while isinstance(place, (dict, list)) and place:
-        key = list(place)[int(rng.integers(len(place)))] if isinstance(place, dict) else int(rng.integers(len(place)))
-        if not isinstance(place[key], (dict, list)) or not place[key] or rng.random() < 0.4:
-            place[key] = [None, -1, 10**30, 10**400, 1e308, "x", [], {}, True, [[]], {"a": {}}][int(rng.integers(11))]
-            break
-        place = place[key]
-    return json.dumps(value).encode()
-
-
-def one_file(directory: pathlib.Path, rng: np.random.Generator) -> pathlib.Path:
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != ".lock")
-    return files[int(rng.integers(len(files)))]
-
-
 def test_damage_to_checkpoints(run, tmp_path):
     whole, loaded, _ = run
 
     def case(rng):
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        shutil.copytree(whole / "run", tmp_path / "run")
+        copied(whole / "run", tmp_path / "run")
         for _ in range(int(rng.integers(1, 3))):
-            path = one_file(tmp_path / "run" / "checkpoints", rng)
-            content = damaged(path.read_bytes(), rng)
-            path.unlink() if content is None else path.write_bytes(content)
+            damage(one_file(tmp_path / "run" / "checkpoints", rng), rng)
         with warnings.catch_warnings(), campaign.refusals(str(tmp_path)):
             warnings.simplefilter("ignore")
             bundle = tj.load(tmp_path / "run")
@@ -145,13 +105,10 @@ def test_damage_to_a_run_that_goes_on(run, tmp_path):
     whole, _, end = run
 
     def case(rng):
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        shutil.copytree(whole / "run", tmp_path / "run")
+        copied(whole / "run", tmp_path / "run")
         place = tmp_path / "run" if rng.random() < 0.3 else tmp_path / "run" / ["run.json", "metrics.jsonl", "data",
                                                                               "tokenizer.model"][int(rng.integers(4))]
-        path = place if place.is_file() else one_file(place, rng)
-        content = damaged(path.read_bytes(), rng)
-        path.unlink() if content is None else path.write_bytes(content)
+        damage(place if place.is_file() else one_file(place, rng), rng)
         with warnings.catch_warnings(), campaign.refusals(str(tmp_path)):
             warnings.simplefilter("ignore")
             bundle = train(tmp_path / "run", whole / "text.txt")

@@ -8,10 +8,14 @@ import subprocess
 import campaign
 import jax
 import pytest
+from imported import imported
 from test_campaign_damage import TEXT, config
 
 import transformer_jax as tj
+from transformer_jax import inspection
+from transformer_jax.config import SparseAutoencoderConfig
 from transformer_jax.data.token_file import TokenFile
+from transformer_jax.interop import to_sentence_transformers
 from transformer_jax.sharding import make_mesh
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.leaves import tree_digest
@@ -97,8 +101,27 @@ def test_saving_on_a_full_disk_raises(disk, tmp_path):
         found = TokenFile.build([TEXT * 40], tokenizer, disk / "cache")
         assert tokenizer.decode(found.tokens[1:]) == TEXT * 40
 
+    def activations():
+        found = inspection.collect(model, [tokenizer.encode(TEXT)] * 4, ["layers.1.mlp_output", "final"],
+                                   disk / "activations", batch_size=4, rows_per_shard=64)
+        found.verify()
+
+    autoencoder = tj.features.SparseAutoencoder(SparseAutoencoderConfig(
+        site="layers.0.mlp_output", input_dim=32, num_features=128, k=4), key=jax.random.key(0))
+
+    def features():
+        tj.features.to_saelens(disk / "features", autoencoder)
+        assert tree_digest(tj.features.from_saelens(disk / "features").model) == tree_digest(autoencoder)
+
+    encoder = imported("bert", str(tmp_path))[1]
+
+    def sentences():
+        to_sentence_transformers(encoder, disk / "sentences")
+        assert tree_digest(tj.from_huggingface(disk / "sentences").model) == tree_digest(encoder.model)
+
     def case(rng):
-        write = (save, export, tokens)[int(rng.integers(3))]
+        writes = (save, export, tokens, activations, features, sentences)
+        write = writes[int(rng.integers(len(writes)))]
         with full_after(disk, int(rng.integers(0, 1 << 17))):
             try:
                 write()

@@ -4,54 +4,24 @@ is made."""
 
 import json
 import resource
-import shutil
 import warnings
 
 import campaign
 import jax
 import numpy as np
 import pytest
+from damage import copied, damage, hostile_json, hostile_tensors
 from imported import KINDS, TEXTS, imported
-from test_campaign_damage import damaged
 
 import transformer_jax as tj
 
 pytestmark = campaign.MARKS
-
-_VALUES = [None, True, -1, 0, 1, 7, 2.5, 10**7, 10**30, 10**400, 1e308, float("nan"), float("inf"), "", "x", "../../x",
-           "/etc/passwd", "\\", "\0", "\ud800", [], [[]], [None], {}, {"a": 1}, [1] * 1000, "y" * 10_000]
-
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
     """A good directory of each kind."""
     place = tmp_path_factory.mktemp("good")
     return {kind: imported(kind, str(place))[0] for kind in KINDS}
-
-
-def hostile_json(text: str, rng: np.random.Generator) -> str:
-    """JSON with one to three values replaced, left out, or added."""
-    value = json.loads(text)
-    for _ in range(int(rng.integers(1, 4))):
-        place = value
-        while isinstance(place, (dict, list)) and place:
-            keys = list(place) if isinstance(place, dict) else range(len(place))
-            key = keys[int(rng.integers(len(place)))]
-            if not isinstance(place[key], (dict, list)) or not place[key] or rng.random() < 0.3:
-                if rng.random() < 0.2:
-                    del place[key]
-                else:
-                    place[key] = _VALUES[int(rng.integers(len(_VALUES)))]
-                break
-            place = place[key]
-    return json.dumps(value)
-
-
-def hostile_tensors(content: bytes, rng: np.random.Generator) -> bytes:
-    """A safetensors file with a changed header."""
-    length = int.from_bytes(content[:8], "little")
-    header = hostile_json(content[8:8 + length].decode(), rng).encode()
-    return len(header).to_bytes(8, "little") + header + content[8 + length:]
 
 
 def hostile_index(rng: np.random.Generator) -> str:
@@ -74,8 +44,7 @@ def loaded(directory):
 def test_hostile_directories(directories, tmp_path):
     def case(rng):
         kind = sorted(directories)[int(rng.integers(len(directories)))]
-        shutil.rmtree(tmp_path / "model", ignore_errors=True)
-        shutil.copytree(directories[kind], tmp_path / "model")
+        copied(directories[kind], tmp_path / "model")
         files = sorted((tmp_path / "model").iterdir())
         path = files[int(rng.integers(len(files)))]
         way = rng.random()
@@ -88,8 +57,7 @@ def test_hostile_directories(directories, tmp_path):
         elif way < 0.85 and path.suffix == ".safetensors":
             path.write_bytes(hostile_tensors(path.read_bytes(), rng))
         else:
-            content = damaged(path.read_bytes(), rng)
-            path.unlink() if content is None else path.write_bytes(content)
+            damage(path, rng)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             with warnings.catch_warnings(), campaign.refusals(str(tmp_path)):

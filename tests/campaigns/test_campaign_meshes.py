@@ -6,7 +6,7 @@ import shutil
 import campaign
 import jax
 import numpy as np
-from random_configs import draw
+from random_configs import draw, is_exact
 
 import transformer_jax as tj
 from transformer_jax.config import MeshConfig
@@ -24,7 +24,7 @@ def random_mesh(rng):
     """A mesh of 1, 2, 4 or 8 of the devices, or one that does not multiply out (ValueError)."""
     count = int(rng.choice([1, 2, 4, 8, 8]))
     sizes, left = {}, count
-    for axis in rng.permutation(["data", "fsdp", "tensor", "sequence"])[:3]:
+    for axis in rng.permutation(["data", "fsdp", "tensor", "sequence", "expert"])[:3]:
         factors = [size for size in (1, 2, 4, 8) if left % size == 0]
         sizes[str(axis)] = int(rng.choice(factors))
         left //= sizes[str(axis)]
@@ -48,7 +48,8 @@ def test_checkpoints_move_between_meshes(tmp_path):
             rng = np.random.default_rng([campaign.SEED, number])
             while number not in made:
                 try:
-                    made[number] = made_of(draw(rng).replace(attention_implementation="auto"), number)
+                    family = str(rng.choice(["decoder", "decoder", "encoder", "encoder_decoder"]))
+                    made[number] = made_of(draw(rng, family).replace(attention_implementation="auto"), number)
                 except (ValueError, TypeError, AssertionError):  # an invalid config
                     continue
         return made[number]
@@ -81,4 +82,6 @@ def computes_the_same(model, placed, mesh):
     expected = tj.forward(model, *tokens)
     with jax.set_mesh(mesh):
         found = jax.jit(lambda model, tokens: model(*tokens).logits)(placed, tokens)
-    np.testing.assert_allclose(found, expected, atol=2e-4, rtol=2e-4)
+    if is_exact(model.config):
+        np.testing.assert_allclose(found, expected, atol=2e-4, rtol=2e-4)
+    assert np.isfinite(found).all()
