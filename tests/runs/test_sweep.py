@@ -125,7 +125,7 @@ def test_a_workdir_belongs_to_one_sweep(whole, workdir):
                                          "sweep over seed=0; use another workdir"):
         tj.sweep(CONFIG, {"seed": [0]}, TEXT, workdir=workdir)
     with pytest.raises(ValueError, match="but this is the run of one model"):
-        tj.train(CONFIG, TEXT, workdir=workdir)
+        tj.train(CONFIG.replace(mesh=MeshConfig()), TEXT, workdir=workdir)
 
 
 @pytest.mark.parametrize("values, message", [
