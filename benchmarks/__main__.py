@@ -14,6 +14,8 @@ python -m benchmarks rl                          GRPO and PPO, compared with TRL
 python -m benchmarks words --data=a.txt,b.jsonl.gz --analogies=questions-words.txt --rounds=3
                                                  word vectors, compared with gensim
 python -m benchmarks features --rounds=3         sparse autoencoders, compared with SAELens; the speed of collecting
+python -m benchmarks sweep --data=input.txt      eight small models in one program, compared with eight programs
+python -m benchmarks speedrun --data=input.txt   steps and time to fixed losses, compared with eager PyTorch
 python -m benchmarks gpu --data=input.txt        all measurements on a GPU, in ten minutes
 python -m benchmarks tpu                         programs that are compiled for TPUs, on a machine without TPUs
 
@@ -33,13 +35,15 @@ from absl import app, flags
 
 from transformer_jax.runtime import keep_freed_memory
 
-_DATA = flags.DEFINE_string("data", None, "The text file for quality, mlm, words and gpu; the folder for corpora.")
+_DATA = flags.DEFINE_string("data", None, "The text file for quality, mlm, words, sweep, speedrun and gpu; the "
+                            "folder for corpora.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a trained translator, for translate.")
 _ANALOGIES = flags.DEFINE_string("analogies", None, "The file of analogies, for words.")
 _STEPS = flags.DEFINE_integer("steps", 300, "The number of training steps of mlm.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "The number of rounds; the median is reported.")
 _TINY = flags.DEFINE_bool("tiny", False, "Run gpu, interop or fast with very small sizes, on any machine.")
-_PARTS = flags.DEFINE_list("parts", None, "The parts of gpu, interop or fast, or the programs of tpu; default: all.")
+_PARTS = flags.DEFINE_list("parts", None, "The parts of gpu, interop or fast, the programs of tpu, or the targets of "
+                           "speedrun; default: all.")
 _JSON = flags.DEFINE_string("json", None, "A JSON file to write the figures to.")
 
 
@@ -68,6 +72,8 @@ _PROGRAMS = {
     "words": lambda: _module("cpu.word_vectors").words(_given(_DATA), _given(_ANALOGIES), _ROUNDS.value),
     "features": lambda: _module("cpu.features").features(_ROUNDS.value),
     "rl": lambda: _module("cpu.alignment").rl(_ROUNDS.value),
+    "sweep": lambda: _module("cpu.sweeping").sweep(_given(_DATA), _ROUNDS.value),
+    "speedrun": lambda: _module("cpu.speedrun").speedrun(_given(_DATA), _ROUNDS.value, _PARTS.value),
     "gpu": lambda: _module("gpu.suite").gpu(_DATA.value, tiny=_TINY.value, parts=_PARTS.value),
     "tpu": lambda: _module("tpu.programs").tpu(_PARTS.value),
 }
@@ -77,7 +83,7 @@ def main(arguments: list[str]) -> None:
     """Runs the benchmark that the first argument names, and prints its rows."""
     if len(arguments) != 2 or arguments[1] not in _PROGRAMS:
         sys.exit(f"error: name one benchmark: python -m benchmarks {{{','.join(_PROGRAMS)}}}")
-    if arguments[1] in ("train", "mlm", "rl"):
+    if arguments[1] in ("train", "mlm", "rl", "sweep", "speedrun"):
         keep_freed_memory()  # the training programs do this too
     rows = _PROGRAMS[arguments[1]]()
     for row in [] if arguments[1] == "gpu" else rows:  # gpu prints its own tables

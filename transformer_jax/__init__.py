@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from transformer_jax.ops.masks import AttentionMask
     from transformer_jax.runs.evaluation import evaluate
     from transformer_jax.runs.preflight import preflight
+    from transformer_jax.runs.sweeping import sweep
     from transformer_jax.runs.training import init_training, train
     from transformer_jax.tasks.base import Task
     from transformer_jax.training.adapters import load_adapters, save_adapters
@@ -75,6 +76,6 @@ __all__ = [
     "embed", "evaluate", "evaluation", "features", "fill_mask", "forward", "from_gguf", "from_huggingface", "generate",
     "init_training", "inspect_text", "inspection", "interop", "load", "load_adapters", "make_adapters",
     "make_train_step", "merge_adapters", "models", "nn", "ops", "preflight", "prepare_for_decoding", "presets",
-    "recipes", "runs", "save", "save_adapters", "score", "serving", "sharding", "similarity", "stream", "tasks",
-    "to_huggingface", "tools", "trace", "train", "training",
+    "recipes", "runs", "save", "save_adapters", "score", "serving", "sharding", "similarity", "stream", "sweep",
+    "tasks", "to_huggingface", "tools", "trace", "train", "training",
 ]

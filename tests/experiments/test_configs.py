@@ -37,7 +37,8 @@ FAMILIES = {
 # These need no file of the user: a program of their own makes their data.
 OWN_PROGRAMS = {"quickstart": "quickstart", "dates": "dates", "agreement_gpt": "agreement",
                 "agreement_mlm": "agreement"}
-STAGES = {"reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "ppo", "sft_instructions": "sft", "sft_faquad": "sft"}
+STAGES = {"reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "ppo", "sft_instructions": "sft", "sft_faquad": "sft",
+          "scaling": "scaling"}
 FOLDER = pathlib.Path(recipes.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 

@@ -29,6 +29,7 @@ VARIANTS = {
     "gpt2": {},
     "llama": dict(positions="rope", norm="rmsnorm", use_bias=False, activation="swiglu", num_kv_heads=2,
                   tie_embeddings=False),
+    "mup": dict(mup=tj.config.MupConfig(base_dim=4, base_head_dim=2)),
     "post-norm": dict(norm_position="post", positions="alibi", activation="relu"),
     "encoder": dict(family="encoder", norm_position="post", num_token_types=1, use_embedding_norm=True),
     "encoder, pre-norm": dict(family="encoder"),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.ops.linear import gelu, linear
+from transformer_jax.ops.linear import gelu, linear, relu_squared
 
 
 def normal(*shape, seed=0):
@@ -20,6 +20,12 @@ def test_linear_and_its_gradients_are_the_matrix_formulas():
     np.testing.assert_allclose(out, x @ kernel, atol=3e-6)
     np.testing.assert_allclose(d_x, gradient @ kernel.T, atol=5e-6)
     np.testing.assert_allclose(d_kernel, x.T @ gradient, atol=5e-6)
+
+
+def test_the_squared_relu_and_its_gradient():
+    x = np.linspace(-3, 3, 13)
+    np.testing.assert_allclose(relu_squared(jnp.float32(x)), np.maximum(x, 0) ** 2, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(relu_squared))(jnp.float32(x)), 2 * np.maximum(x, 0), atol=1e-6)
 
 
 def test_gelu_and_its_gradient_are_x_times_the_normal_distribution():

@@ -27,6 +27,7 @@ PROGRAMS: dict[str, tuple[str, Callable[[], None]]] = {
     "reward": ("train a reward model on comparisons", _training("reward", "reward")),
     "dpo": ("train a policy on comparisons", _training("dpo", "dpo")),
     "ppo": ("train a policy with rewards for its answers", _training("ppo", "policy")),
+    "sweep": ("train models of several seeds and learning rates together", _program("sweep")),
     "generate": ("continue a prompt", _program("generate")),
     "chat": ("talk with a model in the terminal", _program("chat")),
     "serve": ("serve models: a chat page, and an API like OpenAI's", _program("serve")),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformer_jax.config.layers import LayerKind, Limits
     from transformer_jax.config.mesh import MeshConfig
     from transformer_jax.config.model import ModelConfig
+    from transformer_jax.config.mup import MupConfig
     from transformer_jax.config.recurrent import RecurrentConfig
     from transformer_jax.config.rope_scaling import RopeLayout, RopeScaling
     from transformer_jax.config.sparse_autoencoder import SparseAutoencoderConfig
@@ -34,7 +35,7 @@ else:
 __all__ = [
     "CheckpointConfig", "ClassifierConfig", "ContrastiveConfig", "CorpusConfig", "DataConfig", "EvalConfig",
     "ExperimentConfig", "ExpertConfig", "LayerKind", "Limits", "LoraConfig", "LossConfig", "MeshConfig",
-    "MetricsConfig", "ModelConfig", "ModelSettings", "OptimConfig", "PreferenceConfig", "RecurrentConfig",
-    "ReinforcementConfig", "RopeLayout", "RopeScaling", "SampleConfig", "SparseAutoencoderConfig",
+    "MetricsConfig", "ModelConfig", "ModelSettings", "MupConfig", "OptimConfig", "PreferenceConfig",
+    "RecurrentConfig", "ReinforcementConfig", "RopeLayout", "RopeScaling", "SampleConfig", "SparseAutoencoderConfig",
     "TokenizerConfig", "WordVectorConfig", "register_model_family",
 ]

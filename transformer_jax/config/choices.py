@@ -11,7 +11,7 @@ CHOICES = {
     "norm_position": ("pre", "post", "both", "output"),
     "qk_norm_width": ("head", "all"),
     "residual": ("sequential", "parallel", "parallel_shared"),
-    "activation": ("relu", "silu", "gelu", "gelu_tanh", "swiglu", "geglu"),
+    "activation": ("relu", "relu_squared", "silu", "gelu", "gelu_tanh", "swiglu", "geglu"),
     "head_activation": ("relu", "silu", "gelu", "gelu_tanh"),
     "dtype": ("float32", "bfloat16", "float16"),
     "param_dtype": ("float32", "bfloat16", "float16"),

@@ -81,6 +81,8 @@ class ExperimentConfig:
         check_fields(self)
         require(self.batch_size % self.optim.accumulation == 0,
                  f"batch_size={self.batch_size} must be a multiple of optim.accumulation={self.optim.accumulation}")
+        require(getattr(self.model, "mup", None) is None or self.optim.name == "adamw",
+                f"model.mup sets the learning rates of adamw, but optim.name={self.optim.name!r}")
         require(self.optim.gradient_dtype is None or self.mesh == MeshConfig(self.mesh.data),
                 f"optim.gradient_dtype={self.optim.gradient_dtype!r} needs a mesh with the axis mesh.data only, but "
                 f"mesh={self.mesh}; leave it out")

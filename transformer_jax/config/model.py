@@ -12,6 +12,7 @@ from transformer_jax.config.experts import ExpertConfig
 from transformer_jax.config.families import ModelSettings
 from transformer_jax.config.layers import LayerKind, Limits
 from transformer_jax.config.model_checks import check_model, config_of_kind
+from transformer_jax.config.mup import MupConfig
 from transformer_jax.config.ranges import check_fields
 from transformer_jax.config.rope_scaling import RopeLayout, RopeScaling
 from transformer_jax.settings import check_choice, check_field_names, require
@@ -73,9 +74,9 @@ class ModelConfig(ModelSettings):
         ``parallel_shared`` (GPT-J, Phi): both read it through one norm.
       norm_epsilon: The value that a norm adds to the variance.
       activation: The activation of the feed-forward layer. ``gelu`` is the exact (erf) version of
-        GPT and BERT, ``gelu_tanh`` the approximation in the code of GPT-2. ``swiglu`` and ``geglu``
-        (Shazeer, 2020) multiply the up projection by a gate, to which SiLU or ``gelu_tanh`` is
-        applied.
+        GPT and BERT, ``gelu_tanh`` the approximation in the code of GPT-2, ``relu_squared`` the
+        square of ``relu`` (So et al., 2021). ``swiglu`` and ``geglu`` (Shazeer, 2020) multiply the
+        up projection by a gate, to which SiLU or ``gelu_tanh`` is applied.
       head_activation: The activation in the head of an encoder. BERT uses the same as in its
         layers; RoBERTa always uses ``gelu``.
       use_bias: Whether linear layers and LayerNorm have biases.
@@ -106,6 +107,8 @@ class ModelConfig(ModelSettings):
         ``LayerKind``. ``()``: all layers are alike.
       moe: A mixture of experts in place of every feed-forward layer; see ``ExpertConfig``. ``None``:
         no experts.
+      mup: Keeps the best learning rate when the width or the depth changes; see ``MupConfig``.
+        ``None``: the initial weights and the learning rate do not depend on the width.
       dropout: Dropout rate of the embeddings and of the output of each sub-layer.
       attention_dropout: Dropout rate of the attention weights. ``None``: ``dropout``.
       init_std: Standard deviation of the initial weights. With ``pre`` norms, projections into the
@@ -175,6 +178,7 @@ class ModelConfig(ModelSettings):
     sliding_window: int | None = None
     layer_pattern: tuple[LayerKind, ...] = ()
     moe: ExpertConfig | None = None
+    mup: MupConfig | None = None
     dropout: float = 0.0
     attention_dropout: float | None = None
     init_std: float | None = 0.02
@@ -205,6 +209,8 @@ class ModelConfig(ModelSettings):
         check_model(self, is_built_in=self.positions in CHOICES["positions"])
         if self.moe is not None:
             self.moe.check(self)
+        if self.mup is not None:
+            self.mup.check(self)
         for field in ("start_ids", "banned_ids"):
             value = getattr(self, field)
             require(all(isinstance(token, int) and 0 <= token < (self.vocab_size or token + 1) for token in value),

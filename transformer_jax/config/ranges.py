@@ -73,6 +73,7 @@ RANGES: dict[str, tuple[str, dict[str, Range]]] = {
         "num_experts": _COUNT, "experts_per_token": _COUNT, "mlp_dim": _COUNT, "shared_experts": _COUNT_OR_0,
         "weight_scale": _POSITIVE, "groups": _COUNT, "groups_per_token": _COUNT, "balance_loss": _NOT_NEGATIVE,
         "z_loss": _NOT_NEGATIVE}),
+    "MupConfig": ("mup.", {"base_dim": _COUNT, "base_head_dim": _COUNT, "base_layers": _COUNT}),
     "RopeLayout": ("rope_layout.", {"dim": _COUNT}),
     "Limits": ("limits.", {"scores": _POSITIVE, "logits": _POSITIVE, "projections": _POSITIVE}),
     "LayerKind": ("layer_pattern: ", {"sliding_window": _COUNT, "rope_base": _POSITIVE}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -167,9 +166,7 @@ def _direction(model: LanguageModel, stream_BPD: jax.Array, targets_BP: jax.Arra
     """Returns the direction in the final residual stream whose dot product is the logit, and the
     contribution of the biases."""
     embeddings = model.embeddings
-    direction = embeddings.unembedding_VD[targets_BP].astype(jnp.float32)
-    if model.config.scale_logits:
-        direction = direction / math.sqrt(model.config.model_dim)
+    direction = embeddings.read(embeddings.unembedding_VD[targets_BP].astype(jnp.float32))
     bias = jnp.zeros(targets_BP.shape, jnp.float32)
     if embeddings.output_bias is not None:
         bias += embeddings.output_bias[...].astype(jnp.float32)[targets_BP]

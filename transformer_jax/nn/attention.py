@@ -176,7 +176,8 @@ class Attention(nnx.Module):
 
     def _scaled(self, q_BTNH: jax.Array) -> jax.Array:
         """Multiplies queries so that the default scale 1 / sqrt(H) gives the config's scale."""
-        scale = self.config.attention_scale
+        config = self.config
+        scale = config.attention_scale if config.mup is None else config.mup.attention_scale(config)
         return q_BTNH if scale is None else q_BTNH * (scale * math.sqrt(self.config.head_dim))
 
     def project_memory(self, memory_BSD: Float[Array, "B S D"]) -> tuple[jax.Array, jax.Array]:

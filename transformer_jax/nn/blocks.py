@@ -78,7 +78,10 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, num_layers: int, has_memory: bool = False):
         attention_key, mlp_key = jax.random.split(key)
-        scale = 1 / math.sqrt(2 * num_layers) if config.norm_position == "pre" else 1.0
+        base_layers = num_layers if config.mup is None else config.mup.base_layers or num_layers
+        scale = 1 / math.sqrt(2 * base_layers) if config.norm_position == "pre" else 1.0
+        if config.mup is not None:
+            scale *= config.mup.output_scale(config)
         reads_norm, writes_norm = config.norm_position != "output", config.norm_position in ("both", "output")
         self.config = config
         self.attention_norm = Norm(config.model_dim, config) if reads_norm else None

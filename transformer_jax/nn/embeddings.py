@@ -134,7 +134,8 @@ class Embeddings(nnx.Module):
         return embeddings
 
     def read(self, hidden_BTD: Float[Array, "*tokens D"]) -> Float[Array, "*tokens D"]:
-        """Scales the hidden states for the unembedding, if the config has ``scale_logits``.
+        """Scales the hidden states for the unembedding, if the config has ``scale_logits`` or
+        ``mup``.
 
         Args:
           hidden_BTD: The final hidden states ``[B, T, D]``.
@@ -142,4 +143,6 @@ class Embeddings(nnx.Module):
         Returns:
           What is multiplied with ``unembedding_VD``, ``[B, T, D]``.
         """
+        if self.config.mup is not None:
+            return hidden_BTD / self.config.mup.width(self.config)
         return hidden_BTD / math.sqrt(self.config.model_dim) if self.config.scale_logits else hidden_BTD

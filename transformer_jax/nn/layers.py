@@ -21,9 +21,10 @@ from transformer_jax.sharding import as_rows, gather_weight
 LINEAR_OUTPUT, LAYER_INPUT = "linear output", "layer input"
 
 
-def parameter(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
-    """Makes a parameter that stores the logical names of its axes (see ``sharding.RULES``)."""
-    return nnx.Param(value, axes=axes)
+def parameter(value: jax.Array, axes: tuple[str | None, ...], rate: float = 1.0) -> nnx.Param:
+    """Makes a parameter that stores the logical names of its axes (see ``sharding.RULES``), and the
+    factor of its learning rate if that is not 1."""
+    return nnx.Param(value, axes=axes) if rate == 1.0 else nnx.Param(value, axes=axes, rate=rate)
 
 
 def table(config: ModelConfig, key: jax.Array, rows: int, axis: str | None) -> nnx.Param:
@@ -64,7 +65,8 @@ def recompute_in_backward(f: Callable[..., jax.Array]) -> Callable[..., jax.Arra
 class Linear(nnx.Module):
     """A linear map of the last axis: ``x @ kernel + bias`` with a kernel ``[in, out]``.
 
-    The kernel starts random, with standard deviation ``scale`` times ``config.init_std``. There is
+    The kernel starts random, with standard deviation ``scale`` times ``config.init_std``; with
+    ``config.mup`` the initial values and the learning rate also depend on the width. There is
     a bias if ``has_bias`` is true, or if it is ``None`` and the config has ``use_bias``.
 
     Attributes:
@@ -76,11 +78,15 @@ class Linear(nnx.Module):
     def __init__(self, in_dim: int, out_dim: int, axes: tuple[str | None, str | None], config: ModelConfig, *,
                  key: jax.Array, scale: float = 1.0, has_bias: bool | None = None):
         std = math.sqrt(2 / (in_dim + out_dim)) if config.init_std is None else config.init_std
+        mup = config.mup
+        if mup is not None:
+            std /= math.sqrt(mup.width(config))
+        rates = [1.0 if mup is None else mup.rate(config, own) for own in (axes, axes[1:])]
         kernel = scale * std * jax.random.normal(key, (in_dim, out_dim))
         self.precision = config.precision
-        self.kernel = parameter(kernel.astype(config.param_dtype), axes)
+        self.kernel = parameter(kernel.astype(config.param_dtype), axes, rates[0])
         has_bias = config.use_bias if has_bias is None else has_bias
-        self.bias = parameter(jnp.zeros(out_dim, config.param_dtype), axes[1:]) if has_bias else None
+        self.bias = parameter(jnp.zeros(out_dim, config.param_dtype), axes[1:], rates[1]) if has_bias else None
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
         """Applies the map to ``[..., in]`` and returns ``[..., out]``."""
@@ -119,7 +125,8 @@ class ScalarHead(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         kernel = jax.random.normal(key, (config.model_dim,)) / config.model_dim
-        self.kernel = parameter(kernel.astype(config.param_dtype), ("embed",))
+        rate = 1.0 if config.mup is None else 1.0 / config.mup.width(config)
+        self.kernel = parameter(kernel.astype(config.param_dtype), ("embed",), rate)
         self.bias = parameter(jnp.zeros((), config.param_dtype), ())
 
     def __call__(self, hidden: Float[Array, "... D"]) -> Float[Array, ...]:

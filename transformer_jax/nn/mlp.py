@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 from transformer_jax.config import ModelConfig
 from transformer_jax.nn.layers import Linear, Norm, recompute_in_backward
 from transformer_jax.nn.sites import Sites
-from transformer_jax.ops.linear import gelu
+from transformer_jax.ops.linear import gelu, relu_squared
 
-ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": gelu, "gelu_tanh": jax.nn.gelu,
-               "swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
+ACTIVATIONS = {"relu": jax.nn.relu, "relu_squared": relu_squared, "silu": jax.nn.silu, "gelu": gelu,
+               "gelu_tanh": jax.nn.gelu, "swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
 
 
 class FeedForward(nnx.Module):

@@ -106,6 +106,20 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x * _normal_cdf(x)
 
 
+def relu_squared(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Computes the square of ReLU.
+
+    Source: So et al. (2021), Primer.
+
+    Args:
+      x: Any array.
+
+    Returns:
+      An array of the same shape and type.
+    """
+    return jnp.square(jax.nn.relu(x))
+
+
 def _normal_cdf(x: jax.Array) -> jax.Array:
     """Computes the cumulative distribution function of the standard normal distribution."""
     return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from transformer_jax.runs.evaluation import evaluate
     from transformer_jax.runs.over_training import OverTraining, over_training
     from transformer_jax.runs.preflight import Preflight, Roofline, batch_shapes
+    from transformer_jax.runs.sweep_results import Sweep
+    from transformer_jax.runs.sweeping import sweep
     from transformer_jax.runs.telemetry import WatchAttention, attention_summaries
     from transformer_jax.runs.training import init_training, train
     from transformer_jax.runs.tuned_lens import train_tuned_lens
@@ -17,6 +19,6 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "OverTraining", "Preflight", "Roofline", "WatchAttention", "attention_summaries", "batch_shapes", "branch",
-    "evaluate", "init_training", "over_training", "train", "train_tuned_lens",
+    "OverTraining", "Preflight", "Roofline", "Sweep", "WatchAttention", "attention_summaries", "batch_shapes", "branch",
+    "evaluate", "init_training", "over_training", "sweep", "train", "train_tuned_lens",
 ]

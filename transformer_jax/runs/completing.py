@@ -1,20 +1,25 @@
-"""Completion and checks of a config before a run: the tokenizer and the config of the model, which
-depends on the tokenizer."""
+"""Completion and checks of the arguments of a run: its config and data, the tokenizer, and the config
+of the model, which depends on the tokenizer."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
+from transformer_jax import recipes
 from transformer_jax.config import DataConfig, ExperimentConfig, ModelConfig, ModelSettings, TokenizerConfig
 from transformer_jax.config.classifier import CLASSIFIERS
 from transformer_jax.data import Tokenizer
 from transformer_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
+from transformer_jax.runs.record import Record, read_record, recorded_config
 from transformer_jax.settings import differences, require
 from transformer_jax.sharding import num_batch_shards
+from transformer_jax.tasks.base import Task
 from transformer_jax.training.bundle import Bundle
 
 AnyTokenizer = Tokenizer | HuggingFaceTokenizer
@@ -172,3 +177,76 @@ def check_batch_size(config: ExperimentConfig, mesh: Mesh) -> None:
         raise ValueError(f"with optim.gradient_dtype the {config.batch_size // num_shards} rows of a device, which are "
                          f"batch_size={config.batch_size} over {num_shards} devices, must split into "
                          f"optim.accumulation={config.optim.accumulation} parts")
+
+
+def config_of_call(config: str | ExperimentConfig | None, steps: int | None,
+                   workdir: str | pathlib.Path | None) -> tuple[ExperimentConfig, Record | None]:
+    """Returns the config of a call, and the record of the run in the workdir if there is one.
+
+    Args:
+      config: A config, the name of a recipe, or ``None`` for the config of the record.
+      steps: The number of steps; ``None`` for that of the config.
+      workdir: The directory of the run, or ``None``.
+
+    Returns:
+      The config and the record.
+
+    Raises:
+      ValueError: If there is no config.
+    """
+    record = None if workdir is None else read_record(workdir)
+    if config is None:
+        if workdir is None or record is None:
+            raise ValueError("config is missing: " + ("pass a tj.ExperimentConfig, or the name of a recipe" if
+                             workdir is None else f"there is no run in {workdir} to resume"))
+        config = recorded_config(workdir, record)
+    elif isinstance(config, str):
+        config = recipes.get(config)
+    if not isinstance(config, ExperimentConfig):
+        raise ValueError(f"config is of type {type(config).__name__}; expected a tj.ExperimentConfig, or the name of a "
+                         "recipe")
+    return (config if steps is None else config.replace(steps=steps)), record
+
+
+def check_corpora(task: Task, data: Any) -> None:
+    """Raises ValueError if the data is a dict of corpora and the task cannot mix them."""
+    if isinstance(data, Mapping) and not task.mixes_corpora:
+        raise ValueError(f"data is a dict, but the task {task.name!r} does not mix corpora; expected a list of "
+                         "examples, or an iterator of batches, which are dicts")
+
+
+def with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None = None) -> tuple[
+        ExperimentConfig, Any, Iterator[Mapping[str, Any]] | None]:
+    """Sorts the data of a call by its kind.
+
+    Args:
+      config: The config.
+      data: A path, which becomes ``config.data.path``; examples; an iterator of batches; or
+        ``None``.
+      texts: Another name for a list of texts.
+
+    Returns:
+      The config, the examples and the iterator of batches; the last two are ``None`` if ``data`` is
+      of another kind.
+
+    Raises:
+      ValueError: If the data is of none of these kinds.
+    """
+    if texts is not None:
+        if data is not None:
+            raise ValueError("data and texts are two names of the same argument; give one of them")
+        if isinstance(texts, str):
+            raise ValueError("texts is one string; pass a list of strings, or data=PATH to read a file")
+        if not isinstance(texts, Iterable):
+            raise ValueError(f"texts is of type {type(texts).__name__}; pass a list of strings")
+        data = list(texts)
+    if isinstance(data, (str, os.PathLike)):
+        paths = dataclasses.replace(config.data, path=os.fspath(data), mixture=(), tfds=None, generated=None)
+        return config.replace(data=paths), None, None
+    # A list of examples has a length. An iterator or a grain data set has none, and yields batches.
+    if data is None or hasattr(data, "__len__"):
+        return config, data, None
+    if not hasattr(data, "__iter__"):  # such as a number or a model
+        raise ValueError(f"data is of type {type(data).__name__}; expected a path, a list of examples, or an iterator "
+                         "of batches")
+    return config, None, iter(data)

@@ -49,6 +49,7 @@ class Record(_Started, total=False):
       given: The names of the arguments of ``tj.train`` that a file cannot store.
       branch: The ``workdir`` and the ``step`` that a branch started from.
       changes: The settings that changed between two starts, and the last step before each change.
+      sweep: For a sweep, the values of each setting that differs between its models.
     """
 
     tokenizer: str
@@ -57,6 +58,7 @@ class Record(_Started, total=False):
     given: list[str]
     branch: dict[str, Any]
     changes: list[dict[str, Any]]
+    sweep: dict[str, list[Any]]
 
 
 def read_record(path: str | pathlib.Path) -> Record | None:

@@ -4,12 +4,11 @@ stores the run."""
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -17,14 +16,13 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from transformer_jax import recipes, tasks
+from transformer_jax import tasks
 from transformer_jax.config import ExperimentConfig
 from transformer_jax.data import Mixture, Tokenizer
 from transformer_jax.data.windows import BatchSource
 from transformer_jax.runs.bases import describe_base, load_base, recorded_base
-from transformer_jax.runs.completing import check_arguments, check_batch_size
+from transformer_jax.runs.completing import check_arguments, check_batch_size, check_corpora, config_of_call, with_data
 from transformer_jax.runs.preparing import Run, Start, with_batches, with_examples
-from transformer_jax.runs.record import read_record, recorded_config
 from transformer_jax.runs.telemetry import LogCorpora, WatchAttention
 from transformer_jax.runs.workdir import Workdir, locked
 from transformer_jax.runtime import keep_freed_memory
@@ -101,8 +99,8 @@ def train(config: str | ExperimentConfig | None = None, data: Any = None, *, tex
              "optimizer": optimizer is not None}
     check_arguments(workdir=workdir, base=base, tokenizer=tokenizer, hooks=hooks, loggers=loggers, optimizer=optimizer,
                     held_out=held_out, task=task, change=change)
-    config, record = _config(config, steps, workdir)
-    config, data, batches = _with_data(config, data, texts)
+    config, record = config_of_call(config, steps, workdir)
+    config, data, batches = with_data(config, data, texts)
     if held_out is not None and data is None:
         raise ValueError("held_out can only be used when data is a list of examples; for files set "
                          "config.data.validation_path")
@@ -126,7 +124,7 @@ def train(config: str | ExperimentConfig | None = None, data: Any = None, *, tex
         raise ValueError("base already has a tokenizer, which its weights depend on; leave tokenizer out")
     if base is None:
         new_task.check_family(config.model.family)
-    _check_corpora(new_task, data)
+    check_corpora(new_task, data)
     with contextlib.ExitStack() as stack:
         directory = None if workdir is None or record is None else Workdir(workdir, config, change=change)
         if directory is not None:
@@ -188,56 +186,6 @@ def init_training(config: ExperimentConfig, task: Task | None = None, *, base: B
     return init_state(learner.make_params, optimizer, jax.random.key(config.seed), mesh)
 
 
-def _config(config: str | ExperimentConfig | None, steps: int | None,
-            workdir: str | pathlib.Path | None) -> tuple[ExperimentConfig, Mapping[str, Any] | None]:
-    """Returns the config of the call, and the record of the run in the workdir if there is one."""
-    record = None if workdir is None else read_record(workdir)
-    if config is None:
-        if workdir is None or record is None:
-            raise ValueError("config is missing: " + ("pass a tj.ExperimentConfig, or the name of a recipe" if
-                             workdir is None else f"there is no run in {workdir} to resume"))
-        config = recorded_config(workdir, record)
-    elif isinstance(config, str):
-        config = recipes.get(config)
-    if not isinstance(config, ExperimentConfig):
-        raise ValueError(f"config is of type {type(config).__name__}; expected a tj.ExperimentConfig, or the name of a "
-                         "recipe")
-    return (config if steps is None else config.replace(steps=steps)), record
-
-
-def _check_corpora(task: Task, data: Any) -> None:
-    """Raises ValueError if the data is a dict of corpora and the task cannot mix them."""
-    if isinstance(data, Mapping) and not task.mixes_corpora:
-        raise ValueError(f"data is a dict, but the task {task.name!r} does not mix corpora; expected a list of "
-                         "examples, or an iterator of batches, which are dicts")
-
-
-def _with_data(config: ExperimentConfig, data: Any, texts: Sequence[str] | None) -> tuple[
-        ExperimentConfig, Any, Iterator[Mapping[str, Any]] | None]:
-    """Sorts ``data`` by its kind, and returns the config, the examples and the iterator of batches.
-
-    A path becomes ``config.data.path``, and then there are neither examples nor batches.
-    """
-    if texts is not None:
-        if data is not None:
-            raise ValueError("data and texts are two names of the same argument; give one of them")
-        if isinstance(texts, str):
-            raise ValueError("texts is one string; pass a list of strings, or data=PATH to read a file")
-        if not isinstance(texts, Iterable):
-            raise ValueError(f"texts is of type {type(texts).__name__}; pass a list of strings")
-        data = list(texts)
-    if isinstance(data, (str, os.PathLike)):
-        paths = dataclasses.replace(config.data, path=os.fspath(data), mixture=(), tfds=None, generated=None)
-        return config.replace(data=paths), None, None
-    # A list of examples has a length. An iterator or a grain data set has none, and yields batches.
-    if data is None or hasattr(data, "__len__"):
-        return config, data, None
-    if not hasattr(data, "__iter__"):  # such as a number or a model
-        raise ValueError(f"data is of type {type(data).__name__}; expected a path, a list of examples, or an iterator "
-                         "of batches")
-    return config, None, iter(data)
-
-
 def _fit(run: Run, workdir: pathlib.Path | None, mesh: Mesh, hooks: Sequence[Hook],
          loggers: Sequence[MetricLogger], optimizer: optax.GradientTransformation | None) -> Bundle:
     """Trains a prepared run, with its evaluations and samples, and returns the model."""
@@ -260,9 +208,8 @@ def _fit(run: Run, workdir: pathlib.Path | None, mesh: Mesh, hooks: Sequence[Hoo
     state = run_training(
         config, workdir, make_params=run.learner.make_params, loss_fn=learner.to_loss(task.loss),
         batches=run.batches, mesh=mesh, to_model=learner.to_model, files=files | dict(run.learner.files),
-        evaluate=_evaluation(run), show=show if has_samples else None, follow=data.follow, hooks=hooks, loggers=loggers,
-        optimizer=optimizer, train_step=task.train_step(),
-        after_update=task.after_update())
+        evaluate=evaluation_of(run), show=show if has_samples else None, follow=data.follow, hooks=hooks,
+        loggers=loggers, optimizer=optimizer, train_step=task.train_step(), after_update=task.after_update())
     if workdir is not None and is_first():
         text = task.finish()
         if text is not None:
@@ -271,9 +218,15 @@ def _fit(run: Run, workdir: pathlib.Path | None, mesh: Mesh, hooks: Sequence[Hoo
                   step=int(state.step), experiment=config, files=run.files)
 
 
-def _evaluation(run: Run) -> Callable[[Any], Mapping[str, float]] | None:
+def evaluation_of(run: Run) -> Callable[[Any], Mapping[str, float]] | None:
     """Returns the evaluation of the task or, if it defines none, the mean of its evaluation loss.
-    ``None`` if no examples are held out."""
+
+    Args:
+      run: A prepared run.
+
+    Returns:
+      A function from a model to numbers by name; ``None`` if no examples are held out.
+    """
     data, settings = run.data, run.config.eval
     if type(run.task).evaluate is not Task.evaluate:
         return lambda model: run.task.evaluate(model, data) or {}

@@ -37,7 +37,8 @@ class Workdir:
         without those that do not change the result.
     """
 
-    def __init__(self, path: str | pathlib.Path, config: ExperimentConfig, *, change: bool = False):
+    def __init__(self, path: str | pathlib.Path, config: ExperimentConfig, *, change: bool = False,
+                 sweep: Mapping[str, Sequence[Any]] | None = None):
         """Reads the record of the earlier start, if there was one.
 
         Args:
@@ -45,16 +46,21 @@ class Workdir:
           config: The config of this start.
           change: True if settings of the optimizer, the loss and dropout may differ from those of
             the last start.
+          sweep: For a sweep, the values of each setting that differs between its models.
 
         Raises:
-          ValueError: If the directory belongs to a run with another config, or the run has already
-            taken more steps than the config has.
+          ValueError: If the directory belongs to a run with another config or to another sweep, or
+            the run has already taken more steps than the config has.
         """
         self.path = pathlib.Path(path)
         self._config = config
+        self._sweep = None if sweep is None else {name: list(values) for name, values in sweep.items()}
         self.record: Record | None = read_record(self.path)
         self.changed: list[str] = []
         if self.record is not None:
+            if self.record.get("sweep") != self._sweep:
+                raise ValueError(f"{self.path} holds {_described(self.record.get('sweep'))}, but this is "
+                                 f"{_described(self._sweep)}; use another workdir")
             self.changed = changed_settings(self.path, self.record, config, change)
 
     def tokenizer(self) -> Tokenizer | HuggingFaceTokenizer:
@@ -166,11 +172,20 @@ class Workdir:
                 record["branch"] = self.record["branch"]
         if tokenizer is not None:
             record["tokenizer"] = tokenizer.digest
+        if self._sweep is not None:
+            record["sweep"] = self._sweep
         if self.changed:
             changes = [*changes, {"after_step": last_step(self.path), "changed": self.changed}]
         if changes:
             record["changes"] = changes
         write_whole(self.path / RECORD, json.dumps(record, indent=1).encode())
+
+
+def _described(sweep: Mapping[str, Sequence[Any]] | None) -> str:
+    """Describes what a workdir holds, for an error message."""
+    if sweep is None:
+        return "the run of one model"
+    return "a sweep over " + ", ".join(f"{name}={','.join(map(str, values))}" for name, values in sweep.items())
 
 
 @contextlib.contextmanager

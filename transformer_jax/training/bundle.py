@@ -213,6 +213,8 @@ def _read_metadata(metadata: Mapping[str, Any]) -> tuple[ModelSettings, Experime
     """Returns the model's config, the run's config and the custom modules from metadata."""
     own = check_shape(metadata.get("own_modules", {}), "own_modules", dict[str, str])
     experiment = from_dict(ExperimentConfig, metadata["config"]) if "config" in metadata else None
+    if "num_members" in metadata:
+        raise CheckpointError("these are all models of a sweep; load the best of them from its directory best_model")
     if "model" in metadata:
         return from_dict(ModelSettings, metadata["model"]), experiment, own
     if experiment is not None:

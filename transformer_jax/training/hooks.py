@@ -203,14 +203,17 @@ class SaveCheckpoints:
       checkpoints: the directory of checkpoints to save into.
       batches: the iterator over batches, whose position is stored if it has ``get_state``.
       files: files, by name, that are stored with every checkpoint, such as the tokenizer.
+      num_members: the number of models whose states are stored together; ``None`` for the state of
+        one model.
 
     Attributes:
       saved: the last step that was saved; ``None`` if there is none.
     """
 
     def __init__(self, checkpoints: Checkpoints, batches: Iterator[Mapping[str, np.ndarray]],
-                 files: Mapping[str, bytes]):
+                 files: Mapping[str, bytes], num_members: int | None = None):
         self._checkpoints, self._batches, self._files = checkpoints, batches, files
+        self._num_members = num_members
         self.saved: int | None = None
         self._due = False
         self._own: dict[str, str] | None = None
@@ -240,8 +243,11 @@ class SaveCheckpoints:
         get_state = getattr(self._batches, "get_state", None)
         position = None if get_state is None else get_state()
         metadata = {"config": to_dict(loop.config), "data": position, "best_loss": loop.best_loss}
+        if self._num_members is not None:  # tj.load asks for one of them
+            metadata["num_members"] = self._num_members
         if self._own is None:
-            is_model = isinstance(loop.state.params, nnx.Module) and loop.config.model.vocab_size is not None
+            is_model = (isinstance(loop.state.params, nnx.Module) and loop.config.model.vocab_size is not None
+                        and self._num_members is None)
             self._own = own_modules(cast(Model, loop.state.params), loop.config.model) if is_model else {}
         if self._own:  # with these, tj.load can ask for a template that has the modules
             metadata["own_modules"] = self._own

@@ -89,8 +89,9 @@ class Loop:
 
     @property
     def skipping(self) -> bool:
-        """True if the last update was skipped, so that the weights may be bad."""
-        return self.metrics is not None and int(self.metrics.get("skipped_in_a_row", 0)) > 0
+        """True if the last update was skipped (of several models, that of each), so that the weights
+        may be bad."""
+        return self.metrics is not None and bool(np.all(np.asarray(self.metrics.get("skipped_in_a_row", 0)) > 0))
 
     def log(self, values: Mapping[str, float | np.ndarray]) -> None:
         """Writes values of this step to every logger.

@@ -54,6 +54,9 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     Weight decay applies to matrices and embeddings only. ``sgd`` adds it to the gradient (L2
     regularisation); all other optimizers add it to the update (Loshchilov and Hutter, 2019).
 
+    With ``adamw``, the updates of a parameter that stores a factor of its learning rate, as those of a
+    model with ``mup`` do, are multiplied by this factor. Weight decay is not.
+
     ``muon`` (Jordan et al., 2024) orthogonalises the updates of the hidden matrices, with the
     learning rate ``muon_lr``. AdamW updates embeddings, norms and biases, with ``peak_lr``.
 
@@ -65,13 +68,12 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
       An optax transformation.
     """
     rate = make_schedule(config, steps)
-    adamw = optax.adamw(rate, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay,
-                        mask=decay_mask)
-    if config.layer_weight_decay:
-        # The state has the same structure as that of optax.adamw, so that a branch of a run can start
-        # from its checkpoint.
-        adamw = optax.chain(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
-                            optax.masked(_layered_decay(config), decay_mask), optax.scale_by_learning_rate(rate))
+    decay = (optax.masked(_layered_decay(config), decay_mask) if config.layer_weight_decay else
+             optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
+    # With either decay, the state has the structure of that of optax.adamw, so that a branch of a run
+    # can start from its checkpoint.
+    adamw = optax.chain(_with_own_rates(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)), decay,
+                        optax.scale_by_learning_rate(rate))
     if config.name == "adamw":
         chain = adamw
     elif config.name == "lion":
@@ -92,6 +94,20 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
                                   muon_weight_dimension_numbers=_muon_dimensions)
         chain = optax.partition({True: muon, False: adamw}, _is_hidden_matrix)
     return chain if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), chain)
+
+
+def _with_own_rates(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Multiplies the updates of each parameter by the factor of its learning rate."""
+
+    def scaled(variable: Any) -> Any:
+        rate = getattr(variable, "rate", 1.0)  # only a parameter with another factor stores it
+        return variable if rate == 1.0 else jax.tree.map(lambda update: rate * update, variable)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = transformation.update(updates, state, params)
+        return jax.tree.map(scaled, updates, is_leaf=lambda node: isinstance(node, nnx.Variable)), state
+
+    return optax.GradientTransformation(transformation.init, update)
 
 
 def _layered_decay(config: OptimConfig) -> optax.GradientTransformation:

@@ -102,13 +102,15 @@ def run_training(config: ExperimentConfig, workdir: str | pathlib.Path | None = 
             best = stack.enter_context(contextlib.closing(Checkpoints(pathlib.Path(workdir) / "best", keep=1)))
             saver = jobs.SaveCheckpoints(last, batches, files or {})
             keep_best = lambda loop: saver.save(loop, best)
-        loop = _restored(config, mesh, last, batches, make_params, optimizer)
+        loop = restored_loop(config, mesh, last, batches,
+                             make=lambda: init_state(make_params, optimizer, jax.random.key(config.seed), mesh),
+                             shapes=lambda: abstract_state(make_params, optimizer, mesh))
         loop.to_model = to_model
         if workdir is not None and last is not None and is_first():
             loop.loggers = _built_in_loggers(workdir, loop.start if last.steps() else -1)
         loop.loggers = [*loop.loggers, *loggers]
         for logger in loop.loggers:
-            stack.callback(_close, loop, logger)
+            stack.callback(close_logger, loop, logger)
         stack.enter_context(stop.listening())
         loop.progress = stack.enter_context(jobs.progress_bar(loop))
         fit(loop, train_step, batches, [
@@ -134,8 +136,13 @@ def _built_in_loggers(workdir: str | pathlib.Path, last_step: int) -> list[Metri
     return loggers
 
 
-def _close(loop: Loop, logger: MetricLogger) -> None:
-    """Closes a logger; a logger that failed before is closed without a second warning."""
+def close_logger(loop: Loop, logger: MetricLogger) -> None:
+    """Closes a logger; a logger that failed before is closed without a second warning.
+
+    Args:
+      loop: the loop that wrote to the logger.
+      logger: the logger.
+    """
     if logger in loop.loggers:
         with loop.without_on_error(logger):
             logger.close()
@@ -144,12 +151,27 @@ def _close(loop: Loop, logger: MetricLogger) -> None:
             logger.close()
 
 
-def _restored(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints | None, batches: Any,
-              make_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation) -> Loop:
-    """Returns the loop at the last checkpoint, or at step 0 if there is no checkpoint."""
+def restored_loop(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints | None, batches: Any, *,
+                  make: Callable[[], TrainState], shapes: Callable[[], TrainState]) -> Loop:
+    """Returns the loop at the last checkpoint, or at step 0 if there is no checkpoint.
+
+    Args:
+      config: the config of the run.
+      mesh: the devices.
+      checkpoints: the checkpoints of the run; ``None`` if it stores none.
+      batches: the iterator over batches, which continues at its position in the checkpoint.
+      make: a function that creates the state at step 0.
+      shapes: a function that returns the shapes and shardings of the state.
+
+    Returns:
+      The loop.
+
+    Raises:
+      ValueError: if there is a checkpoint, but the batches have no ``set_state``.
+    """
     if checkpoints is None or not checkpoints.steps():
-        return Loop(config, init_state(make_params, optimizer, jax.random.key(config.seed), mesh), mesh)
-    restored = checkpoints.restore(abstract_state(make_params, optimizer, mesh))
+        return Loop(config, make(), mesh)
+    restored = checkpoints.restore(shapes())
     metadata = check_shape(restored.metadata, f"{checkpoints.directory}/{restored.step}/metadata.json", _Metadata)
     if metadata["data"] is None or not hasattr(batches, "set_state"):
         raise CheckpointError(f"{checkpoints.directory} contains step {restored.step} of this run, but its batches "

@@ -57,12 +57,15 @@ def init_state(make_params: Callable[[jax.Array], Any], optimizer: optax.Gradien
       The state at step 0.
     """
     make_params = as_pytree(make_params)
-    out_shardings = None if mesh is None else shardings(jax.eval_shape(functools.partial(_make, optimizer), make_params,
-                                                                       key), mesh)
-    # The program runs only once. On a CPU, less optimisation saves more time than it costs.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    make = jax.jit(functools.partial(_make, optimizer), out_shardings=out_shardings, compiler_options=options)
-    return make(make_params, key)
+    make = functools.partial(make_state, optimizer)
+    out_shardings = None if mesh is None else shardings(jax.eval_shape(make, make_params, key), mesh)
+    return jax.jit(make, out_shardings=out_shardings, compiler_options=options_of_init())(make_params, key)
+
+
+def options_of_init() -> dict[str, bool | str | int | float] | None:
+    """Returns the compiler options of a program that creates a state. It runs only once, so that on
+    a CPU less optimisation saves more time than it costs."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def abstract_state(make_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation,
@@ -81,7 +84,7 @@ def abstract_state(make_params: Callable[[jax.Array], Any], optimizer: optax.Gra
     """
     # The key is made inside eval_shape, because the mesh may describe devices that do not exist
     # here, so that nothing can run on them.
-    shapes = jax.eval_shape(lambda: _make(optimizer, make_params, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: make_state(optimizer, make_params, jax.random.key(0)))
     if mesh is None:
         return shapes
     return jax.tree.map(lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
@@ -98,9 +101,18 @@ def as_pytree(function: Callable) -> jax.tree_util.Partial:
     return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
 
 
-def _make(optimizer: optax.GradientTransformation, make_params: Callable[[jax.Array], Any],
-          key: jax.Array) -> TrainState:
-    """Creates the state; ``init_state`` compiles this function."""
+def make_state(optimizer: optax.GradientTransformation, make_params: Callable[[jax.Array], Any],
+               key: jax.Array) -> TrainState:
+    """Creates the state at step 0; to be called inside a compiled function.
+
+    Args:
+      optimizer: an optax transformation.
+      make_params: as for ``init_state``.
+      key: PRNG key of the run.
+
+    Returns:
+      The state.
+    """
     params_key, run_key = jax.random.split(key)
     # Without the copy, the first step would donate the buffers of the caller's weights.
     params = jax.tree.map(jnp.copy, make_params(params_key))
