@@ -146,8 +146,7 @@ def _write(model_type: str, config: ModelConfig) -> dict[str, Any]:
         "n_routed_experts": moe.num_experts, "num_experts_per_tok": moe.experts_per_token,
         "moe_intermediate_size": moe.width(config), "n_shared_experts": moe.shared_experts,
         "routed_scaling_factor": moe.weight_scale, "first_k_dense_replace": moe.dense_layers,
-        "norm_topk_prob": moe.normalize_weights, "n_group": moe.groups, "topk_group": moe.groups_per_token,
-        "topk_method": "noaux_tc"}
+        "norm_topk_prob": moe.normalize_weights, "n_group": moe.groups, "topk_group": moe.groups_per_token}
     if is_v2:
         settings["topk_method"] = "greedy" if moe.groups == 1 else "group_limited_greedy"
         settings |= {"n_group": None, "topk_group": None} if moe.groups == 1 else {}
