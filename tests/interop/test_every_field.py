@@ -142,7 +142,7 @@ def meaning(config):
     if config.moe is not None:  # the weight of the z-loss matters only in training
         values["moe"] = dataclasses.replace(
             config.moe, mlp_dim=config.moe.width(config), z_loss=0.0,
-            experts_per_group_score=0 if config.moe.groups == 1 else config.moe.experts_per_group_score)
+            experts_per_group_score=2 if config.moe.groups == 1 else config.moe.experts_per_group_score)
     if config.latent is not None:
         values["latent"] = dataclasses.replace(config.latent, value_dim=config.latent.value_width(config))
     if config.norm != "layernorm":  # it has no biases
