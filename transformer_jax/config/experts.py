@@ -122,7 +122,14 @@ class ExpertConfig:
 
     @staticmethod
     def has_bias(config: ModelConfig) -> bool:
-        """Returns whether the router and the experts of a model have biases."""
+        """Finds out whether the router and the experts of a model have biases.
+
+        Args:
+          config: The config of the model.
+
+        Returns:
+          True if its feed-forward layers have biases.
+        """
         return config.use_bias if config.use_mlp_bias is None else config.use_mlp_bias
 
     def num_idle(self, config: ModelConfig) -> int:

@@ -29,7 +29,15 @@ class Expansion(Linear):
     """
 
     def kernel_RNH(self, num_heads: int, dtype: jnp.dtype) -> Float[Array, "R N H"]:
-        """Returns the kernel with an axis of heads, in the type of a product."""
+        """Returns the kernel with an axis of heads.
+
+        Args:
+          num_heads: N.
+          dtype: The type of the result.
+
+        Returns:
+          The gathered kernel ``[R, N, H]``.
+        """
         kernel = gather_weight(self.kernel[...].astype(dtype), self.kernel.axes)
         return kernel.reshape(kernel.shape[0], num_heads, -1)
 
@@ -176,7 +184,11 @@ class LatentAttention(Attention):
         return num_queries * more <= R * (self._plain_width + V)
 
     def for_single_tokens(self) -> Self:
-        """Returns the form for decoding token by token, which is the module itself."""
+        """Returns the form for decoding token by token.
+
+        Returns:
+          The module itself.
+        """
         return self
 
     @property
