@@ -333,10 +333,14 @@ def test_published_parameter_counts(name, count):
 
 @pytest.mark.parametrize(("name", "count", "active"), [
     # Of all weights of the published files; the model cards round the active ones to 12.9, 39, 1.3,
-    # 3.3 and 22 billion.
+    # 3.3 and 22 billion, for DeepSeek to 2.4 (without embeddings), 21 and 37 billion, and for gpt-oss
+    # to 3.6 and 5.1 billion (without embeddings).
     ("mixtral-8x7b", 46_702_792_704, 12.9), ("mixtral-8x22b", 140_620_634_112, 39.2),
     ("olmoe-1b-7b", 6_919_161_856, 1.3),
     ("qwen3-30b-a3b", 30_532_122_624, 3.4), ("qwen3-235b-a22b", 235_093_634_560, 22.2),
+    ("deepseek-v2-lite", 15_706_484_224, 2.7), ("deepseek-v2", 235_741_434_880, 21.4),
+    ("deepseek-v3", 671_026_419_200, 37.6),
+    ("gpt-oss-20b", 20_914_757_184, 4.2), ("gpt-oss-120b", 116_829_156_672, 5.7),
 ])
 def test_mixtures_have_the_published_number_of_parameters(name, count, active):
     config = presets.get(name)

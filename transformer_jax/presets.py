@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from transformer_jax.config import ExpertConfig, LayerKind, Limits, ModelConfig, RopeLayout, RopeScaling
+from transformer_jax.config import (
+    ExpertConfig,
+    LatentConfig,
+    LayerKind,
+    Limits,
+    ModelConfig,
+    RopeLayout,
+    RopeScaling,
+)
 from transformer_jax.lazy import lazy_names
 from transformer_jax.settings import nearest
 
@@ -45,6 +54,21 @@ _MIXTRAL = ModelConfig(
 _QWEN3_MOE = _MIXTRAL.replace(
     vocab_size=151_936, max_len=40_960, num_layers=48, num_kv_heads=4, head_dim=128, model_dim=2048, mlp_dim=6144,
     norm_epsilon=1e-6, use_qk_norm=True, moe=ExpertConfig(128, 8, mlp_dim=768, balance_loss=0.001, z_loss=0.0))
+
+# DeepSeek-AI (2024), DeepSeek-V2 and DeepSeek-V3, by their published config.json files.
+_DEEPSEEK_V2_LITE = _MIXTRAL.replace(
+    vocab_size=102_400, max_len=163_840, num_layers=27, num_heads=16, num_kv_heads=16, head_dim=192, model_dim=2048,
+    mlp_dim=10_944, norm_epsilon=1e-6, rope_base=10_000.0, rope_layout=RopeLayout(64, "interleaved"),
+    rope_scaling=RopeScaling("yarn", 40.0, original_max_len=4096, attention_factor=1.0),
+    attention_scale=(0.0707 * math.log(40) + 1)**2 / math.sqrt(192), latent=LatentConfig(512),
+    moe=ExpertConfig(64, 6, mlp_dim=1408, shared_experts=2, normalize_weights=False, dense_layers=1,
+                     balance_loss=0.001, z_loss=0.0))
+_GPT_OSS = ModelConfig(
+    vocab_size=201_088, max_len=131_072, num_layers=24, num_heads=64, num_kv_heads=8, head_dim=64, model_dim=2880,
+    mlp_dim=2880, positions="rope", rope_base=150_000.0,
+    rope_scaling=RopeScaling("yarn", 32.0, original_max_len=4096, truncate=False), norm="rmsnorm", use_sinks=True,
+    activation="swiglu_plus_one", limits=Limits(neurons=7.0), tie_embeddings=False,
+    layer_pattern=(LayerKind(128), LayerKind()), moe=ExpertConfig(32, 4, balance_loss=0.9, z_loss=0.0))
 
 
 def _windows(window: int, every: int, rope_base: float | None = None) -> tuple[LayerKind, ...]:
@@ -133,6 +157,21 @@ _PRESETS = {
     "olmoe-1b-7b": _MIXTRAL.replace(
         vocab_size=50_304, max_len=4096, num_layers=16, num_heads=16, num_kv_heads=16, model_dim=2048, mlp_dim=1024,
         rope_base=10_000.0, use_qk_norm=True, qk_norm_width="all", moe=ExpertConfig(64, 8, normalize_weights=False)),
+    # OpenAI (2025), gpt-oss-120b and gpt-oss-20b, by their published config.json files.
+    "gpt-oss-20b": _GPT_OSS,
+    "gpt-oss-120b": _GPT_OSS.replace(num_layers=36, moe=ExpertConfig(128, 4, balance_loss=0.9, z_loss=0.0)),
+    "deepseek-v2-lite": _DEEPSEEK_V2_LITE,
+    "deepseek-v2": _DEEPSEEK_V2_LITE.replace(
+        num_layers=60, num_heads=128, num_kv_heads=128, model_dim=5120, mlp_dim=12_288, latent=LatentConfig(512, 1536),
+        moe=ExpertConfig(160, 6, mlp_dim=1536, shared_experts=2, normalize_weights=False, weight_scale=16.0, groups=8,
+                         groups_per_token=3, experts_per_group_score=1, dense_layers=1, balance_loss=0.001,
+                         z_loss=0.0)),
+    "deepseek-v3": _DEEPSEEK_V2_LITE.replace(
+        vocab_size=129_280, num_layers=61, num_heads=128, num_kv_heads=128, model_dim=7168, mlp_dim=18_432,
+        latent=LatentConfig(512, 1536), attention_scale=(0.1 * math.log(40) + 1)**2 / math.sqrt(192),
+        moe=ExpertConfig(256, 8, mlp_dim=2048, shared_experts=1, scores="sigmoid", weight_scale=2.5,
+                         use_choice_bias=True, groups=8, groups_per_token=4, dense_layers=3, balance_loss=0.001,
+                         z_loss=0.0)),
     # Gemma Team (2024, 2025), the OLMo team (2025), Abdin et al. (2024), Jiang et al. (2023) and
     # SmolLM3, by their published config.json files.
     "gemma-2b": _sized(_GEMMA, 18, 2048, 8, 1, 16_384),

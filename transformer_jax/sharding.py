@@ -20,7 +20,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp", "expert"),
     "sequence": "sequence",
     "layers": None,
-    "embed": "fsdp",
+    "embed": "fsdp", "latent": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -216,7 +216,7 @@ def gather_weight(weight: Shaped[Array, ...], axes: tuple[str | None, ...]) -> S
         return weight
 
     def gather(weight: jax.Array) -> jax.Array:
-        return constrain(weight, *(None if axis == "embed" else axis for axis in axes))
+        return constrain(weight, *(None if RULES[axis] == "fsdp" else axis for axis in axes))
 
     return with_gradient(gather, lambda args, kept, gradient: (constrain(gradient, *axes),), weight)
 

@@ -86,7 +86,7 @@ def test_old_and_new_agree_before_the_first_update(collected, policy):
     ones = np.ones(rollout.mask_BR.shape, np.float32)
     batch = {"tokens": rollout.tokens_BT, "segment_ids": rollout.segment_ids_BT, "mask": rollout.mask_BR,
              "logprobs": rollout.logprobs_BR, "advantages": ones, "values": rollout.values_BR, "returns": ones}
-    log_p_BRV, values_BR = jax.jit(rollouts.read_responses, static_argnums=3)(
+    log_p_BRV, values_BR, _ = jax.jit(rollouts.read_responses, static_argnums=3)(
         policy, batch["tokens"], batch["segment_ids"], 20)
     now = rollouts.chosen(log_p_BRV, rollout.tokens_BT[:, 20:])
     assert np.abs(np.asarray(now - rollout.logprobs_BR)[rollout.mask_BR]).max() < 1e-5

@@ -13,7 +13,7 @@ PUBLISHED = {}
 
 
 def publish(case, kind, config, *, generation=None, rename=lambda name: name, copies=None, buffers=None, body=False,
-            again=True, again_body=False, save=None, experts=None):
+            again=True, again_body=False, save=None, experts=None, dense=0):
     """Registers a published model.
 
     Args:
@@ -30,19 +30,21 @@ def publish(case, kind, config, *, generation=None, rename=lambda name: name, co
       save: options of ``save_pretrained``.
       experts: of a mixture, which transformers joins in memory: the name of the layer in the file,
         the number of experts, their two widths, and the names of gate, up and down projection.
+      dense: the number of first layers that have no experts.
     """
     PUBLISHED[f"{case}-published"] = dict(
         kind=kind, config=config, generation=generation, rename=rename, copies=copies or {}, buffers=buffers or {},
-        body=body, again=again, again_body=again_body, save=save or {}, experts=_expert_shapes(experts, config))
+        body=body, again=again, again_body=again_body, save=save or {},
+        experts=_expert_shapes(experts, config, dense))
 
 
-def _expert_shapes(experts, config):
+def _expert_shapes(experts, config, dense):
     """The shapes of the matrices of experts by their names in the file."""
     if experts is None:
         return {}
     place, number, width, inner, (gate, up, down) = experts
     return {f"model.layers.{layer}.{place}.experts.{expert}.{name}.weight": shape
-            for layer in range(config["num_hidden_layers"]) for expert in range(number)
+            for layer in range(dense, config["num_hidden_layers"]) for expert in range(number)
             for name, shape in ((gate, (inner, width)), (up, (inner, width)), (down, (width, inner)))}
 
 
@@ -133,6 +135,46 @@ publish("qwen3_moe", "decoder", _LLAMA | _EXPERTS | {  # Qwen/Qwen3-30B-A3B
     "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": None,
     "tie_word_embeddings": False, "transformers_version": "4.51.0", "use_sliding_window": False},
     rename=without("experts"), experts=("mlp", 4, 16, 12, ("gate_proj", "up_proj", "down_proj")))
+
+# deepseek-ai/DeepSeek-V2-Lite and DeepSeek-V3; of the second without the types of 8 bits (fp8), in
+# which its weights are stored, but with tensors of the layer that predicts a second token.
+_DEEPSEEK = _LLAMA | {
+    "attention_bias": False, "attention_dropout": 0.0, "aux_loss_alpha": 0.001, "ep_size": 1,
+    "first_k_dense_replace": 1, "kv_lora_rank": 8, "max_position_embeddings": 64, "moe_intermediate_size": 12,
+    "moe_layer_freq": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4,
+    "pretraining_tp": 1, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "rms_norm_eps": 1e-06, "rope_theta": 10000,
+    "seq_aux": True, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "v_head_dim": 6}
+_SCALES = {"beta_fast": 32, "beta_slow": 1, "factor": 40, "original_max_position_embeddings": 8, "type": "yarn"}
+publish("deepseek_v2", "decoder", _DEEPSEEK | {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV2ForCausalLM"}, "model_type": "deepseek_v2",
+    "n_group": 1, "n_shared_experts": 2, "norm_topk_prob": False, "q_lora_rank": None,
+    "rope_scaling": _SCALES | {"mscale": 0.707, "mscale_all_dim": 0.707}, "routed_scaling_factor": 1.0,
+    "scoring_func": "softmax", "topk_group": 1, "topk_method": "greedy", "transformers_version": "4.33.1"},
+    generation={"_from_model_config": True, "bos_token_id": 1, "do_sample": True, "eos_token_id": 2,
+                "temperature": 0.3, "top_p": 0.95, "transformers_version": "4.33.1"},
+    rename=without(r"mlp\.experts"), experts=("mlp", 4, 16, 12, ("gate_proj", "up_proj", "down_proj")), dense=1)
+publish("deepseek_v3", "decoder", _DEEPSEEK | {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"}, "model_type": "deepseek_v3",
+    "n_group": 2, "n_routed_experts": 8, "n_shared_experts": 1, "norm_topk_prob": True, "num_nextn_predict_layers": 1,
+    "q_lora_rank": 10, "rope_scaling": _SCALES | {"mscale": 1.0, "mscale_all_dim": 1.0},
+    "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "topk_group": 1, "topk_method": "noaux_tc",
+    "transformers_version": "4.33.1"},
+    rename=without(r"mlp\.experts"), experts=("mlp", 8, 16, 12, ("gate_proj", "up_proj", "down_proj")), dense=1,
+    buffers={f"model.layers.2.{name}.weight": (shape, "float32")
+             for name, shape in (("enorm", (16,)), ("eh_proj", (16, 32)), ("self_attn.o_proj", (16, 24)))})
+publish("gpt_oss", "decoder", _LLAMA | {  # openai/gpt-oss-20b, with the weights in bfloat16
+    "architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0, "eos_token_id": 33,
+    "experts_per_token": 2, "head_dim": 6, "initial_context_length": 16,
+    "layer_types": ["sliding_attention", "full_attention"], "model_type": "gpt_oss", "num_experts_per_tok": 2,
+    "num_local_experts": 4, "output_router_logits": False, "pad_token_id": 31, "rms_norm_eps": 1e-05,
+    "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 16,
+                     "rope_type": "yarn", "truncate": False},
+    "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 5, "swiglu_limit": 7.0,
+    "tie_word_embeddings": False, "transformers_version": "4.55.0.dev0"},
+    generation={"bos_token_id": 1, "do_sample": True, "eos_token_id": [33, 31], "pad_token_id": 31,
+                "transformers_version": "4.55.0.dev0"})
 
 _MASKS = {"bias": ((1, 1, 64, 64), "uint8"), "masked_bias": ((), "float32")}
 publish("gpt_neox", "decoder", {  # EleutherAI/pythia-70m

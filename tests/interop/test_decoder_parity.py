@@ -35,6 +35,10 @@ _YARN = dict(rope_theta=500.0, rope_type="yarn", factor=4.0, original_max_positi
              beta_slow=0.5)
 _PHI3 = _LLAMA | dict(pad_token_id=0)
 _LONGROPE = dict(rope_type="longrope", rope_theta=900.0, short_factor=[1.0, 1.2, 1.4], long_factor=[1.0, 3.0, 5.0])
+_LATENT = _LLAMA | dict(
+    num_attention_heads=3, num_key_value_heads=3, kv_lora_rank=14, qk_nope_head_dim=10, qk_rope_head_dim=6,
+    v_head_dim=8, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=20, first_k_dense_replace=1)
+_MSCALE = _YARN | dict(mscale=1.0, mscale_all_dim=0.707)
 CASES = {
     "gpt2": ("GPT2LMHeadModel", "GPT2", _GPT2),
     "gpt2, untied, erf": ("GPT2LMHeadModel", "GPT2", _GPT2 | dict(
@@ -57,6 +61,21 @@ CASES = {
         num_experts=6, num_experts_per_tok=3, moe_intermediate_size=20, head_dim=8, norm_topk_prob=True)),
     "qwen3_moe, biases": ("Qwen3MoeForCausalLM", "Qwen3Moe", _LLAMA | dict(
         num_experts=6, num_experts_per_tok=2, moe_intermediate_size=52, head_dim=8, attention_bias=True)),
+    "deepseek_v2": ("DeepseekV2ForCausalLM", "DeepseekV2", _LATENT | dict(
+        q_lora_rank=11, topk_method="group_limited_greedy", n_group=4, topk_group=2, routed_scaling_factor=3.0)),
+    "deepseek_v2, lite, yarn": ("DeepseekV2ForCausalLM", "DeepseekV2", _LATENT | dict(
+        q_lora_rank=None, v_head_dim=10, n_shared_experts=1, rope_parameters=_MSCALE)),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", "DeepseekV3", _LATENT | dict(
+        q_lora_rank=11, n_group=4, topk_group=2, rope_parameters=_MSCALE)),
+    "deepseek_v3, halves, biases": ("DeepseekV3ForCausalLM", "DeepseekV3", _LATENT | dict(
+        q_lora_rank=11, n_group=1, topk_group=1, rope_interleave=False, attention_bias=True, norm_topk_prob=False,
+        first_k_dense_replace=2, n_shared_experts=2, rms_norm_eps=1e-3)),
+    "gpt_oss": ("GptOssForCausalLM", "GptOss", _LLAMA | dict(
+        head_dim=8, num_local_experts=5, num_experts_per_tok=2, sliding_window=4, swiglu_limit=0.5,
+        rope_parameters=_YARN | dict(truncate=False))),
+    "gpt_oss, no biases of attention": ("GptOssForCausalLM", "GptOss", _LLAMA | dict(
+        head_dim=8, num_local_experts=4, num_experts_per_tok=3, attention_bias=False, tie_word_embeddings=True,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"], rope_parameters=_ROPE)),
     "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoX", _NEOX | dict(
         rope_parameters=_ROPE | dict(partial_rotary_factor=0.25))),
     "gpt_neox, sequential, no biases, tied": ("GPTNeoXForCausalLM", "GPTNeoX", _NEOX | dict(
@@ -120,6 +139,9 @@ def torch_model(name, seed=0, std=0.2):
         # Gemma's norms multiply by 1 plus their weights.
         is_scale = path.endswith("weight") and ("norm" in path or "ln_" in path) and config[:5] != "Gemma"
         weight.data.normal_(1.0 if is_scale else 0.0, std)
+    for path, values in model.named_buffers():
+        if path.endswith("e_score_correction_bias"):
+            values.normal_(0.0, std)
     return model
 
 
@@ -171,7 +193,7 @@ def test_logits_hidden_states_and_maps(pair, name, seed):
         np.testing.assert_allclose(a, b, atol=2e-5, err_msg=f"map {layer}")
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama 3", "qwen3_moe", "gpt_neox", "gptj"])
+@pytest.mark.parametrize("name", ["gpt2", "llama 3", "qwen3_moe", "deepseek_v3", "gpt_oss", "gpt_neox", "gptj"])
 def test_loss_and_its_gradients(pair, name):
     model, bundle, _ = pair(name)
     tokens = np.random.default_rng(2).integers(0, VOCAB, (2, 19))
@@ -207,6 +229,9 @@ def _compare_gradients(model, gradients):
     compared = 0
     for name, _, _, values in huggingface._their_tensors(family, gradients):
         name = name.replace("embed_out", "lm_head")  # transformers 5 renames it when it loads and saves
+        if name.endswith("e_score_correction_bias"):  # it has no gradient
+            assert not values().any()
+            continue
         scale = max(1.0, np.abs(theirs[name]).max())
         np.testing.assert_allclose(values(), theirs[name], atol=1e-4 * scale, err_msg=name)
         compared += 1
@@ -215,9 +240,9 @@ def _compare_gradients(model, gradients):
 
 
 @pytest.mark.parametrize("name", [
-    "gpt2", "llama 3", "mistral", "qwen2, tied", "mixtral", "olmoe", "qwen3_moe", "gpt_neox", "gptj", "phi, grouped",
-    "opt", "stablelm, parallel, biases", "olmo", "olmo3", "gemma", "gemma2", "gemma3", "phi3, longrope",
-    "smollm3, windows"])
+    "gpt2", "llama 3", "mistral", "qwen2, tied", "mixtral", "olmoe", "qwen3_moe", "deepseek_v2", "deepseek_v3",
+    "gpt_oss", "gpt_neox", "gptj", "phi, grouped", "opt", "stablelm, parallel, biases", "olmo", "olmo3", "gemma",
+    "gemma2", "gemma3", "phi3, longrope", "smollm3, windows"])
 def test_greedy_generation_of_200_tokens(pair, name):
     model, bundle, _ = pair(name, std=0.3)
     prompts = [[5, 9, 2], [7, 7, 30, 31, 32]]

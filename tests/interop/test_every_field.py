@@ -13,6 +13,7 @@ from test_huggingface import OURS as DECODERS
 from transformer_jax.config import (
     ClassifierConfig,
     ExpertConfig,
+    LatentConfig,
     LayerKind,
     Limits,
     ModelConfig,
@@ -29,6 +30,12 @@ _LLAMA = DECODERS["qwen2"].replace(use_qkv_bias=None, norm="layernorm")
 _RMS = _LLAMA.replace(norm="rmsnorm")
 _OLMO2 = _RMS.replace(norm_position="output", use_qk_norm=True, qk_norm_width="all")
 _GEMMA = _RMS.replace(norm="rmsnorm_one_plus", activation="geglu", scale_embeddings=True)
+_LATENT = _RMS.replace(
+    num_kv_heads=_RMS.num_heads, head_dim=10, rope_layout=RopeLayout(4, "interleaved"), latent=LatentConfig(6, 8, 7))
+_V2 = ExpertConfig(4, 2, mlp_dim=12, shared_experts=1, normalize_weights=False, weight_scale=2.0, groups=2,
+                   groups_per_token=1, experts_per_group_score=1, dense_layers=1)
+_V3 = dataclasses.replace(_V2, scores="sigmoid", normalize_weights=True, use_choice_bias=True,
+                          experts_per_group_score=2)
 _WINDOWS = (LayerKind(5), LayerKind())
 _MORE = {
     "gptj": _PARALLEL.replace(rope_base=10_000.0, rope_layout=RopeLayout(4, "interleaved"), use_bias=False,
@@ -38,6 +45,10 @@ _MORE = {
     "mixtral": DECODERS["mistral"].replace(moe=ExpertConfig(4, 2, balance_loss=0.02)),
     "olmoe": DECODERS["llama"].replace(use_qk_norm=True, qk_norm_width="all", moe=ExpertConfig(4, 2)),
     "qwen3_moe": DECODERS["llama"].replace(use_qk_norm=True, moe=ExpertConfig(4, 2, mlp_dim=12)),
+    "deepseek_v2": _LATENT.replace(moe=_V2),
+    "deepseek_v3": _LATENT.replace(moe=_V3),
+    "gpt_oss": _RMS.replace(use_bias=True, activation="swiglu_plus_one", use_sinks=True, limits=Limits(neurons=7.0),
+                            layer_pattern=_WINDOWS, moe=ExpertConfig(4, 2)),
     "stablelm": _LLAMA.replace(use_norm_bias=True, rope_layout=RopeLayout(2)),
     "olmo": _LLAMA.replace(norm="layernorm_without_weights"),
     "olmo2": _OLMO2,
@@ -83,16 +94,21 @@ def candidates(field, value):
         elif option is ExpertConfig:
             yield from (ExpertConfig(4, 2), ExpertConfig(3, 1), ExpertConfig(4, 2, mlp_dim=7), ExpertConfig(
                 4, 2, normalize_weights=False, balance_loss=0.5), ExpertConfig(4, 2, shared_experts=1), ExpertConfig(
-                4, 2, scores="sigmoid", use_choice_bias=True, weight_scale=2.0, groups=2))
+                4, 2, scores="sigmoid", use_choice_bias=True, weight_scale=2.0, groups=2), ExpertConfig(
+                4, 2, dense_layers=1), _V2, dataclasses.replace(_V2, groups=1), _V3, dataclasses.replace(
+                _V3, dense_layers=0, balance_loss=0.5), dataclasses.replace(_V3, experts_per_group_score=1))
+        elif option is LatentConfig:
+            yield from (LatentConfig(6), LatentConfig(5, 8, 6), LatentConfig(6, 8, 7, norm_epsilon=1e-5))
         elif option is RopeLayout:
             yield from (RopeLayout(), RopeLayout(2), RopeLayout(2, "interleaved"), RopeLayout(None, "interleaved"))
         elif option is ClassifierConfig:
             yield from (ClassifierConfig(pooling="mean"), ClassifierConfig(dropout=0.25))
         elif option is Limits:
-            yield from (Limits(), Limits(scores=3.0), Limits(logits=5.0), Limits(projections=2.0))
+            yield from (Limits(), Limits(scores=3.0), Limits(logits=5.0), Limits(projections=2.0), Limits(neurons=3.0))
         elif option == tuple[LayerKind, ...]:
             yield from ((), (LayerKind(3),), (LayerKind(3), LayerKind()), (LayerKind(), LayerKind(3, rope_base=9.0)),
-                        (LayerKind(use_rope=False), LayerKind(), LayerKind()), (LayerKind(3), LayerKind(4)))
+                        (LayerKind(use_rope=False), LayerKind(), LayerKind()), (LayerKind(3), LayerKind(4)),
+                        (LayerKind(), LayerKind(use_experts=False)))
         elif typing.get_origin(option) is tuple:
             yield from ((), (1,), (1, 2), (1, 2, 3))
         else:
@@ -124,7 +140,11 @@ def meaning(config):
         if values[name] is None:
             values[name] = config.use_bias
     if config.moe is not None:  # the weight of the z-loss matters only in training
-        values["moe"] = dataclasses.replace(config.moe, mlp_dim=config.moe.width(config), z_loss=0.0)
+        values["moe"] = dataclasses.replace(
+            config.moe, mlp_dim=config.moe.width(config), z_loss=0.0,
+            experts_per_group_score=2 if config.moe.groups == 1 else config.moe.experts_per_group_score)
+    if config.latent is not None:
+        values["latent"] = dataclasses.replace(config.latent, value_dim=config.latent.value_width(config))
     if config.norm != "layernorm":  # it has no biases
         values["use_norm_bias"] = None
     if config.family == "encoder_decoder":

@@ -36,8 +36,8 @@ def test_every_matrix_of_every_expert_is_a_tensor(case, place, names, tmp_path):
 
 
 @pytest.mark.parametrize(("case", "changes", "words"), [
-    ("qwen3_moe-published", {"mlp_only_layers": [0]}, r"mlp_only_layers=\[0\] \(expected \[\]\)"),
-    ("qwen3_moe-published", {"decoder_sparse_step": 2}, r"decoder_sparse_step=2 \(expected 1\)"),
+    ("qwen3_moe-published", {"mlp_only_layers": [0, 1]}, "no layer has experts"),
+    ("qwen3_moe-published", {"decoder_sparse_step": 0}, "decoder_sparse_step=0 and .* expected a positive number"),
     ("qwen3_moe-published", {"use_sliding_window": True}, r"use_sliding_window=True \(expected False\)"),
     ("olmoe-published", {"clip_qkv": 8.0}, r"clip_qkv=8.0 \(expected None\)"),
     ("mixtral-published", {"num_local_experts": 1}, "experts_per_token=2 is more than the 1 experts"),
@@ -46,6 +46,16 @@ def test_every_matrix_of_every_expert_is_a_tensor(case, place, names, tmp_path):
 def test_what_the_layers_do_not_have_is_refused(case, changes, words):
     with pytest.raises(ValueError, match=words):
         read(case, **changes)
+
+
+@pytest.mark.parametrize(("settings", "dense"), [
+    (dict(mlp_only_layers=[0]), [0]), (dict(mlp_only_layers=[0, 3]), [0, 3]), (dict(decoder_sparse_step=2), [0, 2, 4]),
+    (dict(decoder_sparse_step=3, mlp_only_layers=[2]), [0, 1, 2, 3, 4])])
+def test_dense_layers_among_the_experts(settings, dense):
+    config = read("qwen3_moe-published", num_hidden_layers=6, **settings)
+    assert [layer for layer in range(6) if layer not in config.moe.layers(config)] == dense
+    written = FAMILIES["qwen3_moe"].write_config(config)
+    assert FAMILIES["qwen3_moe"].read_config(written | {"model_type": "qwen3_moe"}) == config
 
 
 def test_an_enormous_number_of_experts_is_refused_before_memory_is_used(tmp_path):

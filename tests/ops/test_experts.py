@@ -182,7 +182,7 @@ def test_losses_of_the_router_are_their_formulas_and_padding_does_not_count():
     (dict(num_experts=4, experts_per_token=5), "moe.experts_per_token=5 is more than the 4 experts"),
     (dict(num_experts=8, experts_per_token=5, groups=4, groups_per_token=2), "more than the 4 experts that a token"),
     (dict(num_experts=8, groups=3), "moe.groups=3 must divide moe.num_experts=8"),
-    (dict(num_experts=8, groups=8), "leaves one expert in each group"),
+    (dict(num_experts=8, groups=8), "leaves 1 experts in each group, but moe.experts_per_group_score=2"),
     (dict(scores="tanh"), "scores='tanh' is not one of softmax, sigmoid"),
     (dict(num_experts=0), "moe.num_experts=0 must be a positive integer"),
 ])
@@ -192,7 +192,6 @@ def test_a_mixture_that_cannot_be_made_is_refused(settings, words):
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    (dict(use_bias=True), "experts have no biases: with moe, set use_mlp_bias=False"),
     (dict(family="encoder"), "moe is for family='decoder' and 'reward', not 'encoder'"),
 ])
 def test_a_model_that_cannot_have_experts_is_refused(changes, words):

@@ -107,7 +107,7 @@ def test_dropout_is_the_same_forward_and_backward(small_blocks):
 def test_fully_masked_blocks_are_not_visited():
     """Of 2,048 x 2,048 positions, a causal window of 100 lets 8 of the 16 blocks be visited, in a
     loop of known length."""
-    settings = chunked_attention._Settings(1.0, 0.0, None, 2048, 2048, 512, 512, None)
+    settings = chunked_attention.Settings(1.0, 0.0, None, 2048, 2048, 512, 512, None)
 
     def visited(mask):
         return [tuple(int(x) for x in chunked_attention._visible_blocks(settings, i, mask)) for i in range(4)]

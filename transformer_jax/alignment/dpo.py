@@ -16,6 +16,8 @@ from transformer_jax.alignment.rankings import Rankings
 from transformer_jax.alignment.reward import ranking_sums
 from transformer_jax.config import PreferenceConfig
 from transformer_jax.models.decoder import Decoder
+from transformer_jax.models.output import Trace
+from transformer_jax.training.router_losses import with_router_losses
 from transformer_jax.training.step import Batch, LossFn, Sums
 
 
@@ -30,12 +32,17 @@ def response_logprobs(model: Decoder, batch: Batch, key: jax.Array | None = None
     Returns:
       The log probabilities, float32 ``[B, K]``, in nats; 0 where there is no response.
     """
+    return _logprobs_and_trace(model, batch, key)[0]
+
+
+def _logprobs_and_trace(model: Decoder, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Trace]:
+    """Returns the log probability of every response, and the trace of the forward pass."""
     B, K, T = batch["tokens"].shape
     tokens_MT, mask_MT = batch["tokens"].reshape(B * K, T), batch["mask"].reshape(B * K, T)
-    logits_MTV = model(tokens_MT, segment_ids_BT=batch["segment_ids"].reshape(B * K, T), key=key).logits
-    log_p_MTV = jax.nn.log_softmax(logits_MTV[:, :-1])
+    out = model(tokens_MT, segment_ids_BT=batch["segment_ids"].reshape(B * K, T), key=key)
+    log_p_MTV = jax.nn.log_softmax(out.logits[:, :-1])
     logprobs_MT = jnp.take_along_axis(log_p_MTV, tokens_MT[:, 1:, None], axis=-1)[..., 0]
-    return jnp.where(mask_MT[:, 1:], logprobs_MT, 0.0).sum(-1).reshape(B, K)
+    return jnp.where(mask_MT[:, 1:], logprobs_MT, 0.0).sum(-1).reshape(B, K), cast(Trace, out.trace)
 
 
 _measure = jax.jit(response_logprobs)
@@ -81,10 +88,13 @@ def dpo_loss(config: PreferenceConfig) -> LossFn:
 
     Returns:
       A loss function for ``make_train_step``. It takes batches of ``Rankings`` that contain
-      ``reference_logprobs`` (see ``with_reference``).
+      ``reference_logprobs`` (see ``with_reference``). In training, which a key shows, it adds the
+      losses of the router of a mixture of experts.
     """
     def loss_fn(model: Decoder, batch: Batch, key: jax.Array | None = None) -> Sums:
-        log_ratios_BK = response_logprobs(model, batch, key) - batch["reference_logprobs"]
-        return ranking_sums(config.beta * log_ratios_BK, batch["ranks"])
+        logprobs_BK, trace = _logprobs_and_trace(model, batch, key)
+        sums = ranking_sums(config.beta * (logprobs_BK - batch["reference_logprobs"]), batch["ranks"])
+        segment_ids_MT = batch["segment_ids"].reshape(-1, batch["segment_ids"].shape[-1])
+        return with_router_losses(sums, model.config, trace, segment_ids_MT, key)
 
     return loss_fn

@@ -17,7 +17,9 @@ from jaxtyping import Bool, Float
 from transformer_jax.alignment.rollouts import chosen, read_responses
 from transformer_jax.config import ReinforcementConfig
 from transformer_jax.models.decoder import Decoder
+from transformer_jax.models.output import Trace
 from transformer_jax.nn.layers import ScalarHead
+from transformer_jax.training.router_losses import with_router_losses
 from transformer_jax.training.step import Batch, LossFn, Sums
 
 
@@ -112,11 +114,11 @@ def ppo_loss(config: ReinforcementConfig, excluded_V: Bool[np.ndarray, " V"] | N
       positions.
     """
     def loss_fn(model: Decoder, batch: Batch, key: jax.Array | None = None) -> Sums:
-        del key
-        losses, _, values_BR = _losses(model, batch, config, excluded_V)
+        losses, _, values_BR, trace = _losses(model, batch, config, excluded_V)
         losses["value_loss"] = clipped_value_loss(values_BR, batch["values"], batch["returns"], config.value_clip)
         total = losses["policy_loss"] + config.value_coefficient * losses["value_loss"]
-        return _sums(total - config.entropy_coefficient * losses["entropy"], losses, batch["mask"])
+        sums = _sums(total - config.entropy_coefficient * losses["entropy"], losses, batch["mask"])
+        return with_router_losses(sums, model.config, trace, batch["segment_ids"], key)
 
     return loss_fn
 
@@ -140,21 +142,21 @@ def grpo_loss(config: ReinforcementConfig, excluded_V: Bool[np.ndarray, " V"] | 
       ``returns``.
     """
     def loss_fn(model: Decoder, batch: Batch, key: jax.Array | None = None) -> Sums:
-        del key
-        losses, logprobs_BR, _ = _losses(model, batch, config, excluded_V)
+        losses, logprobs_BR, _, trace = _losses(model, batch, config, excluded_V)
         losses["reference_kl"] = kl_estimate(batch["reference_logprobs"] - logprobs_BR)
         total = losses["policy_loss"] + batch["kl_coefficients"] * losses["reference_kl"]
-        return _sums(total - config.entropy_coefficient * losses["entropy"], losses, batch["mask"])
+        sums = _sums(total - config.entropy_coefficient * losses["entropy"], losses, batch["mask"])
+        return with_router_losses(sums, model.config, trace, batch["segment_ids"], key)
 
     return loss_fn
 
 
 def _losses(model: Decoder, batch: Batch, config: ReinforcementConfig,
-            excluded_V: np.ndarray | None) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-    """Returns the losses and metrics of each token that PPO and GRPO share, and the current log
-    probabilities and values of the tokens."""
+            excluded_V: np.ndarray | None) -> tuple[dict[str, jax.Array], jax.Array, jax.Array, Trace]:
+    """Returns the losses and metrics of each token that PPO and GRPO share, the current log
+    probabilities and values of the tokens, and the trace of the forward pass."""
     prompt_len = batch["tokens"].shape[1] - batch["mask"].shape[1]
-    log_p_BRV, values_BR = read_responses(model, batch["tokens"], batch["segment_ids"], prompt_len, excluded_V)
+    log_p_BRV, values_BR, trace = read_responses(model, batch["tokens"], batch["segment_ids"], prompt_len, excluded_V)
     logprobs_BR = chosen(log_p_BRV, batch["tokens"][:, prompt_len:])
     log_ratios_BR = jnp.where(batch["mask"], logprobs_BR - batch["logprobs"], 0.0)
     if not config.entropy_coefficient:  # then entropy is only a metric: its gradient [B, R, V] is not needed
@@ -163,7 +165,7 @@ def _losses(model: Decoder, batch: Batch, config: ReinforcementConfig,
               "entropy": -(jnp.exp(log_p_BRV) * log_p_BRV).sum(-1),
               "clip_fraction": jnp.abs(jnp.expm1(log_ratios_BR)) > config.clip,
               "step_kl": kl_estimate(log_ratios_BR)}
-    return losses, logprobs_BR, values_BR
+    return losses, logprobs_BR, values_BR, trace
 
 
 def _sums(total_BR: jax.Array, losses: dict[str, jax.Array], mask_BR: jax.Array) -> Sums:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from transformer_jax.data.evaluation import fixed_batches
 from transformer_jax.models.heads import RewardModel
 from transformer_jax.nn.layers import parameter
+from transformer_jax.training.router_losses import with_router_losses
 from transformer_jax.training.step import Batch, Sums
 
 
@@ -83,11 +84,14 @@ def reward_loss(model: RewardModel, batch: Batch, key: jax.Array | None = None) 
 
     Returns:
       The sum of the losses in nats, the number of rankings that count, and the sums of the metrics
-      ``accuracy`` and ``margin``.
+      ``accuracy`` and ``margin``. In training, which a key shows, the losses of the router of a
+      mixture of experts are added.
     """
     B, K, T = batch["tokens"].shape
-    scores_M = model(batch["tokens"].reshape(B * K, T), segment_ids_BT=batch["segment_ids"].reshape(B * K, T), key=key)
-    return ranking_sums(scores_M.reshape(B, K), batch["ranks"])
+    segment_ids_MT = batch["segment_ids"].reshape(B * K, T)
+    scores_M, trace = model.scores_and_trace(batch["tokens"].reshape(B * K, T), segment_ids_BT=segment_ids_MT, key=key)
+    sums = ranking_sums(scores_M.reshape(B, K), batch["ranks"])
+    return with_router_losses(sums, model.config, trace, segment_ids_MT, key)
 
 
 def expected_calibration_error(margins: Sequence[float] | Float[np.ndarray, " pairs"],

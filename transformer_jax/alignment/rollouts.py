@@ -21,6 +21,7 @@ from transformer_jax.decoding.batch import never_drawn, pad_left
 from transformer_jax.decoding.sample import generate
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.heads import RewardModel
+from transformer_jax.models.output import Trace
 
 _EXCLUDED_LOGIT = -1e30
 
@@ -138,7 +139,7 @@ def excluded_ids(config: ModelConfig, tokenizer: AnyTokenizer) -> Bool[np.ndarra
 
 def read_responses(policy: Decoder, tokens_BT: Int[Array, "B T"], segment_ids_BT: Int[Array, "B T"], prompt_len: int,
                    excluded_V: Bool[np.ndarray, " V"] | Bool[Array, " V"] | None = None,
-                   ) -> tuple[Float[Array, "B R V"], Float[Array, "B R"]]:
+                   ) -> tuple[Float[Array, "B R V"], Float[Array, "B R"], Trace]:
     """Computes log probabilities and values in one teacher-forced pass over prompts and responses.
 
     Args:
@@ -151,20 +152,20 @@ def read_responses(policy: Decoder, tokens_BT: Int[Array, "B T"], segment_ids_BT
 
     Returns:
       The log probabilities of every token of the vocabulary at every position of the response,
-      float32 ``[B, R, V]``, and the values of the text before each position, float32 ``[B, R]``; 0
-      if the policy has no value head.
+      float32 ``[B, R, V]``; the values of the text before each position, float32 ``[B, R]``, 0 if
+      the policy has no value head; and the trace of the forward pass.
     """
-    hidden_BTD = policy(tokens_BT, segment_ids_BT=segment_ids_BT).hidden
-    before_BRD = hidden_BTD[:, prompt_len - 1:-1]
+    out = policy(tokens_BT, segment_ids_BT=segment_ids_BT)
+    before_BRD = out.hidden[:, prompt_len - 1:-1]
     logits_BRV = policy.unembed(before_BRD)
     if excluded_V is not None:
         # The value is finite, because the entropy multiplies it by a probability of 0: with minus
         # infinity, that product and its gradient would be NaN.
         logits_BRV = jnp.where(excluded_V, _EXCLUDED_LOGIT, logits_BRV)
     log_p_BRV = jax.nn.log_softmax(logits_BRV)
-    if policy.value_head is None:
-        return log_p_BRV, jnp.zeros(before_BRD.shape[:2], jnp.float32)
-    return log_p_BRV, policy.value_head(before_BRD)
+    values_BR = (jnp.zeros(before_BRD.shape[:2], jnp.float32) if policy.value_head is None
+                 else policy.value_head(before_BRD))
+    return log_p_BRV, values_BR, cast(Trace, out.trace)
 
 
 def chosen(log_p_BRV: Float[Array, "B R V"], tokens_BR: Int[Array, "B R"]) -> Float[Array, "B R"]:
@@ -175,8 +176,8 @@ def chosen(log_p_BRV: Float[Array, "B R V"], tokens_BR: Int[Array, "B R"]) -> Fl
 def _measure_unjitted(policy, reference, tokens_BT, segment_ids_BT, prompt_len, excluded_V, reference_excluded_V):
     """Returns the log probabilities of the responses, their values, and the log probabilities under
     the reference model, each ``[B, R]``."""
-    log_p_BRV, values_BR = read_responses(policy, tokens_BT, segment_ids_BT, prompt_len, excluded_V)
-    reference_log_p_BRV, _ = read_responses(reference, tokens_BT, segment_ids_BT, prompt_len, reference_excluded_V)
+    log_p_BRV, values_BR, _ = read_responses(policy, tokens_BT, segment_ids_BT, prompt_len, excluded_V)
+    reference_log_p_BRV, *_ = read_responses(reference, tokens_BT, segment_ids_BT, prompt_len, reference_excluded_V)
     tokens_BR = tokens_BT[:, prompt_len:]
     return chosen(log_p_BRV, tokens_BR), values_BR, chosen(reference_log_p_BRV, tokens_BR)
 

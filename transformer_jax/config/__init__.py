@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformer_jax.config.experiment import ExperimentConfig
     from transformer_jax.config.experts import ExpertConfig
     from transformer_jax.config.families import ModelSettings, register_model_family
+    from transformer_jax.config.latent import LatentConfig
     from transformer_jax.config.layers import LayerKind, Limits
     from transformer_jax.config.mesh import MeshConfig
     from transformer_jax.config.model import ModelConfig
@@ -34,8 +35,8 @@ else:
 
 __all__ = [
     "CheckpointConfig", "ClassifierConfig", "ContrastiveConfig", "CorpusConfig", "DataConfig", "EvalConfig",
-    "ExperimentConfig", "ExpertConfig", "LayerKind", "Limits", "LoraConfig", "LossConfig", "MeshConfig",
-    "MetricsConfig", "ModelConfig", "ModelSettings", "MupConfig", "OptimConfig", "PreferenceConfig",
+    "ExperimentConfig", "ExpertConfig", "LatentConfig", "LayerKind", "Limits", "LoraConfig", "LossConfig",
+    "MeshConfig", "MetricsConfig", "ModelConfig", "ModelSettings", "MupConfig", "OptimConfig", "PreferenceConfig",
     "RecurrentConfig", "ReinforcementConfig", "RopeLayout", "RopeScaling", "SampleConfig", "SparseAutoencoderConfig",
     "TokenizerConfig", "WordVectorConfig", "register_model_family",
 ]

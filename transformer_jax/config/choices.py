@@ -11,7 +11,7 @@ CHOICES = {
     "norm_position": ("pre", "post", "both", "output"),
     "qk_norm_width": ("head", "all"),
     "residual": ("sequential", "parallel", "parallel_shared"),
-    "activation": ("relu", "relu_squared", "silu", "gelu", "gelu_tanh", "swiglu", "geglu"),
+    "activation": ("relu", "relu_squared", "silu", "gelu", "gelu_tanh", "swiglu", "geglu", "swiglu_plus_one"),
     "head_activation": ("relu", "silu", "gelu", "gelu_tanh"),
     "dtype": ("float32", "bfloat16", "float16"),
     "param_dtype": ("float32", "bfloat16", "float16"),
@@ -19,6 +19,8 @@ CHOICES = {
     "matmul_precision": ("default", "high", "highest"),
     "remat": ("none", "dots", "full", "offload"),
 }
+# The activations that have a gate.
+GATED = ("swiglu", "geglu", "swiglu_plus_one")
 
 # Names that a program has registered, such as the names of its own attention kernels.
 _REGISTERED_CHOICES: dict[str, list[str]] = {}

@@ -18,11 +18,15 @@ class Limits:
       logits: The cap of the logits of the model, in the same way. ``None``: no limit.
       projections: Queries, keys and values are clipped to the range from minus this number to this
         number, before they are normalized and rotated (OLMo 1). ``None``: no limit.
+      neurons: In a feed-forward layer or an expert with a gate, the gate is clipped above this
+        number before its activation, and the up projection to the range from minus this number to
+        this number (gpt-oss). ``None``: no limit.
     """
 
     scores: float | None = None
     logits: float | None = None
     projections: float | None = None
+    neurons: float | None = None
 
     def __post_init__(self):
         check_fields(self)
@@ -40,12 +44,15 @@ class LayerKind:
       rope_base: The base of the wavelengths in these layers. ``None``: ``ModelConfig.rope_base``.
       rope_scaling: How the rotation of these layers is scaled. ``None``:
         ``ModelConfig.rope_scaling``.
+      use_experts: Whether these layers have the experts of ``ModelConfig.moe``. Otherwise their
+        feed-forward layer is dense, with the ``mlp_dim`` of the model.
     """
 
     sliding_window: int | None = None
     use_rope: bool = True
     rope_base: float | None = None
     rope_scaling: RopeScaling | None = None
+    use_experts: bool = True
 
     def __post_init__(self):
         check_fields(self)

@@ -10,6 +10,7 @@ from transformer_jax.config.choices import CHOICES, choices_of
 from transformer_jax.config.classifier import ClassifierConfig
 from transformer_jax.config.experts import ExpertConfig
 from transformer_jax.config.families import ModelSettings
+from transformer_jax.config.latent import LatentConfig
 from transformer_jax.config.layers import LayerKind, Limits
 from transformer_jax.config.model_checks import check_model, config_of_kind
 from transformer_jax.config.mup import MupConfig
@@ -42,7 +43,10 @@ class ModelConfig(ModelSettings):
       num_heads: Number of query heads in each attention layer.
       model_dim: Width of the residual stream.
       num_kv_heads: Number of key and value heads. ``None``: ``num_heads``.
-      head_dim: Width of a head. ``None``: ``model_dim // num_heads``.
+      head_dim: Width of the queries and keys of a head, and of its values without ``latent``.
+        ``None``: ``model_dim // num_heads``.
+      latent: Multi-head latent attention, with its small cache; see ``LatentConfig``. ``None``:
+        every head has its own keys and values, or shares them (``num_kv_heads``).
       mlp_dim: Width of the feed-forward layer. ``None``: ``4 * model_dim``.
       embedding_dim: Width of the embeddings of an encoder. If it differs from ``model_dim``, a
         linear map follows them (ALBERT, Lan et al., 2020). ``None``: ``model_dim``.
@@ -76,7 +80,9 @@ class ModelConfig(ModelSettings):
       activation: The activation of the feed-forward layer. ``gelu`` is the exact (erf) version of
         GPT and BERT, ``gelu_tanh`` the approximation in the code of GPT-2, ``relu_squared`` the
         square of ``relu`` (So et al., 2021). ``swiglu`` and ``geglu`` (Shazeer, 2020) multiply the
-        up projection by a gate, to which SiLU or ``gelu_tanh`` is applied.
+        up projection by a gate, to which SiLU or ``gelu_tanh`` is applied. ``swiglu_plus_one``
+        (gpt-oss) multiplies the up projection plus 1 by a gate g that becomes
+        g * sigmoid(1.702 g).
       head_activation: The activation in the head of an encoder. BERT uses the same as in its
         layers; RoBERTa always uses ``gelu``.
       use_bias: Whether linear layers and LayerNorm have biases.
@@ -88,6 +94,8 @@ class ModelConfig(ModelSettings):
       use_qk_norm: Whether RMSNorm is applied to queries and keys before the rotation (Dehghani et
         al., 2023).
       qk_norm_width: What this norm covers: each ``head`` alone, or ``all`` heads (OLMo 2).
+      use_sinks: Whether the softmax of each head has one more learned score, which takes weight
+        away from the keys and adds no value (gpt-oss).
       limits: Limits of scores, logits and projections; see ``Limits``.
       use_value_head: Whether a head on the final hidden states estimates the expected reward, for
         reinforcement learning with PPO.
@@ -105,10 +113,9 @@ class ModelConfig(ModelSettings):
         ``None``: all.
       layer_pattern: The kinds of the first layers, which repeat until the last layer; see
         ``LayerKind``. ``()``: all layers are alike.
-      moe: A mixture of experts in place of every feed-forward layer; see ``ExpertConfig``. ``None``:
-        no experts.
-      mup: Keeps the best learning rate when the width or the depth changes; see ``MupConfig``.
-        ``None``: the initial weights and the learning rate do not depend on the width.
+      moe: A mixture of experts in place of feed-forward layers; see ``ExpertConfig``. ``None``: no
+        experts.
+      mup: One best learning rate for all widths and depths; see ``MupConfig``. ``None``: off.
       dropout: Dropout rate of the embeddings and of the output of each sub-layer.
       attention_dropout: Dropout rate of the attention weights. ``None``: ``dropout``.
       init_std: Standard deviation of the initial weights. With ``pre`` norms, projections into the
@@ -142,6 +149,7 @@ class ModelConfig(ModelSettings):
     model_dim: int = 768
     num_kv_heads: _Derived = _UNSET
     head_dim: _Derived = _UNSET
+    latent: LatentConfig | None = None
     mlp_dim: _Derived = _UNSET
     embedding_dim: _Derived = _UNSET
     shared_layers: bool = False
@@ -166,6 +174,7 @@ class ModelConfig(ModelSettings):
     use_embedding_norm: bool = False
     use_qk_norm: bool = False
     qk_norm_width: str = "head"
+    use_sinks: bool = False
     limits: Limits = dataclasses.field(default_factory=Limits)
     use_value_head: bool = False
     scale_embeddings: bool = False
@@ -197,20 +206,17 @@ class ModelConfig(ModelSettings):
         for field in CHOICES:
             check_choice(self, field, choices_of(field))
         object.__setattr__(self, "layer_pattern", tuple(self.layer_pattern))
-        derived = self.derived()
-        for field, value in derived.items():
+        for field, value in self.derived().items():
             if getattr(self, field) is None:
-                if field == "head_dim":
-                    require(self.model_dim % self.num_heads == 0,
-                             f"model_dim={self.model_dim} is not divisible by num_heads={self.num_heads}; "
-                             "change one of them or set head_dim")
+                require(field != "head_dim" or self.model_dim % self.num_heads == 0,
+                        f"model_dim={self.model_dim} is not divisible by num_heads={self.num_heads}; "
+                        "change one of them or set head_dim")
                 object.__setattr__(self, field, value)
         object.__setattr__(self, "classifier", self.classifier.of_family(self.family))
         check_model(self, is_built_in=self.positions in CHOICES["positions"])
-        if self.moe is not None:
-            self.moe.check(self)
-        if self.mup is not None:
-            self.mup.check(self)
+        for group in (self.moe, self.latent, self.mup):
+            if group is not None:
+                group.check(self)
         for field in ("start_ids", "banned_ids"):
             value = getattr(self, field)
             require(all(isinstance(token, int) and 0 <= token < (self.vocab_size or token + 1) for token in value),
@@ -257,9 +263,11 @@ class ModelConfig(ModelSettings):
 
     @property
     def cached_per_token(self) -> int:
-        """The number of values that a decoding cache stores for each token of a row: a key and a
-        value for each layer and head."""
+        """The number of values that a decoding cache stores for each token of a row: in each layer
+        a key and a value for each head, or the latent and the rotated key."""
         layers = self.num_decoder_layers or self.num_layers
+        if self.latent is not None:
+            return layers * self.latent.cached_width(self)
         return 2 * layers * cast(int, self.num_kv_heads) * cast(int, self.head_dim)
 
     @property

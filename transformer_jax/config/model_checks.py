@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, cast
 
+from transformer_jax.config.choices import GATED
 from transformer_jax.config.layers import LayerKind
 from transformer_jax.config.rope_scaling import RopeLayout, RopeScaling
 from transformer_jax.settings import require
@@ -69,6 +70,11 @@ def _check_blocks(config: ModelConfig) -> None:
             "family='encoder_decoder' has 'pre' and 'post'")
     require(config.norm == "layernorm" or not config.use_norm_bias,
             f"use_norm_bias=True is for norm='layernorm'; norm={config.norm!r} has no biases")
+    require(not config.use_sinks or (config.family in ("decoder", "reward") and config.latent is None),
+            f"use_sinks is for family='decoder' and 'reward' without latent, not for family={config.family!r} and "
+            f"latent={config.latent}")
+    require(config.limits.neurons is None or config.activation in GATED,
+            f"limits.neurons is for an activation with a gate ({', '.join(GATED)}), not {config.activation!r}")
     require(config.use_qk_norm or config.qk_norm_width == "head",
             f"qk_norm_width={config.qk_norm_width!r} needs use_qk_norm=True")
     require(config.family != "encoder" or config.limits.logits is None,
@@ -86,6 +92,8 @@ def _check_pattern(config: ModelConfig) -> None:
                 f"{kind} sets rotary positions, but the model has positions={config.positions!r}, not 'rope'")
         if kind.rope_scaling is not None:
             kind.rope_scaling.check_width(config.rope_layout.dim or cast(int, config.head_dim))
+        require(kind.use_experts or config.moe is not None,
+                f"{kind} has no experts, but neither has the model: moe is None")
         require(kind.use_rope or (kind.rope_base is None and kind.rope_scaling is None),
                 f"{kind} does not rotate, so it has no rope_base and no rope_scaling")
     require(not config.layer_pattern or config.sliding_window is None,
@@ -109,4 +117,5 @@ def config_of_kind(config: ModelConfig, kind: LayerKind) -> ModelConfig:
         rope["rope_base"] = kind.rope_base
     if kind.rope_scaling is not None:
         rope["rope_scaling"] = kind.rope_scaling
-    return dataclasses.replace(config, layer_pattern=(), sliding_window=kind.sliding_window, **rope)
+    moe = config.moe if kind.use_experts else None
+    return dataclasses.replace(config, layer_pattern=(), sliding_window=kind.sliding_window, moe=moe, **rope)

@@ -52,8 +52,9 @@ class MupConfig:
         Raises:
           ValueError: If the model has a part whose learning rate is not defined.
         """
-        require(config.family == "decoder" and config.moe is None,
-                f"mup is for family='decoder' without experts, not family={config.family!r}, moe={config.moe}")
+        require(config.family == "decoder" and config.moe is None and config.latent is None,
+                "mup is for family='decoder' without experts and latent attention, not "
+                f"family={config.family!r}, moe={config.moe}, latent={config.latent}")
         require(config.norm_position == "pre" and config.init_std is not None and config.attention_scale is None,
                 f"mup needs norm_position='pre', a number as init_std and attention_scale=None, not norm_position="
                 f"{config.norm_position!r}, init_std={config.init_std}, attention_scale={config.attention_scale}")

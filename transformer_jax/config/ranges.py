@@ -71,11 +71,13 @@ RANGES: dict[str, tuple[str, dict[str, Range]]] = {
         "original_max_len": _COUNT, "attention_factor": _POSITIVE, "beta_fast": _POSITIVE, "beta_slow": _POSITIVE}),
     "ExpertConfig": ("moe.", {
         "num_experts": _COUNT, "experts_per_token": _COUNT, "mlp_dim": _COUNT, "shared_experts": _COUNT_OR_0,
-        "weight_scale": _POSITIVE, "groups": _COUNT, "groups_per_token": _COUNT, "balance_loss": _NOT_NEGATIVE,
-        "z_loss": _NOT_NEGATIVE}),
+        "weight_scale": _POSITIVE, "groups": _COUNT, "groups_per_token": _COUNT, "experts_per_group_score": _COUNT,
+        "dense_layers": _COUNT_OR_0, "balance_loss": _NOT_NEGATIVE, "z_loss": _NOT_NEGATIVE}),
+    "LatentConfig": ("latent.", {
+        "dim": _COUNT, "query_dim": _COUNT, "value_dim": _COUNT, "norm_epsilon": _POSITIVE}),
     "MupConfig": ("mup.", {"base_dim": _COUNT, "base_head_dim": _COUNT, "base_layers": _COUNT}),
     "RopeLayout": ("rope_layout.", {"dim": _COUNT}),
-    "Limits": ("limits.", {"scores": _POSITIVE, "logits": _POSITIVE, "projections": _POSITIVE}),
+    "Limits": ("limits.", {"scores": _POSITIVE, "logits": _POSITIVE, "projections": _POSITIVE, "neurons": _POSITIVE}),
     "LayerKind": ("layer_pattern: ", {"sliding_window": _COUNT, "rope_base": _POSITIVE}),
     "DataConfig": ("data.", {"validation_fraction": _PART, "max_len": _COUNT, "mask_probability": _PART}),
     "CorpusConfig": ("data.mixture.", {"weight": _POSITIVE}),

@@ -108,8 +108,8 @@ class RopeLayout:
     """Which channels of a head rotary position embeddings rotate, and how these form pairs.
 
     Attributes:
-      dim: The number of channels of each head that are rotated, the first ones. It is even and
-        below the width of a head. ``None`` rotates all channels.
+      dim: The number of channels of each head that are rotated: the first ones, or the last ones in
+        latent attention. It is even and below the width of a head. ``None`` rotates all channels.
       pairs: ``halves`` pairs channel i with channel i + dim / 2, as GPT-NeoX and Llama do.
         ``interleaved`` pairs channels 2i and 2i + 1, as GPT-J does.
     """

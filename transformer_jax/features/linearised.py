@@ -46,7 +46,8 @@ def frozen(model: Decoder) -> Decoder:
       A model that computes the same numbers, with other gradients.
     """
     model = jax.tree.map(lambda leaf: leaf, model)
-    for owner in (model.stack.blocks, model):
+    blocks = (model.stack.blocks, model.stack.dense_blocks) if model.stack.is_mixed else (model.stack.blocks,)
+    for owner in (*blocks, model):
         for name, part in list(vars(owner).items()):
             if isinstance(part, Norm):
                 setattr(owner, name, FrozenNorm(part))

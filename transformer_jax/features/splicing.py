@@ -200,6 +200,9 @@ def _transcoded(model: LanguageModel, transcoders: Sequence[SparseAutoencoder]) 
         raise ValueError("pass one transcoder for each layer, of the encoder or of the decoder only")
     model = jax.tree.map(lambda leaf: leaf, model)
     stack = stack_of(model, kinds.pop())
+    if stack.is_mixed:
+        raise ValueError("only some layers of this model have experts (config.moe); transcoders can take the place of "
+                         "feed-forward layers only if all are alike")
     template = SparseAutoencoder(common, key=jax.random.key(0))
     stacked = [jnp.zeros((stack.num_layers, *leaf.shape)).at[jnp.asarray(places)].set(jnp.stack(leaves))
                for leaf, *leaves in zip(jax.tree.leaves(template), *prepared, strict=True)]

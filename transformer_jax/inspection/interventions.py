@@ -60,8 +60,8 @@ class Edit:
         the tokens do not have its positions."""
         kind = kind_of(self.site)
         check_kind(model, kind)
-        check_site_of_model(self.site, model.config)
-        resolve("layers", self.layers, stack_of(model, kind).num_layers)
+        layers, _ = resolve("layers", self.layers, stack_of(model, kind).num_layers)
+        check_site_of_model(self.site, model.config, layers.tolist() if isinstance(layers, np.ndarray) else None)
         num_queries, num_keys = (tokens[0 if of_source else -1].shape[1]
                                  for of_source in (kind == "encoder", kind != "self"))
         of_keys = self.site.endswith(("keys", "values"))

@@ -92,7 +92,16 @@ def stack_of(model: LanguageModel, kind: str) -> Stack:
 
 
 def blocks_of(stack: Stack) -> Any:
-    """Returns the blocks of a stack, with weights ``[L, ...]`` also if the layers share them."""
+    """Returns the blocks of a stack, with weights ``[L, ...]`` also if the layers share them.
+
+    If only some layers have experts, the blocks have no feed-forward layers, because these differ.
+    """
+    if stack.is_mixed:
+        order = np.argsort(np.concatenate(stack.layers_of_groups))
+        groups = [jax.tree.map(lambda leaf: leaf, blocks) for blocks in (stack.dense_blocks, stack.blocks)]
+        for blocks in groups:
+            blocks.mlp = None
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *groups)
     if not stack.config.shared_layers:
         return stack.blocks
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (stack.num_layers, *leaf.shape[1:])), stack.blocks)
@@ -106,9 +115,10 @@ def attention_of(model: LanguageModel, kind: str) -> Attention:
 
 def output_kernel(attention: Attention) -> Float[Array, "L N H D"]:
     """Returns the output projection of each head, float32 ``[L, N, H, D]``."""
-    config = attention.config
-    kernel = attention.output.kernel[...].astype(jnp.float32)
-    return kernel.reshape(-1, config.num_heads, config.head_dim, config.model_dim)
+    kernel_LFD = attention.output.kernel[...].astype(jnp.float32)
+    L, F, D = kernel_LFD.shape
+    N = attention.config.num_heads
+    return kernel_LFD.reshape(L, N, F // N, D)
 
 
 def read_out(model: LanguageModel) -> Callable[[jax.Array], jax.Array]:

@@ -15,7 +15,7 @@ from flax import nnx
 from transformer_jax.config import ModelConfig
 from transformer_jax.interop.family import Family
 from transformer_jax.interop.mapping import Weight, describe
-from transformer_jax.interop.setting import Settings
+from transformer_jax.interop.setting import Settings, typed
 from transformer_jax.interop.tensors import DTYPES, TensorFiles
 
 _LAYERS = ("num_layers", "num_encoder_layers", "num_decoder_layers")
@@ -37,7 +37,9 @@ def check_sizes(family: Family, config: ModelConfig, files: TensorFiles, directo
             size = getattr(config, field) or 0
             if size > limit:
                 raise _too_large(f"{family.in_their_words(field)}={size}", limit, unit, directory)
-    for field, limit, unit in (("num_experts", len(files.shapes), "tensors"), ("mlp_dim", numbers, "numbers")):
+    separate = any("{expert}" in weight.theirs for weight in family.weights)
+    experts = (len(files.shapes), "tensors") if separate else (numbers, "numbers")
+    for field, limit, unit in (("num_experts", *experts), ("mlp_dim", numbers, "numbers")):
         size = getattr(config.moe, field, None) or 0
         if size > limit:
             raise _too_large(f"{field} of the experts is {size}", limit, unit, directory)
@@ -110,7 +112,8 @@ def check_tensors(family: Family, rows: Mapping[str, Weight], nodes: Mapping[str
       ValueError: if tensors are missing, unexpected, of a wrong shape or dtype, or different
         although they are tied. The message lists all of them.
     """
-    names = {name for name in files.shapes if not family.is_ignored(name)}
+    names = {name for name in files.shapes if not family.is_ignored(name)
+             and not _is_skipped(family, name, settings)}
     if (other := family.other_head(settings)) is not None and (head := set(filter(family.is_of_other_head, names))):
         names -= head
         warnings.warn(f"{directory} holds a {other}; its head for that task is left out: {describe(head)}",
@@ -148,6 +151,16 @@ def check_tensors(family: Family, rows: Mapping[str, Weight], nodes: Mapping[str
         raise ValueError(f"the tensors in {directory} are not those of a {family.model_type} model of its "
                          f"config.json:{listed}")
     return absent
+
+
+def _is_skipped(family: Family, name: str, settings: Settings) -> bool:
+    """Returns True for a tensor of a layer that the loader leaves out, see
+    ``Family.skipped_layers``."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if layer is None or family.skipped_layers is None:
+        return False
+    first = settings["num_hidden_layers"]
+    return first <= int(layer[1]) < first + typed(settings, family.skipped_layers, int, 0)
 
 
 def _is_constant(files: TensorFiles, name: str, make: Callable[[int, int], np.ndarray]) -> bool:

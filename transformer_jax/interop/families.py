@@ -9,9 +9,11 @@ from transformer_jax.config.classifier import CLASSIFIERS
 from transformer_jax.interop.bart import BART, MARIAN, MBART, PEGASUS
 from transformer_jax.interop.bert import BERT, CAMEMBERT, ROBERTA, XLM_ROBERTA
 from transformer_jax.interop.classifiers import decoder_classifiers
+from transformer_jax.interop.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from transformer_jax.interop.family import Family
 from transformer_jax.interop.gemma import GEMMA, GEMMA2, GEMMA3
 from transformer_jax.interop.gpt2 import GPT2
+from transformer_jax.interop.gpt_oss import GPT_OSS
 from transformer_jax.interop.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from transformer_jax.interop.mixture import MIXTRAL, OLMOE, QWEN3_MOE
 from transformer_jax.interop.neox import GPT_NEOX, GPTJ, PHI
@@ -95,7 +97,7 @@ def heads_for(family: Family, config: ModelConfig) -> tuple[Family, ...]:
 
 
 for _family in (decoder_classifiers(GPT2, "classifier"), *map(decoder_classifiers, (LLAMA, MISTRAL, QWEN2, QWEN3)),
-                MIXTRAL, QWEN3_MOE, OLMOE, GPT_NEOX, GPTJ, PHI, OPT, STABLELM, OLMO, OLMO2, OLMO3, GEMMA, GEMMA2,
-                GEMMA3, PHI3, SMOLLM3, BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, ALBERT, BART, MBART,
-                MARIAN, PEGASUS, T5):
+                MIXTRAL, QWEN3_MOE, OLMOE, DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, GPT_NEOX, GPTJ, PHI, OPT, STABLELM, OLMO,
+                OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, PHI3, SMOLLM3, BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT,
+                ELECTRA, ALBERT, BART, MBART, MARIAN, PEGASUS, T5):
     register_family(_family)

@@ -12,16 +12,19 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.interop.canonical import as_files_tell
 from transformer_jax.interop.layer_kinds import OF_LAYERS
-from transformer_jax.interop.mapping import Weight, parameters
+from transformer_jax.interop.mapping import Weight, parameters, with_groups
 from transformer_jax.interop.setting import REQUIRED, Setting, Settings, checked, require_settings, shown, typed
 from transformer_jax.models.functional import Model
+
+if TYPE_CHECKING:
+    from transformer_jax.interop.tensors import TensorFiles
 
 # Fields for the initialisation and for the implementation on a device. They do not change what a
 # trained model computes, so config.json need not express them. The stored tensors give the dtype.
@@ -63,6 +66,10 @@ class Family:
         files, and in files of models without their head, to the names in the table.
       tied_as_stored: if True and ``config.json`` contains ``scale_decoder_outputs``, the stored
         tensors decide whether the unembedding is tied, as in transformers 5 for T5.
+      skipped_layers: the setting with the number of further layers that files may hold after those
+        of the model, such as those that predict more tokens. The loader leaves them out.
+      quantizations: the names of the formats of few bits (``quant_method``) that ``convert`` reads.
+      convert: a function that replaces tensors in such formats by those of the table.
       classifiers: the same models with a head that classifies texts or tokens.
     """
 
@@ -78,6 +85,9 @@ class Family:
     constants: Mapping[str, Callable[[int, int], np.ndarray]] = dataclasses.field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
     tied_as_stored: bool = False
+    skipped_layers: str | None = None
+    quantizations: tuple[str, ...] = ()
+    convert: Callable[[TensorFiles], TensorFiles] = lambda files: files
     classifiers: tuple[Family, ...] = ()
 
     @property
@@ -114,7 +124,10 @@ class Family:
         missing = [row.theirs for row in self.settings if row.default is REQUIRED and row.theirs not in settings]
         if missing:
             raise ValueError(f"config.json of this {self.model_type} model lacks {', '.join(missing)}")
-        require_settings(settings, {"quantization_config": None} | dict(self.requires))
+        quantization = settings.get("quantization_config")
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        is_read = isinstance(method, str) and method in self.quantizations
+        require_settings(settings, ({} if is_read else {"quantization_config": None}) | dict(self.requires))
         fields = {row.ours: row.read(settings) for row in self.settings}
         return as_files_tell(ModelConfig(**(dict(self.fixed) | fields | dict(self.read(settings)))))
 
@@ -222,19 +235,17 @@ class Family:
         Raises:
           ValueError: if the model has parameters that the family cannot store.
         """
-        paths = set(parameters(model))
-        rows = {weight.ours: weight for weight in reversed(self.weights)
+        paths, config = set(parameters(model)), model.config
+        rows = {weight.ours: weight for weight in reversed(with_groups(self.weights, model))
                 if weight.ours in paths and (weight.requires is None or weight.requires in paths)}.values()
         unknown = paths - {weight.ours for weight in rows}
         if unknown:
             raise ValueError(f"a {self.model_type} model has no tensors for {', '.join(sorted(unknown))}")
         names = {weight.theirs for weight in rows}
-        config = model.config
-        heads = tuple(config.head_dim * count for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads))
         return {weight.ours: dataclasses.replace(
             weight, also=tuple(name for name in weight.also if name not in names),
-            groups=weight.groups or config.num_heads, widths=heads if weight.widths == () else weight.widths)
-            for weight in rows}
+            groups=weight.groups or config.num_heads,
+            widths=weight.widths(config) if callable(weight.widths) else weight.widths) for weight in rows}
 
 
 def read_targets(settings: Settings) -> dict[str, Any]:

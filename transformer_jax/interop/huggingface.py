@@ -83,7 +83,7 @@ def from_huggingface(source: str | pathlib.Path, *, dtype: str | None = None, me
         config = family.read_config(settings)
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG}: {family.in_their_words(str(error))}") from error
-    files = TensorFiles.open(weight_files(directory, settings), family.renamed)
+    files = family.convert(TensorFiles.open(weight_files(directory, settings), family.renamed))
     check_sizes(family, config, files, directory)
     config = with_stored_ties(family, config, files, directory, settings)
     stored = stored_dtype(files, directory)

@@ -10,7 +10,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from transformer_jax.config import ModelConfig
 from transformer_jax.models.functional import Model
+
+_BLOCKS, _DENSE_BLOCKS = "stack.blocks.", "stack.dense_blocks."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +30,10 @@ class Weight:
         into ``count`` equal parts along our last axis.
       groups: the number of groups that the tensor consists of, if each of them has all ``count``
         parts; ``None``: one group for each head, which ``Family.rows`` fills in.
-      widths: the sizes of the parts, if they may differ; ``()``: those of queries, keys and values,
-        which ``Family.rows`` fills in.
+      widths: the sizes of the parts of a group, if they may differ, or a function that computes
+        them from our config, whose result ``Family.rows`` fills in.
+      is_interleaved: True if the parts lie side by side: entry i of our last axis is the entry i
+        times ``count`` plus ``index`` of the tensor.
       also: other names under which a file may store the same values, such as those of a tied table.
       fallback: the name of the tensor that holds the values in files that lack ``theirs``. A file
         may have both, with different values; then only ``theirs`` is read.
@@ -37,6 +42,7 @@ class Weight:
         several rows describe one parameter, the first row that applies is used.
       default: the value of every entry if a file lacks the tensor; ``None`` if the file must have
         the tensor.
+      layers: the layer in the file of each index on our axis of layers, if these differ.
     """
 
     ours: str
@@ -44,12 +50,14 @@ class Weight:
     transposed: bool = False
     part: tuple[int, int] = (0, 1)
     groups: int | None = 1
-    widths: tuple[int, ...] | None = None
+    widths: tuple[int, ...] | Callable[[ModelConfig], tuple[int, ...]] | None = None
+    is_interleaved: bool = False
     also: tuple[str, ...] = ()
     fallback: str | None = None
     is_row: bool = False
     requires: str | None = None
     default: float | None = None
+    layers: tuple[int, ...] = ()
 
     def their_name(self, index: tuple[int, ...]) -> str:
         """Returns the name of a tensor in the file.
@@ -61,6 +69,8 @@ class Weight:
         Returns:
           The name.
         """
+        if self.layers and index:
+            index = (self.layers[index[0]], *index[1:])
         return self.theirs.format(**dict(zip(("layer", "expert"), index, strict=False)))
 
     def their_names(self, shape: tuple[int, ...]) -> dict[tuple[int, ...], str]:
@@ -85,11 +95,12 @@ class Weight:
           The shape of the tensor, without the axes of layers and experts.
         """
         *first, last = shape[self.tensor_axes:]
-        theirs = (*first, sum(self.widths) if self.widths else last * self.part[1])
+        own = last // (self.groups or 1)
+        theirs = (*first, (self.groups or 1) * sum(self._sizes(own)))
         theirs = theirs[::-1] if self.transposed else theirs
         return (1, *theirs) if self.is_row else theirs
 
-    def places(self, size: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    def places(self, size: int, start: int, stop: int) -> Iterator[tuple[int, int, slice]]:
         """Finds where the file has a range of our last axis.
 
         Args:
@@ -98,17 +109,23 @@ class Weight:
           stop: the index after the range.
 
         Yields:
-          Ranges that lie together in the file: the first index, the index after it, and the first
-          index on the axis of the tensor.
+          Ranges that lie together in the file: the first index, the index after it, and the slice
+          of the axis of the tensor.
         """
-        if self.widths:
-            yield start, stop, sum(self.widths[:self.part[0]]) + start
+        if self.is_interleaved:
+            part, count = self.part
+            yield start, stop, slice(start * count + part, (stop - 1) * count + part + 1, count)
             return
-        width = size // (self.groups or 1)
-        for group in range(start // width, -(-stop // width)):
-            first = max(start, group * width)
-            yield (first, min(stop, (group + 1) * width),
-                   first + (group * (self.part[1] - 1) + self.part[0]) * width)
+        own = size // (self.groups or 1)
+        sizes = self._sizes(own)
+        for group in range(start // own, -(-stop // own)):
+            first = max(start, group * own)
+            last, offset = min(stop, (group + 1) * own), group * (sum(sizes) - own) + sum(sizes[:self.part[0]])
+            yield first, last, slice(first + offset, last + offset)
+
+    def _sizes(self, own: int) -> tuple[int, ...]:
+        """Returns the sizes of the parts of a group, of which ours has the size ``own``."""
+        return self.widths if isinstance(self.widths, tuple) else (own,) * self.part[1]
 
     def joined(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """Joins the parts of one tensor of the file.
@@ -123,6 +140,8 @@ class Weight:
         if len(parts) == 1:
             return parts[0]
         axis = 0 if self.transposed else parts[0].ndim - 1
+        if self.is_interleaved:
+            return np.stack(parts, axis + 1).reshape(*parts[0].shape[:axis], -1, *parts[0].shape[axis + 1:])
         groups = [np.split(part, self.groups or 1, axis) for part in parts]
         return np.concatenate([part for group in zip(*groups, strict=True) for part in group], axis)
 
@@ -161,6 +180,31 @@ def norm(ours: str, theirs: str) -> tuple[Weight, Weight]:
       The rows of the scale and of the bias; the code skips the second for a norm without a bias.
     """
     return Weight(f"{ours}.scale", f"{theirs}.weight"), Weight(f"{ours}.bias", f"{theirs}.bias")
+
+
+def with_groups(weights: tuple[Weight, ...], model: Model) -> tuple[Weight, ...]:
+    """Makes the rows of a model whose layers differ in the structure of their weights.
+
+    Args:
+      weights: the table, as for a model whose layers are alike.
+      model: the model, or its shapes.
+
+    Returns:
+      The table, with one row for each group of layers, see ``transformer_jax.nn.stack.Stack``.
+    """
+    stack = model.stacks().get("self") if hasattr(model, "stacks") else None
+    if stack is None or not stack.is_mixed:
+        return weights
+
+    def rows(weight: Weight) -> list[Weight]:
+        if not weight.ours.startswith(_BLOCKS):
+            return [weight]
+        return [dataclasses.replace(
+            weight, ours=weight.ours.replace(_BLOCKS, prefix, 1), layers=layers,
+            requires=weight.requires and weight.requires.replace(_BLOCKS, prefix, 1))
+            for prefix, layers in zip((_DENSE_BLOCKS, _BLOCKS), stack.layers_of_groups, strict=True)]
+
+    return tuple(row for weight in weights for row in rows(weight))
 
 
 def parameters(model: Model) -> dict[str, nnx.Variable]:

@@ -21,7 +21,7 @@ _TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 _DECODING = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 # Settings of an earlier file that are not correct for the exported files.
-_NOT_KEPT = ("transformers_weights", "auto_map")
+_NOT_KEPT = ("transformers_weights", "auto_map", "quantization_config")
 
 
 def read_settings(directory: pathlib.Path) -> dict[str, Any]:

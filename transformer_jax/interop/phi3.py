@@ -6,7 +6,8 @@ In SmolLM3 every fourth layer has no rotary positions.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from transformer_jax.config import LayerKind, ModelConfig
 from transformer_jax.config.layers import shortest_period
@@ -32,7 +33,14 @@ _FIXED = {"family": "decoder", "positions": "rope", "norm": "rmsnorm"}
 _JOINED = (".query.", ".key.", ".value.", ".gate.", ".up.")
 
 
-def _part(ours: str, theirs: str, index: int, count: int, widths: tuple[int, ...] | None) -> Weight:
+def _heads(config: ModelConfig) -> tuple[int, ...]:
+    """Returns the widths of queries, keys and values, which share a tensor."""
+    return tuple(cast(int, config.head_dim) * cast(int, count)
+                 for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads))
+
+
+def _part(ours: str, theirs: str, index: int, count: int,
+          widths: Callable[[ModelConfig], tuple[int, ...]] | None) -> Weight:
     """Makes the row of a linear layer without bias that is one part of a tensor."""
     return Weight(f"{_BLOCK}.{ours}.kernel", f"{_LAYER}.{theirs}.weight", transposed=True, part=(index, count),
                   widths=widths)
@@ -40,7 +48,7 @@ def _part(ours: str, theirs: str, index: int, count: int, widths: tuple[int, ...
 
 _PHI3_WEIGHTS = (
     *(row for row in WEIGHTS if not any(name in row.ours for name in _JOINED)),
-    *(_part(f"attention.{name}", "self_attn.qkv_proj", index, 3, ())
+    *(_part(f"attention.{name}", "self_attn.qkv_proj", index, 3, _heads)
       for index, name in enumerate(("query", "key", "value"))),
     *(_part(f"mlp.{name}", "mlp.gate_up_proj", index, 2, None) for index, name in enumerate(("gate", "up"))),
 )

@@ -28,7 +28,8 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float3
 
 
 # How a file stores the values of each of these types.
-_STORED = {"F32": np.dtype("<f4"), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F64": np.dtype("<f8")}
+_STORED = {"F32": np.dtype("<f4"), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F64": np.dtype("<f8"),
+           "U8": np.dtype(np.uint8)}
 
 
 class Tensor(Protocol):
@@ -147,8 +148,8 @@ class TensorFiles:
             for first, last, theirs in parts:
                 target = result[place][..., first - inside[-1][0]:last - inside[-1][0]]
                 target = target[None] if weight.is_row else target
-                there = [*inside[:-1], (theirs, theirs + last - first)]
-                there = [(0, 1), *there] if weight.is_row else there
+                there = [*(slice(*pair) for pair in inside[:-1]), theirs]
+                there = [slice(0, 1), *there] if weight.is_row else there
                 if weight.transposed:
                     _read_into(target.T, values, there[::-1], _TRANSPOSED_BYTES)
                 else:
@@ -184,14 +185,15 @@ def _aligned_empty(shape: list[int], dtype: np.dtype) -> np.ndarray:
     return memory[:num_bytes].view(dtype).reshape(shape)
 
 
-def _read_into(target: np.ndarray, values: Any, bounds: list[tuple[int, int]], block_bytes: int) -> None:
-    """Reads the part of a tensor within the bounds into ``target``, in blocks of rows."""
-    (start, stop), *others = bounds
-    width = math.prod(end - begin for begin, end in others)
-    rows = max(1, block_bytes // (4 * max(width, 1)))
-    for first in range(start, stop, rows):
-        last = min(first + rows, stop)
-        target[first - start:last - start] = values[(slice(first, last), *(slice(*pair) for pair in others))]
+def _read_into(target: np.ndarray, values: Any, there: list[slice], block_bytes: int) -> None:
+    """Reads the slices of a tensor into ``target``, in blocks of rows."""
+    rows, *others = there
+    width = math.prod(part.stop - part.start for part in others)
+    start, step = rows.start, rows.step or 1
+    size = max(1, block_bytes // (4 * max(width, 1)))
+    for first in range(0, len(target), size):
+        last = min(first + size, len(target))
+        target[first:last] = values[(slice(start + first * step, start + (last - 1) * step + 1, step), *others)]
 
 
 def _safe_tensors(path: pathlib.Path) -> list[_SafeTensor]:

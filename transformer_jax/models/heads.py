@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from transformer_jax.config import ModelConfig
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.inputs import check_config
-from transformer_jax.models.output import Output
+from transformer_jax.models.output import Output, Trace
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.embeddings import Embeddings
 from transformer_jax.nn.layers import Linear, Norm, ScalarHead, parameter
@@ -120,11 +120,28 @@ class RewardModel(Printed, nnx.Module):
           ValueError: if the tokens are not integers ``[B, T]`` or if there are more than
             ``config.max_len``.
         """
-        hidden_BTD = self.trunk(tokens_BT, segment_ids_BT=segment_ids_BT, key=key, intervene=intervene).hidden
+        return self.scores_and_trace(tokens_BT, segment_ids_BT=segment_ids_BT, key=key, intervene=intervene)[0]
+
+    def scores_and_trace(self, tokens_BT: Int[Array, "B T"], *, segment_ids_BT: Shaped[Array, "B T"] | None = None,
+                         key: jax.Array | None = None,
+                         intervene: Intervene | None = None) -> tuple[Float[Array, " B"], Trace]:
+        """Returns the score of each row, and the trace of the decoder.
+
+        Args:
+          tokens_BT: token ids, one text a row.
+          segment_ids_BT: 1 for tokens and 0 for padding. ``None`` means that there is no padding.
+          key: PRNG key for dropout. ``None`` switches dropout off.
+          intervene: ``intervene(site, layer, value) -> value``.
+
+        Returns:
+          Scores, float32 ``[B]``, and the trace.
+        """
+        out = self.trunk(tokens_BT, segment_ids_BT=segment_ids_BT, key=key, intervene=intervene)
         if segment_ids_BT is None:
-            return self.head(hidden_BTD[:, -1])
+            return self.head(out.hidden[:, -1]), cast(Trace, out.trace)
         indices_BT = jnp.where(segment_ids_BT != 0, jnp.arange(tokens_BT.shape[1]), 0)
-        return self.head(jnp.take_along_axis(hidden_BTD, indices_BT.max(1)[:, None, None], axis=1)[:, 0])
+        last_BD = jnp.take_along_axis(out.hidden, indices_BT.max(1)[:, None, None], axis=1)[:, 0]
+        return self.head(last_BD), cast(Trace, out.trace)
 
     def rewards(self, tokens_BT: Int[Array, "B T"], *,
                 segment_ids_BT: Shaped[Array, "B T"] | None = None) -> Float[Array, " B"]:

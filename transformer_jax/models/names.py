@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import jax
 
-from transformer_jax.nn.sites import PREFIXES
+from transformer_jax.nn.sites import PREFIXES, ROUTER_SITES
 from transformer_jax.settings import nearest
 
 if TYPE_CHECKING:
@@ -39,6 +39,14 @@ def site_shapes(trace: Trace, prefix: str = "") -> dict[str, tuple[int, ...]]:
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
+def layers_with(trace: Trace, site: str) -> tuple[int, ...]:
+    """Returns the layers that have a value of a site."""
+    every, experts = tuple(range(trace.queries.shape[0])), trace.expert_layers
+    if experts and site in ROUTER_SITES:
+        return experts
+    return tuple(layer for layer in every if layer not in experts) if experts and site == "neurons" else every
+
+
 def names(parts: dict[str, Trace]) -> dict[str, tuple[int, ...]]:
     """Returns every name by which these traces can be read, with the shape of its value."""
     found = {}
@@ -47,7 +55,8 @@ def names(parts: dict[str, Trace]) -> dict[str, tuple[int, ...]]:
             if site.endswith("final"):
                 found[site] = shape
             else:
-                found |= {f"layers.{layer}.{site}": shape for layer in range(trace.queries.shape[0])}
+                found |= {f"layers.{layer}.{site}": shape
+                          for layer in layers_with(trace, site.removeprefix(PREFIXES[kind]))}
     return found
 
 
@@ -70,7 +79,9 @@ def read(parts: dict[str, Trace], name: str) -> jax.Array:
         L = trace.queries.shape[0]
         if len(layer) == 2 and layer[0] == "layers" and layer[1].removeprefix("-").isdigit() and -L <= int(
                 layer[1]) < L and not site.endswith("final"):
-            return _value(trace, name_in_trace, int(layer[1]))
+            layers = layers_with(trace, name_in_trace)
+            if (index := range(L)[int(layer[1])]) in layers:
+                return _value(trace, name_in_trace, layers.index(index))
     known = names(parts)
     sites = {site for kind, trace in parts.items() for site in site_shapes(trace, PREFIXES[kind])}
     hint = nearest(name, [*known, *sites]) or "; trace.names() lists all names"
@@ -92,8 +103,9 @@ def table(parts: dict[str, Trace], title: str) -> str:
     line."""
     lines = [title]
     for kind, trace in parts.items():
-        last = trace.queries.shape[0] - 1
         for site, shape in site_shapes(trace, PREFIXES[kind]).items():
-            name = site if site.endswith("final") else f"layers.0..{last}.{site}"
+            first, *_, last = (layers := layers_with(trace, site.removeprefix(PREFIXES[kind]))) * 2
+            several = f"{first}..{last}" if 1 < len(layers) == last - first + 1 else ",".join(map(str, layers))
+            name = site if site.endswith("final") else f"layers.{several}.{site}"
             lines.append(f"  {name:<36}{list(shape)}")
     return "\n".join(lines)

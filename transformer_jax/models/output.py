@@ -72,6 +72,9 @@ class Trace(_Named):
       windows: the sliding window of each layer, ``None`` for layers without one. ``()``: the window
         of ``mask`` is that of all layers.
       cap: the soft cap of the attention scores, see ``transformer_jax.config.Limits``.
+      expert_layers: the layers that have experts, if others have none. The values of the router are
+        then those of these layers alone, and ``neurons`` those of the other layers. ``()``: all
+        layers are alike.
     """
 
     layers: LayerTrace
@@ -80,6 +83,7 @@ class Trace(_Named):
     bias: Bias
     windows: tuple[int | None, ...] = dataclasses.field(default=(), metadata={"static": True})
     cap: float | None = dataclasses.field(default=None, metadata={"static": True})
+    expert_layers: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     @classmethod
     def of(cls, config: ModelConfig, layers: LayerTrace, final: jax.Array | None, context: AttentionContext) -> Trace:
@@ -94,8 +98,10 @@ class Trace(_Named):
         Returns:
           The trace.
         """
+        experts = () if config.moe is None else config.moe.layers(config)
         return cls(layers=layers, final=final, mask=context.mask, bias=context.bias, cap=config.limits.scores,
-                   windows=config.windows(layers.residual.shape[0]) if config.layer_pattern else ())
+                   windows=config.windows(layers.residual.shape[0]) if config.layer_pattern else (),
+                   expert_layers=experts if len(experts) < config.num_layers else ())
 
     def parts(self) -> dict[str, Trace]:
         """Returns the trace of each kind of attention, by the name of the kind.
@@ -157,7 +163,8 @@ class Trace(_Named):
 
         Returns:
           float32 ``[layers, B, heads, queries, S]``; an axis indexed by a single number is dropped.
-          Each row sums to one, or to zero if the query may not attend to any key.
+          Each row sums to one, to less with sinks (``config.use_sinks``), or to zero if the query may
+          not attend to any key.
 
         Raises:
           ValueError: if an index is out of range.
@@ -179,13 +186,13 @@ class Trace(_Named):
         Raises:
           ValueError: if an index is out of range.
         """
-        return self._maps(layers, heads, queries, lambda scores_BNRS, allowed: (
+        return self._maps(layers, heads, queries, lambda scores_BNRS, allowed, sinks_N11: (
             scores_BNRS if allowed is None else jnp.where(allowed, scores_BNRS, -jnp.inf)))
 
     def _maps(self, layers: Index, heads: Index, queries: Index,
-              finish: Callable[[jax.Array, jax.Array | None], jax.Array]) -> jax.Array:
+              finish: Callable[[jax.Array, jax.Array | None, jax.Array | None], jax.Array]) -> jax.Array:
         """Computes the scores of the requested indices, layer by layer, and applies
-        ``finish(scores, allowed)``."""
+        ``finish(scores, allowed, sinks)``."""
         L, _, T, N, H = self.queries.shape
         S, K = self.keys.shape[2:4]
         layer_R, one_layer = resolve("layers", layers, L)
@@ -205,7 +212,8 @@ class Trace(_Named):
             bias = self._bias_rows(layer, T, S, query_R)
             if bias is not None:
                 scores_BNRS += bias[:, head_R]
-            return finish(scores_BNRS, allowed)
+            sinks = self.layers.sinks
+            return finish(scores_BNRS, allowed, None if sinks is None else sinks[layer][head_R, None, None])
 
         maps = jax.lax.map(one, layer_R)
         squeezed = tuple(axis for axis, single in ((0, one_layer), (2, one_head), (3, one_query)) if single)

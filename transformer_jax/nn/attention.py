@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.nn.cache import KVCache
-from transformer_jax.nn.layers import Linear, Norm, joined
+from transformer_jax.nn.layers import Linear, Norm, joined, parameter
 from transformer_jax.nn.positions import Places, position_encoding
 from transformer_jax.nn.windows import layer_mask
 from transformer_jax.ops.attention import Bias, attend
@@ -123,6 +123,8 @@ class Attention(nnx.Module):
                             has_bias=config.use_qkv_bias)
         self.output = Linear(config.num_heads * H, D, ("heads", "embed"), config, key=output_key,
                              scale=output_scale)
+        sinks_N = jnp.zeros(config.num_heads, config.param_dtype)
+        self.sinks = parameter(sinks_N, ("heads",)) if config.use_sinks else None
         of_all = config.qk_norm_width == "all"
         kind = config.norm if config.norm.startswith("rmsnorm") else "rmsnorm"
         self.query_norm = Norm(config.num_heads * H if of_all else H, config, kind) if config.use_qk_norm else None
@@ -196,21 +198,21 @@ class Attention(nnx.Module):
         """Applies a projection and splits its output into heads."""
         return linear(x_BTD).reshape(*x_BTD.shape[:-1], -1, self.config.head_dim)
 
-    def attend(self, q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[Array, "B S K H"], v_BSKH: Float[Array, "B S K H"],
+    def attend(self, q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[Array, "B S K H"], v_BSKH: Float[Array, "B S K V"],
                mask: AttentionMask, bias: Bias,
-               key: jax.Array | None) -> Float[Array, "B T N H"]:
+               key: jax.Array | None) -> Float[Array, "B T N V"]:
         """Computes attention with the config's implementation, precision and dropout.
 
         Args:
           q_BTNH: Queries ``[B, T, N, H]``.
           k_BSKH: Keys ``[B, S, K, H]``.
-          v_BSKH: Values ``[B, S, K, H]``.
+          v_BSKH: Values ``[B, S, K, V]``; without latent attention, V is H.
           mask: Which keys each query may attend to.
           bias: What is added to the scores.
           key: The PRNG key of dropout. ``None`` switches dropout off.
 
         Returns:
-          The output of each head ``[B, T, N, H]``.
+          The output of each head ``[B, T, N, V]``.
         """
         config = self.config
         rate = config.dropout if config.attention_dropout is None else config.attention_dropout
@@ -220,7 +222,7 @@ class Attention(nnx.Module):
         k_BSKH, v_BSKH = (constrain(x_BSKH, "batch", None, "kv_heads", None) for x_BSKH in (k_BSKH, v_BSKH))
         return attend(q_BTNH, k_BSKH, v_BSKH, mask, bias=bias, dropout=rate, key=key,
                       implementation=config.attention_implementation, precision=config.precision,
-                      cap=config.limits.scores)
+                      cap=config.limits.scores, sinks_N=None if self.sinks is None else self.sinks[...])
 
     def merge(self, heads_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         """Concatenates the outputs of the heads and applies the output projection.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -15,6 +17,7 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.nn.attention import Attention, AttentionContext
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.experts import make_feed_forward, with_feed_forward
+from transformer_jax.nn.latent_attention import LatentAttention, read_latents
 from transformer_jax.nn.layers import Norm, dropout
 from transformer_jax.nn.sites import Intervene, Sites
 from transformer_jax.nn.windows import placed
@@ -51,6 +54,7 @@ class LayerTrace:
         experts, like the next two.
       router_probabilities: The probability of each expert, float32 ``[B, T, E]``.
       experts: The chosen experts of each token, int32 ``[B, T, k]``.
+      sinks: The sink of each head ``[N]``; ``None`` without sinks.
     """
 
     residual: jax.Array
@@ -67,6 +71,31 @@ class LayerTrace:
     router_logits: jax.Array | None = None
     router_probabilities: jax.Array | None = None
     experts: jax.Array | None = None
+    sinks: jax.Array | None = None
+
+
+def joined_traces(traces: Sequence[LayerTrace], layers: Sequence[tuple[int, ...]]) -> LayerTrace:
+    """Joins the traces of groups of layers whose weights differ in their structure.
+
+    Args:
+      traces: The stacked traces of each group.
+      layers: The indices of the layers of each group.
+
+    Returns:
+      The trace of all layers in their order. A value that only some layers have, such as the logits
+      of a router, is that of these layers alone.
+    """
+    order = np.argsort(np.concatenate([np.asarray(group) for group in layers]))
+
+    def joined(values: list[Any]) -> Any:
+        present = [value for value in values if value is not None]
+        if len(present) < len(values) or len(values) == 1:
+            return present[0] if present else None
+        every = jnp.concatenate(present)
+        return every if (order == np.arange(len(order))).all() else every[order]
+
+    return LayerTrace(**{field.name: joined([getattr(trace, field.name) for trace in traces])
+                         for field in dataclasses.fields(LayerTrace)})
 
 
 class Block(nnx.Module):
@@ -86,7 +115,8 @@ class Block(nnx.Module):
         self.config = config
         self.attention_norm = Norm(config.model_dim, config) if reads_norm else None
         self.attention_output_norm = Norm(config.model_dim, config) if writes_norm else None
-        self.attention = Attention(config, key=attention_key, output_scale=scale)
+        self.attention = (Attention(config, key=attention_key, output_scale=scale) if config.latent is None else
+                          LatentAttention(config, config.latent, key=attention_key, output_scale=scale))
         self.cross_norm = Norm(config.model_dim, config) if has_memory else None
         self.cross_attention = (Attention(config, key=jax.random.fold_in(key, 2), output_scale=scale)
                                 if has_memory else None)
@@ -188,14 +218,18 @@ def self_attention(attention: Attention, x_BTD: Float[Array, "B T D"], read_BTD:
       The trace and the cache with the new keys and values. The caller must add the trace's
       ``attention_output`` to the stream. The trace's ``mlp_output`` and ``neurons`` are ``None``.
     """
-    q_BTNH, k_BSKH, v_BSKH = attention.project(read_BTD, context)
-    q_BTNH, k_BSKH, v_BSKH = sites("queries", q_BTNH), sites("keys", k_BSKH), sites("values", v_BSKH)
-    if cache is not None:
-        layer = cast(int, sites.layer)  # with a cache, a Python loop runs over the layers
-        cache, k_BSKH, v_BSKH = cache.extend(layer, k_BSKH, v_BSKH)
+    if isinstance(attention, LatentAttention):
+        q_BTNH, k_BSKH, v_BSKH, cache, attend = read_latents(attention, read_BTD, context, sites, cache)
+    else:
+        q_BTNH, k_BSKH, v_BSKH = attention.project(read_BTD, context)
+        q_BTNH, k_BSKH, v_BSKH = sites("queries", q_BTNH), sites("keys", k_BSKH), sites("values", v_BSKH)
+        attend = attention.attend
+        if cache is not None:
+            layer = cast(int, sites.layer)  # with a cache, a Python loop runs over the layers
+            cache, k_BSKH, v_BSKH = cache.extend(layer, k_BSKH, v_BSKH)
     slots = None if cache is None or context.slots_S is None else (context.slots_S, cache.capacity)
     trace = _attention_trace(attention, x_BTD, q_BTNH, k_BSKH, v_BSKH, context.mask, context.bias, key, sites,
-                             gate_BTNH, output_norm, slots)
+                             gate_BTNH, output_norm, slots, attend=attend)
     return trace, cache
 
 
@@ -221,11 +255,13 @@ def memory_attention(attention: Attention, x_BTD: Float[Array, "B T D"], read_BT
 def _attention_trace(attention: Attention, x_BTD: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array,
                      mask: AttentionMask, bias: Bias, key: jax.Array | None, sites: Sites,
                      gate_BTNH: jax.Array | None = None, output_norm: Norm | None = None,
-                     slots: tuple[jax.Array, int] | None = None, *, site_prefix: str = "") -> LayerTrace:
+                     slots: tuple[jax.Array, int] | None = None, *, site_prefix: str = "",
+                     attend: Callable | None = None) -> LayerTrace:
     """Computes attention from queries, keys and values, and returns every step as a trace.
 
     If the keys are only those of a window, ``slots`` is the slot of each and the number of slots.
-    Interventions and the trace then see all slots, as in a layer without a window.
+    Interventions and the trace then see all slots, as in a layer without a window. ``attend``
+    computes the same as the method of the module, perhaps in another way.
     """
     changed_bias = None
     if sites.intervene is not None:
@@ -236,14 +272,15 @@ def _attention_trace(attention: Attention, x_BTD: jax.Array, q_BTNH: jax.Array, 
         bias, changed_bias = (bias, None) if changed_bias is materialized else (changed_bias, changed_bias)
         if slots is not None and changed_bias is not None:
             bias = jnp.take(changed_bias, jnp.maximum(slots[0], 0), axis=3)
-    heads_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, key)
+    heads_BTNH = (attend or attention.attend)(q_BTNH, k_BSKH, v_BSKH, mask, bias, key)
     heads_BTNH = sites(f"{site_prefix}head_output", heads_BTNH if gate_BTNH is None else heads_BTNH * gate_BTNH)
     output_BTD = attention.merge(heads_BTNH)
     output_BTD = sites(f"{site_prefix}attention_output", output_BTD if output_norm is None else output_norm(output_BTD))
     if slots is not None:
         k_BSKH, v_BSKH = placed(k_BSKH, *slots), placed(v_BSKH, *slots)
     return LayerTrace(residual=x_BTD, queries=q_BTNH, keys=k_BSKH, values=v_BSKH, head_output=heads_BTNH,
-                      attention_output=output_BTD, mlp_output=None, bias=changed_bias)
+                      attention_output=output_BTD, mlp_output=None, bias=changed_bias,
+                      sinks=None if (sinks := getattr(attention, "sinks", None)) is None else sinks[...])
 
 
 def _materialize(bias: PositionBias | jax.Array | None, q_BTNH: jax.Array, S: int) -> jax.Array:

@@ -26,7 +26,9 @@ class KVCache:
         because XLA:CPU updates such an array in place; it would copy an array with two batch axes
         four times for each token. A layer with a sliding window has only as many places as its
         window, and the token of slot i is at the place i modulo the window.
-      values: One array ``[B * K, S, H]`` for each layer.
+        With latent attention, one array ``[B, S, R]`` holds the latent and the rotated key that all
+        heads share.
+      values: One array ``[B * K, S, H]`` for each layer; ``()`` with latent attention.
       segment_ids_BS: The segment id of each slot; 0 for an empty slot or padding.
       length: The number of slots in use, an integer scalar.
       positions_BS: The position of each slot's token in its text; ``None`` if neither a bias of
@@ -63,13 +65,15 @@ class KVCache:
         windows = config.windows(config.num_decoder_layers or config.num_layers)
         has_bias = position_encoding(config).has_bias
         sizes = [capacity if window is None or keeps_all or has_bias else min(window, capacity) for window in windows]
-        shapes = [(batch_size * config.num_kv_heads, size, config.head_dim) for size in sizes]
+        latent, heads = config.latent, batch_size * config.num_kv_heads
+        shapes = [(heads, size, config.head_dim) if latent is None else
+                  (batch_size, size, latent.cached_width(config)) for size in sizes]
 
         def slots() -> jax.Array:  # each array has its own memory, so that a cache can be donated
             return jnp.zeros((batch_size, capacity), jnp.int32)
 
         return cls(keys=tuple(jnp.zeros(shape, config.dtype) for shape in shapes),
-                   values=tuple(jnp.zeros(shape, config.dtype) for shape in shapes),
+                   values=() if latent else tuple(jnp.zeros(shape, config.dtype) for shape in shapes),
                    segment_ids_BS=slots(), length=jnp.zeros((), jnp.int32),
                    positions_BS=slots() if has_bias or any(windows) else None)
 
@@ -105,19 +109,19 @@ class KVCache:
         return self.length - size + jnp.arange(size + num_new)
 
     def extend(self, layer: int, k_BTKH: Float[Array, "B T K H"],
-               v_BTKH: Float[Array, "B T K H"]) -> tuple[Self, jax.Array, jax.Array]:
+               v_BTKH: Float[Array, "B T K H"] | None = None) -> tuple[Self, jax.Array, jax.Array]:
         """Writes the new keys and values of one layer, and returns those that the new tokens may
         attend to.
 
         Args:
           layer: The index of the layer.
-          k_BTKH: The keys of the new tokens ``[B, T, K, H]``.
-          v_BTKH: The values of the new tokens ``[B, T, K, H]``.
+          k_BTKH: The keys of the new tokens ``[B, T, K, H]``, or their latents ``[B, T, 1, R]``.
+          v_BTKH: The values of the new tokens ``[B, T, K, H]``; ``None`` for latents.
 
         Returns:
           The changed cache, whose ``length`` is unchanged (see ``advance``); and keys and values
           ``[B, S, K, H]`` of all slots. A layer that keeps its window returns those of the slots
-          that ``slots`` lists.
+          that ``slots`` lists. For latents both are the same array.
         """
         if not self.keeps_window(layer) or k_BTKH.shape[1] == 1:
             cache = self.append_layer(layer, k_BTKH, v_BTKH)
@@ -132,18 +136,22 @@ class KVCache:
             every = jnp.concatenate([stored[layer][:, in_order], new], axis=1)
             return (*stored[:layer], every[:, kept], *stored[layer + 1:]), self._view(every)
 
-        (keys, k_BSKH), (values, v_BSKH) = both(self.keys, k_BTKH), both(self.values, v_BTKH)
+        keys, k_BSKH = both(self.keys, k_BTKH)
+        if v_BTKH is None:
+            return dataclasses.replace(self, keys=keys), k_BSKH, k_BSKH
+        values, v_BSKH = both(self.values, v_BTKH)
         return dataclasses.replace(self, keys=keys, values=values), k_BSKH, v_BSKH
 
-    def append_layer(self, layer: int, k_BTKH: Float[Array, "B T K H"], v_BTKH: Float[Array, "B T K H"]) -> Self:
+    def append_layer(self, layer: int, k_BTKH: Float[Array, "B T K H"],
+                     v_BTKH: Float[Array, "B T K H"] | None = None) -> Self:
         """Writes the new keys and values of one layer into the first free slots.
 
         Of a layer that keeps only its window, this writes one token; ``extend`` writes several.
 
         Args:
           layer: The index of the layer.
-          k_BTKH: The keys of the new tokens ``[B, T, K, H]``.
-          v_BTKH: The values of the new tokens ``[B, T, K, H]``.
+          k_BTKH: The keys of the new tokens ``[B, T, K, H]``, or their latents ``[B, T, 1, R]``.
+          v_BTKH: The values of the new tokens ``[B, T, K, H]``; ``None`` for latents.
 
         Returns:
           The changed cache. Its ``length`` is unchanged, see ``advance``.
@@ -154,7 +162,8 @@ class KVCache:
                                                           axis=1)
             return (*stored[:layer], written, *stored[layer + 1:])
 
-        return dataclasses.replace(self, keys=write(self.keys, k_BTKH), values=write(self.values, v_BTKH))
+        values = self.values if v_BTKH is None else write(self.values, v_BTKH)
+        return dataclasses.replace(self, keys=write(self.keys, k_BTKH), values=values)
 
     def layer(self, layer: int) -> tuple[jax.Array, jax.Array]:
         """Returns the keys and values of one layer.
@@ -163,9 +172,9 @@ class KVCache:
           layer: The index of the layer.
 
         Returns:
-          Keys and values of all slots, each ``[B, S, K, H]``.
+          Keys and values of all slots, each ``[B, S, K, H]``; latents ``[B, S, 1, R]`` as both.
         """
-        return self._view(self.keys[layer]), self._view(self.values[layer])
+        return self._view(self.keys[layer]), self._view((self.values or self.keys)[layer])
 
     def memory_layer(self, layer: int) -> tuple[jax.Array, jax.Array]:
         """Returns the keys and values of the encoder's output for one layer.

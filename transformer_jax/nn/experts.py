@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from transformer_jax.config import ExpertConfig, ModelConfig
+from transformer_jax.config.choices import GATED
 from transformer_jax.nn.layers import LINEAR_OUTPUT, Linear, Norm, parameter
-from transformer_jax.nn.mlp import ACTIVATIONS, FeedForward, feed_forward
+from transformer_jax.nn.mlp import FeedForward, activated, feed_forward
 from transformer_jax.nn.sites import Sites
 from transformer_jax.ops.experts import ExpertKernels, apply_experts
 from transformer_jax.ops.routing import choose_experts, expert_weights, router_probabilities
@@ -48,6 +50,10 @@ class Experts(nnx.Module):
       up: The first matrix of each expert ``[E, D, F]``.
       gate: The matrix of the gate ``[E, D, F]``; ``None`` if the activation has no gate.
       down: The last matrix of each expert ``[E, F, D]``.
+      up_bias: The bias of ``up`` ``[E, F]``; ``None`` if the experts have no biases, like the next
+        two.
+      gate_bias: The bias of ``gate`` ``[E, F]``.
+      down_bias: The bias of ``down`` ``[E, D]``.
       shared: The experts that process every token, as one feed-forward layer, or ``None``.
       choice_bias: The bias of the choice ``[E]``, or ``None``.
     """
@@ -55,17 +61,22 @@ class Experts(nnx.Module):
     def __init__(self, config: ModelConfig, moe: ExpertConfig, *, key: jax.Array, output_scale: float):
         router_key, up_key, gate_key, down_key, shared_key = jax.random.split(key, 5)
         D, E, F = config.model_dim, moe.num_experts, moe.width(config)
-        gated = config.activation in ("swiglu", "geglu")
+        gated, has_bias = config.activation in GATED, moe.has_bias(config)
         std = math.sqrt(2 / (D + F)) if config.init_std is None else config.init_std
 
         def kernels(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], scale: float = 1.0) -> nnx.Param:
             return parameter((scale * std * jax.random.normal(key, shape)).astype(config.param_dtype), axes)
 
+        def biases(width: int, axis: str | None) -> nnx.Param | None:
+            return parameter(jnp.zeros((E, width), config.param_dtype), ("experts", axis)) if has_bias else None
+
         self.config, self.moe = config, moe
-        self.router = Linear(D, E, ("embed", None), config, key=router_key, has_bias=False)
+        self.router = Linear(D, E, ("embed", None), config, key=router_key, has_bias=has_bias)
         self.up = kernels(up_key, (E, D, F), ("experts", "embed", "mlp"))
         self.gate = kernels(gate_key, (E, D, F), ("experts", "embed", "mlp")) if gated else None
         self.down = kernels(down_key, (E, F, D), ("experts", "mlp", "embed"), output_scale)
+        self.up_bias, self.down_bias = biases(F, "mlp"), biases(D, None)
+        self.gate_bias = biases(F, "mlp") if gated else None
         self.shared = (FeedForward(config.replace(mlp_dim=moe.shared_experts * F), key=shared_key,
                                    output_scale=output_scale) if moe.shared_experts else None)
         self.choice_bias = parameter(jnp.zeros(E), (None,)) if moe.use_choice_bias else None
@@ -101,9 +112,11 @@ class Experts(nnx.Module):
         Returns:
           The output of the layer ``[B, T, D]``.
         """
-        kernels = ExpertKernels(self.up[...], None if self.gate is None else self.gate[...], self.down[...])
-        y_BTD = apply_experts(x_BTD, routing.experts, routing.weights, kernels, ACTIVATIONS[self.config.activation],
-                              precision=self.config.precision, product_name=LINEAR_OUTPUT)
+        kernels = ExpertKernels(**{name: None if (weight := getattr(self, name)) is None else weight[...]
+                                   for name in ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")})
+        y_BTD = apply_experts(x_BTD, routing.experts, routing.weights, kernels,
+                              functools.partial(activated, self.config), precision=self.config.precision,
+                              product_name=LINEAR_OUTPUT)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
 
 

@@ -142,9 +142,9 @@ class Norm(nnx.Module):
     scale is the difference of the factor from 1, so that weight decay pulls the factor to 1.
     """
 
-    def __init__(self, dim: int, config: ModelConfig, kind: str | None = None):
+    def __init__(self, dim: int, config: ModelConfig, kind: str | None = None, epsilon: float | None = None):
         self.kind = config.norm if kind is None else kind
-        self.epsilon = config.norm_epsilon
+        self.epsilon = config.norm_epsilon if epsilon is None else epsilon
         plain = self.kind == "layernorm_without_weights"
         start = jnp.zeros if self.kind == "rmsnorm_one_plus" else jnp.ones
         self.scale = None if plain else parameter(start(dim, config.param_dtype), (None,))

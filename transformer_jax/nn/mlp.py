@@ -5,16 +5,39 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from transformer_jax.config import ModelConfig
+from transformer_jax.config.choices import GATED
 from transformer_jax.nn.layers import Linear, Norm, recompute_in_backward
 from transformer_jax.nn.sites import Sites
 from transformer_jax.ops.linear import gelu, relu_squared
 
 ACTIVATIONS = {"relu": jax.nn.relu, "relu_squared": relu_squared, "silu": jax.nn.silu, "gelu": gelu,
-               "gelu_tanh": jax.nn.gelu, "swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
+               "gelu_tanh": jax.nn.gelu, "swiglu": jax.nn.silu, "geglu": jax.nn.gelu,
+               "swiglu_plus_one": lambda x: x * jax.nn.sigmoid(1.702 * x)}
+
+
+def activated(config: ModelConfig, up: Float[Array, "... F"],
+              gate: Float[Array, "... F"] | None) -> Float[Array, "... F"]:
+    """Computes neurons from the projections of a feed-forward layer or an expert.
+
+    Args:
+      config: The model's config.
+      up: The up projection ``[..., F]``.
+      gate: The gate ``[..., F]``; ``None`` if the activation has none.
+
+    Returns:
+      The neurons ``[..., F]``.
+    """
+    activate, most = recompute_in_backward(ACTIVATIONS[config.activation]), config.limits.neurons
+    if gate is None:
+        return activate(up)
+    if most is not None:
+        gate, up = jnp.minimum(gate, most), jnp.clip(up, -most, most)
+    return activate(gate) * (up + 1 if config.activation == "swiglu_plus_one" else up)
 
 
 class FeedForward(nnx.Module):
@@ -26,9 +49,9 @@ class FeedForward(nnx.Module):
     def __init__(self, config: ModelConfig, *, key: jax.Array, output_scale: float):
         up_key, gate_key, down_key = jax.random.split(key, 3)
         D, F = config.model_dim, config.mlp_dim
-        self.activation = config.activation
+        self.config = config
         self.up = Linear(D, F, ("embed", "mlp"), config, key=up_key, has_bias=config.use_mlp_bias)
-        gated = config.activation in ("swiglu", "geglu")
+        gated = config.activation in GATED
         self.gate = (Linear(D, F, ("embed", "mlp"), config, key=gate_key, has_bias=config.use_mlp_bias)
                      if gated else None)
         self.down = Linear(F, D, ("mlp", "embed"), config, key=down_key, scale=output_scale,
@@ -47,9 +70,7 @@ class FeedForward(nnx.Module):
         Returns:
           The neurons ``[B, T, F]``.
         """
-        up_BTF = self.up(x_BTD)
-        activate = recompute_in_backward(ACTIVATIONS[self.activation])
-        return activate(up_BTF) if self.gate is None else activate(self.gate(x_BTD)) * up_BTF
+        return activated(self.config, self.up(x_BTD), None if self.gate is None else self.gate(x_BTD))
 
     def merge(self, neurons_BTF: Float[Array, "B T F"]) -> Float[Array, "B T D"]:
         """Computes what the neurons add to the residual stream.

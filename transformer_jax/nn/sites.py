@@ -21,8 +21,8 @@ Intervene = Callable[[str, jax.Array | int, jax.Array], jax.Array]
 
 _LARGEST_SEARCHED_COLLECTION = 10_000
 _ATTENTION_SITES = ("queries", "keys", "values", "attention_bias", "head_output", "attention_output")
-_ROUTER_SITES = ("router_logits", "router_probabilities", "experts")
-_LAYER_SITES = ("residual", *_ATTENTION_SITES, "mlp_input", "neurons", *_ROUTER_SITES, "mlp_output", "final")
+ROUTER_SITES = ("router_logits", "router_probabilities", "experts")
+_LAYER_SITES = ("residual", *_ATTENTION_SITES, "mlp_input", "neurons", *ROUTER_SITES, "mlp_output", "final")
 
 # In an encoder-decoder, these prefixes name the sites of the encoder and of cross-attention.
 PREFIXES = {"self": "", "encoder": "encoder_", "cross": "cross_"}
@@ -56,22 +56,33 @@ def check_site(site: str) -> None:
                          "block adds its sites with transformer_jax.nn.sites.register_site")
 
 
-def check_site_of_model(site: str, config: Any) -> None:
+def check_site_of_model(site: str, config: Any, layers: Collection[int] | None = None) -> None:
     """Checks that the feed-forward layers of a model have a site.
 
     Args:
       site: The name, which is known.
       config: The config of the model.
+      layers: The layers that must have the site. ``None``: one of them is enough.
 
     Raises:
-      ValueError: The site is that of a router and the model has no experts, or the other way round.
+      ValueError: The site is that of a router and the layers have no experts, or the other way
+        round.
     """
-    has_experts, name = getattr(config, "moe", None) is not None, site.removeprefix(PREFIXES["encoder"])
-    if name in _ROUTER_SITES and not has_experts:
+    moe, name = getattr(config, "moe", None), site.removeprefix(PREFIXES["encoder"])
+    if name not in (*ROUTER_SITES, "neurons"):
+        return
+    experts = set() if moe is None else set(moe.layers(config))
+    if not experts and name in ROUTER_SITES:
         raise ValueError(f"the model has no site {site!r}, because it has no mixture of experts (config.moe)")
-    if name == "neurons" and has_experts:
+    if len(experts) == config.num_layers and name == "neurons":
         raise ValueError(f"the model has no site {site!r}, because its feed-forward layers are mixtures of experts; "
-                         f"their sites are {', '.join(_ROUTER_SITES)} and mlp_output")
+                         f"their sites are {', '.join(ROUTER_SITES)} and mlp_output")
+    having = experts if name in ROUTER_SITES else set(range(config.num_layers)) - experts
+    lacking = [] if moe is None or layers is None else sorted(set(layers) - having)
+    if lacking:
+        kind = "a dense feed-forward layer" if name in ROUTER_SITES else "a mixture of experts"
+        raise ValueError(f"layer {lacking[0]} has no site {site!r}, because it has {kind}; the layers with this site "
+                         f"are {', '.join(map(str, sorted(having)))}")
 
 
 class Site(str):

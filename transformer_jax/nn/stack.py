@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -16,10 +16,11 @@ from jaxtyping import Array, Float
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.nn.attention import AttentionContext
-from transformer_jax.nn.blocks import Block, LayerTrace, prepared
+from transformer_jax.nn.blocks import Block, LayerTrace, joined_traces, prepared
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.layers import LAYER_INPUT, LINEAR_OUTPUT
 from transformer_jax.nn.positions import position_encoding
+from transformer_jax.nn.scanning import scan_by_period, scan_groups
 from transformer_jax.nn.sites import Intervene, Sites
 from transformer_jax.ops.attention import platform
 from transformer_jax.sharding import constrain, is_sharded
@@ -47,6 +48,11 @@ class Stack(nnx.Module):
 
     One scan applies all layers, so that the compile time does not grow with their number. With
     ``config.shared_layers`` the arrays have one layer, which is applied ``num_layers`` times.
+
+    Attributes:
+      blocks: The blocks of all layers; with a mixture of experts, of the layers that have experts.
+      dense_blocks: The blocks of the layers without experts in a model whose other layers have
+        them, else ``None``.
     """
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, num_layers: int, is_causal: bool,
@@ -55,13 +61,51 @@ class Stack(nnx.Module):
         memory = {"has_memory": True} if has_memory else {}
         self.config = config
         self.num_layers = num_layers
+        keys = jax.random.split(key, 1 if config.shared_layers else num_layers)
+
+        def blocks(config: ModelConfig, keys: jax.Array) -> Any:
+            return jax.vmap(lambda key: block(config, key=key, num_layers=num_layers, **memory))(keys)
+
+        dense, others = self.layers_of_groups if self.is_mixed else ((), None)
         # One block whose arrays have a leading layer axis, or what ``unstack`` puts in its place.
-        self.blocks: Any = jax.vmap(lambda key: block(config, key=key, num_layers=num_layers, **memory))(
-            jax.random.split(key, 1 if config.shared_layers else num_layers))
+        self.blocks: Any = blocks(config, keys if others is None else keys[jnp.asarray(others)])
+        without_experts = dataclasses.replace(config, moe=None, layer_pattern=()) if dense else config
+        self.dense_blocks: Any = nnx.data(blocks(without_experts, keys[jnp.asarray(dense)]) if dense else None)
         # The weights of a learned position encoding, which the layers share. Checkpoints use this
         # name.
         self.relative = nnx.data(position_encoding(config).attention_weights(
             config, key=jax.random.fold_in(key, num_layers), is_causal=is_causal))
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether some layers have experts and others do not."""
+        return self.config.moe is not None and len(self.config.moe.layers(self.config)) < self.num_layers
+
+    @property
+    def layers_of_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The layers whose weights have the same structure: those without experts before those with
+        experts, if both exist."""
+        every = tuple(range(self.num_layers))
+        if self.config.moe is None or not self.is_mixed:
+            return (every,)
+        experts = self.config.moe.layers(self.config)
+        return tuple(layer for layer in every if layer not in experts), experts
+
+    def block_of(self, layer: int) -> Any:
+        """Returns the block of one layer.
+
+        Args:
+          layer: The index of the layer.
+
+        Returns:
+          The block, whose arrays have no axis of layers.
+        """
+        if isinstance(self.blocks, nnx.List):
+            return self.blocks[layer]
+        is_dense = self.is_mixed and layer in self.layers_of_groups[0]
+        layers = self.layers_of_groups[0 if is_dense else -1]
+        index = 0 if self.config.shared_layers else layers.index(layer)
+        return jax.tree.map(operator.itemgetter(index), self.dense_blocks if is_dense else self.blocks)
 
     def __call__(self, x_BTD: Float[Array, "B T D"], context: AttentionContext, *, cache: KVCache | None = None,
                  key: jax.Array | None = None,
@@ -113,10 +157,26 @@ class Stack(nnx.Module):
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.config.remat])
         steps = [functools.partial(layer, place) for place in context.places or (context,)]
+        if self.is_mixed:
+            return *self._mixed_layers(x_BTD, steps), None
         blocks = None if self.config.shared_layers else self.blocks
         x_BTD, traces = scan_by_period(steps, x_BTD, (blocks, jnp.arange(self.num_layers)),
                                        unroll=self.config.unroll)
         return x_BTD, traces, None
+
+    def _mixed_layers(self, x_BTD: jax.Array, steps: list[Callable]) -> tuple[jax.Array, LayerTrace]:
+        """Applies layers of which only some have experts."""
+        dense, experts = self.layers_of_groups
+        groups = [(self.dense_blocks, jnp.asarray(dense)), (self.blocks, jnp.asarray(experts))]
+        first = experts[0] if experts == tuple(range(experts[0], self.num_layers)) else 0
+        if first:  # the dense layers come before those with experts, and each kind has its own scan
+            later = [steps[(first + place) % len(steps)] for place in range(len(steps))]
+            x_BTD, dense_traces = scan_by_period(steps, x_BTD, groups[0], unroll=self.config.unroll)
+            x_BTD, traces = scan_by_period(later, x_BTD, groups[1], unroll=self.config.unroll)
+            return x_BTD, joined_traces((dense_traces, traces), self.layers_of_groups)
+        kinds = [int(place in experts) for place in range(len(steps))]
+        x_BTD, traces = scan_groups(steps, kinds, x_BTD, groups, unroll=self.config.unroll)
+        return x_BTD, joined_traces(traces, self.layers_of_groups)
 
     def project_memory(self, memory_BSD: Float[Array, "B S D"]) -> list[tuple[jax.Array, jax.Array]]:
         """Computes the keys and values of cross-attention for every layer.
@@ -143,7 +203,9 @@ class Stack(nnx.Module):
             x_BTD, trace, cache = block(x_BTD, context.of_layer(index), index, cache=cache, key=key,
                                         intervene=intervene)
             traces.append(trace)
-        return x_BTD, jax.tree.map(lambda *layers: jnp.stack(layers), *traces), cache
+        stacked = [jax.tree.map(lambda *layers: jnp.stack(layers), *(traces[layer] for layer in layers))
+                   for layers in self.layers_of_groups]
+        return x_BTD, joined_traces(stacked, self.layers_of_groups), cache
 
 
 def _check_makes_blocks(block: object) -> None:
@@ -151,51 +213,6 @@ def _check_makes_blocks(block: object) -> None:
     if not callable(block) or (isinstance(block, type) and not issubclass(block, nnx.Module)):
         raise TypeError(f"block={block!r} cannot make the block of a layer; expected a subclass of nnx.Module, or a "
                         "function that makes one from (config, *, key, num_layers)")
-
-
-def scan_by_period(steps: Sequence[Callable], carry: Any, layers: Any, *, unroll: int = 1) -> tuple[Any, Any]:
-    """Applies layers that repeat after a period, so that the compiled program has one copy of each
-    layer of a period.
-
-    Args:
-      steps: ``step(carry, layer)`` of each layer in a period returns the new carry and an output.
-      carry: The input of the first layer.
-      layers: A pytree of arrays with a leading axis of layers.
-      unroll: The number of layers in one iteration of the loop, rounded to whole periods.
-
-    Returns:
-      The output of the last layer, and the outputs of all layers stacked.
-    """
-    num_layers, period = jax.tree.leaves(layers)[0].shape[0], len(steps)
-    if period == 1:
-        return jax.lax.scan(steps[0], carry, layers, unroll=min(unroll, num_layers))
-    repeats, rest = divmod(num_layers, period)
-    # lax.split has a gradient that concatenates. That of slices would add one array as large as all
-    # layers for each slice.
-    leaves, tree = jax.tree.flatten(layers)
-    parts = [jax.lax.split(leaf, [repeats * period] * (repeats > 0) + [1] * rest) for leaf in leaves]
-
-    def one(step: Callable, carry: Any, pieces: list[jax.Array]) -> tuple[Any, Any]:
-        carry, output = step(carry, jax.tree.unflatten(tree, [piece[0] for piece in pieces]))
-        return carry, jax.tree.map(lambda x: x[None], output)
-
-    def whole_period(carry: Any, stacked: list[jax.Array]) -> tuple[Any, Any]:
-        pieces, outputs = [jax.lax.split(leaf, [1] * period) for leaf in stacked], []
-        for place, step in enumerate(steps):
-            carry, output = one(step, carry, [piece[place] for piece in pieces])
-            outputs.append(output)
-        return carry, outputs
-
-    outputs = []
-    if repeats:
-        stacked = [part[0].reshape(repeats, period, *part[0].shape[1:]) for part in parts]
-        carry, places = jax.lax.scan(whole_period, carry, stacked, unroll=min(max(1, unroll // period), repeats))
-        outputs.append(jax.tree.map(lambda *each: jnp.concatenate(each, axis=1).reshape(-1, *each[0].shape[2:]),
-                                    *places))
-    for place in range(rest):
-        carry, output = one(steps[place], carry, [part[place + (repeats > 0)] for part in parts])
-        outputs.append(output)
-    return carry, jax.tree.map(lambda *each: jnp.concatenate(each), *outputs)
 
 
 def rows_at_a_time(num_rows: int, num_tokens: int) -> int | None:
@@ -257,6 +274,6 @@ def unstack(stack: Stack) -> Stack:
       A new stack that computes the same function. It works only with a cache.
     """
     result = jax.tree.map(lambda x: x, stack)
-    result.blocks = nnx.List([prepared(jax.tree.map(operator.itemgetter(layer), stack.blocks))
-                              for layer in range(stack.num_layers)])
+    result.blocks = nnx.List([prepared(stack.block_of(layer)) for layer in range(stack.num_layers)])
+    result.dense_blocks = None
     return result

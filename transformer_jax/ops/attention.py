@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -26,10 +27,11 @@ Bias = PositionBias | jax.Array | None
 _MANY_SCORES_OF_A_HEAD, _MANY_SCORES = 1 << 24, 1 << 30
 
 
-def attend(q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[Array, "B S K H"], v_BSKH: Float[Array, "B S K H"],
+def attend(q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[Array, "B S K H"], v_BSKH: Float[Array, "B S K V"],
            mask: Mask = None, *, bias: Bias = None, scale: float | None = None, dropout: float = 0.0,
            key: jax.Array | None = None, implementation: str = "auto",
-           precision: str | None = None, cap: float | None = None) -> Float[Array, "B T N H"]:
+           precision: str | None = None, cap: float | None = None,
+           sinks_N: Float[Array, " N"] | None = None) -> Float[Array, "B T N V"]:
     """Computes softmax(q k^T * scale + bias) v over the keys that the mask allows.
 
     The implementations differ only in rounding, memory and time:
@@ -51,7 +53,7 @@ def attend(q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[Array, "B S K H"], v_B
     Args:
       q_BTNH: Queries ``[B, T, N, H]`` with N heads.
       k_BSKH: Keys ``[B, S, K, H]`` with K heads, each shared by N / K query heads.
-      v_BSKH: Values ``[B, S, K, H]``.
+      v_BSKH: Values ``[B, S, K, V]``, whose width V may differ from that of queries and keys.
       mask: An ``AttentionMask``, or a boolean array (``True`` = may attend) of shape ``[T, S]``,
         ``[B, T, S]`` or ``[B, N, T, S]``. A query that may attend to no key returns zeros.
       bias: What is added to the scaled scores: an array that broadcasts to ``[B, N, T, S]``, or a
@@ -64,9 +66,11 @@ def attend(q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[Array, "B S K H"], v_B
         JAX's default, which on a TPU rounds float32 to bfloat16.
       cap: If it is given, scaled scores s become cap * tanh(s / cap) before the bias is added
         (Gemma 2).
+      sinks_N: If it is given, the softmax of each head has one more score, this one, which takes
+        weight away from the keys and adds no value (gpt-oss).
 
     Returns:
-      The output ``[B, T, N, H]`` in the type of ``v_BSKH``.
+      The output ``[B, T, N, V]`` in the type of ``v_BSKH``.
 
     Raises:
       ValueError: The shapes do not fit each other, or the implementation is unknown or does not
@@ -76,38 +80,44 @@ def attend(q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[Array, "B S K H"], v_B
     if implementation not in known:
         raise ValueError(f"implementation={implementation!r} is not one of {', '.join(map(repr, known))}")
     _check_shapes(q_BTNH, k_BSKH)
-    if v_BSKH.shape != k_BSKH.shape:
+    if v_BSKH.shape[:-1] != k_BSKH.shape[:-1]:
         raise ValueError(f"values {v_BSKH.shape} differ from keys {k_BSKH.shape}")
     mask, bias = _structured(mask), _structured_bias(bias)
     settings: dict[str, Any] = dict(bias=bias, dropout=dropout if key is not None else 0.0, precision=precision,
-                                    cap=cap)
+                                    cap=cap, sinks_N=sinks_N)
     if implementation == "auto":
         implementation = _choose(q_BTNH, k_BSKH, mask, **settings)
     reason = why_not(implementation, q_BTNH, k_BSKH, mask, **settings)
     if reason is not None:
         raise ValueError(f"implementation={implementation!r} cannot compute this attention: {reason}; let "
                          "implementation='auto' choose, or take 'xla' or 'chunked'")
+    if v_BSKH.shape != k_BSKH.shape and implementation not in ("xla", "chunked"):
+        scale = 1.0 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
+        width = max(k_BSKH.shape[-1], v_BSKH.shape[-1])  # other kernels need one width
+        return attend(*(_widened(x, width) for x in (q_BTNH, k_BSKH, v_BSKH)), mask, scale=scale, key=key,
+                      implementation=implementation, **settings)[..., :v_BSKH.shape[-1]]
     if implementation == "cudnn":
         return cudnn_attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale)
     if implementation == "splash":
         return splash_attend(q_BTNH, k_BSKH, v_BSKH, mask, scale, cap)
     if num_shards(q_BTNH.shape[1], "sequence") > 1:
-        return context_parallel(lambda q, k, v, mask, bias, key: attend(
+        return context_parallel(lambda q, k, v, mask, bias, key, sinks_N: attend(
             q, k, v, mask, bias=bias, scale=scale, dropout=dropout, key=key, implementation=implementation,
-            precision=precision, cap=cap), q_BTNH, k_BSKH, v_BSKH, mask, bias, key)
+            precision=precision, cap=cap, sinks_N=sinks_N), q_BTNH, k_BSKH, v_BSKH, mask, bias, key, sinks_N)
     if implementation in KERNELS:
         more = {} if cap is None else {"cap": cap}
         return KERNELS[implementation].attend(q_BTNH, k_BSKH, v_BSKH, mask, bias=bias, scale=scale, dropout=dropout,
                                               key=key, precision=precision, **more)
     if implementation == "chunked":
-        return chunked_attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision, cap)
-    return xla_attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision, cap,
+        return chunked_attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision, cap, sinks_N)
+    return xla_attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision, cap, sinks_N,
                       in_blocks=platform() == "cpu")
 
 
 def why_not(implementation: str, q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[Array, "B S K H"], mask: Mask = None,
             *, bias: Bias = None,
-            dropout: float = 0.0, precision: str | None = None, cap: float | None = None) -> str | None:
+            dropout: float = 0.0, precision: str | None = None, cap: float | None = None,
+            sinks_N: Float[Array, " N"] | None = None) -> str | None:
     """Says why an implementation of ``attend`` does not support a call on this platform.
 
     Args:
@@ -119,10 +129,13 @@ def why_not(implementation: str, q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[
       dropout: The probability of dropping an attention weight; 0 if the call has no key.
       precision: See ``attend``.
       cap: See ``attend``.
+      sinks_N: See ``attend``.
 
     Returns:
       The reason, as a sentence without its end; ``None`` if the implementation supports the call.
     """
+    if sinks_N is not None and implementation not in ("xla", "chunked"):
+        return f"the kernel {implementation!r} has no attention sinks"
     if implementation in KERNELS:
         if cap is not None and not KERNELS[implementation].can_cap:
             return f"the kernel {implementation!r} cannot cap scores"
@@ -145,7 +158,8 @@ def why_not(implementation: str, q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[
 
 def attention_weights(q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[Array, "B S K H"], mask: Mask = None, *,
                       bias: Bias = None, scale: float | None = None,
-                      precision: str | None = None, cap: float | None = None) -> Float[Array, "B N T S"]:
+                      precision: str | None = None, cap: float | None = None,
+                      sinks_N: Float[Array, " N"] | None = None) -> Float[Array, "B N T S"]:
     """Computes the attention weights, which are the softmax inside ``attend``.
 
     Args:
@@ -156,17 +170,20 @@ def attention_weights(q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[Array, "B S
       scale: The factor of the scores. The default is 1 / sqrt(H).
       precision: See ``attend``.
       cap: See ``attend``.
+      sinks_N: See ``attend``.
 
     Returns:
-      The weights, float32 ``[B, N, T, S]``. Each row sums to one; the row of a query that may
+      The weights, float32 ``[B, N, T, S]``. Each row sums to one, or to less with sinks; the row of a query that may
       attend to no key is zero.
 
     Raises:
       ValueError: The shapes of the queries and keys do not fit each other.
     """
     _check_shapes(q_BTNH, k_BSKH)
-    weights_BKGTS = masked_softmax(*masked_scores(q_BTNH, k_BSKH, _structured(mask), _structured_bias(bias), scale,
-                                                  precision, cap))
+    scores_BKGTS, allowed = masked_scores(q_BTNH, k_BSKH, _structured(mask), _structured_bias(bias), scale, precision,
+                                          cap)
+    sinks = None if sinks_N is None else sinks_N.astype(jnp.float32).reshape(*scores_BKGTS.shape[1:3], 1, 1)
+    weights_BKGTS = masked_softmax(scores_BKGTS, allowed, sinks)
     batch, num_queries, num_heads, _ = q_BTNH.shape
     return weights_BKGTS.reshape(batch, num_heads, num_queries, -1)
 
@@ -203,6 +220,11 @@ def _structured(mask: Mask) -> AttentionMask | None:
 def _structured_bias(bias: Bias) -> Bias:
     """Converts a bias that is no ``PositionBias`` to a JAX array."""
     return bias if bias is None or hasattr(bias, "materialize") else jnp.asarray(bias)
+
+
+def _widened(x_BTNH: jax.Array, width: int) -> jax.Array:
+    """Pads heads with zeros to a width."""
+    return jnp.pad(x_BTNH, ((0, 0), (0, 0), (0, 0), (0, width - x_BTNH.shape[-1])))
 
 
 def _check_shapes(q_BTNH: jax.Array, k_BSKH: jax.Array) -> None:

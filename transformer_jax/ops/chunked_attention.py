@@ -18,6 +18,15 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.derivatives import with_gradient
+from transformer_jax.ops.attention_blocks import (
+    Settings,
+    add_to_block,
+    from_row_blocks,
+    key_block,
+    padded_to_blocks,
+    row_blocks,
+    sinks_of_block,
+)
 from transformer_jax.ops.dropout import drop
 from transformer_jax.ops.linear import soft_cap
 from transformer_jax.ops.masks import AttentionMask, take
@@ -33,37 +42,9 @@ Number = jax.Array | int
 _KEYS, _MOST_QUERIES, _SCORES_AT_A_TIME = 512, 512, 1 << 24
 
 
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """The values that are constants when a program is compiled.
-
-    ``rows`` and ``columns`` are the numbers of queries and of keys in a block.
-    """
-
-    scale: float
-    dropout: float
-    precision: Any
-    num_queries: int
-    num_keys: int
-    rows: int
-    columns: int
-    bias_tree: Any
-    cap: float | None = None
-
-    @property
-    def num_row_blocks(self) -> int:
-        """The number of blocks of queries."""
-        return -(-self.num_queries // self.rows)
-
-    @property
-    def num_column_blocks(self) -> int:
-        """The number of blocks of keys."""
-        return -(-self.num_keys // self.columns)
-
-
 def chunked_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: AttentionMask | None, bias: Any,
-                   scale: float | None, dropout: float, key: jax.Array | None, precision: Any,
-                   cap: float | None) -> jax.Array:
+                   scale: float | None, dropout: float, key: jax.Array | None, precision: Any, cap: float | None,
+                   sinks_N: jax.Array | None) -> jax.Array:
     """Computes ``transformer_jax.ops.attend`` for arguments that are already checked.
 
     A block of keys is skipped if a causal mask or a window excludes it for a whole block of
@@ -77,10 +58,10 @@ def chunked_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask
     leaves, tree = jax.tree.flatten(bias)
     weights = [leaf if _is_float(leaf) else None for leaf in leaves]
     rest = [None if _is_float(leaf) else leaf for leaf in leaves]
-    settings = _Settings(1.0 / math.sqrt(H) if scale is None else scale, dropout if key is not None else 0.0, precision,
+    settings = Settings(1.0 / math.sqrt(H) if scale is None else scale, dropout if key is not None else 0.0, precision,
                          T, S, rows, columns, tree, cap)
     return with_gradient(functools.partial(_plain, settings), functools.partial(_backward, settings), q_BTNH, k_BSKH,
-                         v_BSKH, weights, (mask, rest, key), forward=functools.partial(_forward, settings))
+                         v_BSKH, sinks_N, weights, (mask, rest, key), forward=functools.partial(_forward, settings))
 
 
 def _is_float(leaf: Any) -> bool:
@@ -88,67 +69,72 @@ def _is_float(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
-def _plain(settings, q_BTNH, k_BSKH, v_BSKH, bias_weights, others):
+def _plain(settings, q_BTNH, k_BSKH, v_BSKH, sinks_N, bias_weights, others):
     """Computes attention in operations that JAX can differentiate in both modes.
 
     It takes one block of queries at a time, with all keys.
     """
-    k_BKSH, v_BKSH = _padded_to_blocks(settings, k_BSKH), _padded_to_blocks(settings, v_BSKH)
+    k_BKSH, v_BKSH = padded_to_blocks(settings, k_BSKH), padded_to_blocks(settings, v_BSKH)
+    sinks_KQ1 = sinks_of_block(settings, sinks_N, k_BSKH.shape[2])
     of_all_keys = dataclasses.replace(settings, columns=k_BKSH.shape[2])
 
     @jax.checkpoint
     def row_block(x: tuple[jax.Array, jax.Array]) -> jax.Array:
         i, q_BKQH = x
-        weights_BKQS = masked_softmax(_scores(of_all_keys, i, 0, q_BKQH, k_BKSH, bias_weights, others)[0], None)
+        scores_BKQS, _ = _scores(of_all_keys, i, 0, q_BKQH, k_BKSH, bias_weights, others)
+        weights_BKQS = masked_softmax(scores_BKQS, None, sinks_KQ1)
         blocks = jnp.split(weights_BKQS, settings.num_column_blocks, axis=-1)
         weights_BKQS = jnp.concatenate([_dropped(settings, i, j, block, others) for j, block in enumerate(blocks)], -1)
         return head_product(weights_BKQS.astype(v_BKSH.dtype), v_BKSH, 2, settings.precision)
 
-    q_XBKQH = _row_blocks(settings, q_BTNH * settings.scale, k_BSKH.shape[2])
-    return _from_row_blocks(settings, jax.lax.map(row_block, (jnp.arange(settings.num_row_blocks), q_XBKQH)))
+    q_XBKQH = row_blocks(settings, q_BTNH * settings.scale, k_BSKH.shape[2])
+    return from_row_blocks(settings, jax.lax.map(row_block, (jnp.arange(settings.num_row_blocks), q_XBKQH)))
 
 
-def _forward(settings, q_BTNH, k_BSKH, v_BSKH, bias_weights, others):
+def _forward(settings, q_BTNH, k_BSKH, v_BSKH, sinks_N, bias_weights, others):
     """Computes attention in blocks of queries and keys, and what the gradient needs."""
     K = k_BSKH.shape[2]
-    q_XBKQH = _row_blocks(settings, q_BTNH * settings.scale, K)
-    k_BKSH, v_BKSH = _padded_to_blocks(settings, k_BSKH), _padded_to_blocks(settings, v_BSKH)
+    q_XBKQH = row_blocks(settings, q_BTNH * settings.scale, K)
+    k_BKSH, v_BKSH = padded_to_blocks(settings, k_BSKH), padded_to_blocks(settings, v_BSKH)
 
     def row_block(x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         i, q_BKQH = x
 
         def column_block(j: jax.Array, carry: tuple) -> tuple:
             largest_BKQ1, total_BKQ1, out_BKQH = carry
-            scores_BKQC, _ = _scores(settings, i, j, q_BKQH, _block(settings, k_BKSH, j), bias_weights, others)
+            scores_BKQC, _ = _scores(settings, i, j, q_BKQH, key_block(settings, k_BKSH, j), bias_weights, others)
             new_largest_BKQ1 = jnp.maximum(largest_BKQ1, scores_BKQC.max(-1, keepdims=True))
             weights_BKQC = jnp.exp(scores_BKQC - new_largest_BKQ1)
             correction_BKQ1 = jnp.exp(largest_BKQ1 - new_largest_BKQ1)
             total_BKQ1 = total_BKQ1 * correction_BKQ1 + weights_BKQC.sum(-1, keepdims=True)
             weights_BKQC = _dropped(settings, i, j, weights_BKQC, others)
             out_BKQH = out_BKQH * correction_BKQ1 + head_product(
-                weights_BKQC.astype(v_BKSH.dtype), _block(settings, v_BKSH, j), 2, settings.precision, jnp.float32)
+                weights_BKQC.astype(v_BKSH.dtype), key_block(settings, v_BKSH, j), 2, settings.precision, jnp.float32)
             return new_largest_BKQ1, total_BKQ1, out_BKQH
 
         # The largest score is kept finite, so that the row of a query that may attend to no key
-        # gives exponentials of 0 and not NaN.
+        # gives exponentials of 0 and not NaN. A sink is a first score without a value.
+        sinks_KQ1 = sinks_of_block(settings, sinks_N, K)
         zero_BKQ1 = jnp.zeros((*q_BKQH.shape[:3], 1), jnp.float32)
+        zero_BKQH = jnp.zeros((*q_BKQH.shape[:3], v_BKSH.shape[3]), jnp.float32)
         largest_BKQ1, total_BKQ1, out_BKQH = jax.lax.fori_loop(
             *_visible_blocks(settings, i, others[0]), column_block,
-            (zero_BKQ1 + jnp.finfo(jnp.float32).min, zero_BKQ1, jnp.zeros(q_BKQH.shape, jnp.float32)))
+            (zero_BKQ1 + (jnp.finfo(jnp.float32).min if sinks_KQ1 is None else sinks_KQ1),
+             zero_BKQ1 + (sinks_KQ1 is not None), zero_BKQH))
         total_BKQ1 = jnp.where(total_BKQ1 == 0.0, 1.0, total_BKQ1)
         return (out_BKQH / total_BKQ1).astype(v_BKSH.dtype), largest_BKQ1 + jnp.log(total_BKQ1)
 
     out_XBKQH, log_total_XBKQ1 = jax.lax.map(row_block, (jnp.arange(settings.num_row_blocks), q_XBKQH))
-    out_BTNH = with_gradient(lambda out_BTNH: out_BTNH, _ONE_GRADIENT, _from_row_blocks(settings, out_XBKQH))
+    out_BTNH = with_gradient(lambda out_BTNH: out_BTNH, _ONE_GRADIENT, from_row_blocks(settings, out_XBKQH))
     return out_BTNH, (out_BTNH, log_total_XBKQ1)
 
 
 def _backward(settings, args, kept, d_out_BTNH):
     """Computes the gradients, with the weights of each block recomputed."""
-    q_BTNH, k_BSKH, v_BSKH, bias_weights, others = args
+    q_BTNH, k_BSKH, v_BSKH, sinks_N, bias_weights, others = args
     out_BTNH, log_total_XBKQ1 = kept
     K = k_BSKH.shape[2]
-    k_BKSH, v_BKSH = _padded_to_blocks(settings, k_BSKH), _padded_to_blocks(settings, v_BSKH)
+    k_BKSH, v_BKSH = padded_to_blocks(settings, k_BSKH), padded_to_blocks(settings, v_BSKH)
     row_sums_BTN1 = (d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32)).sum(-1, keepdims=True)
 
     def row_block(carry: tuple, x: tuple) -> tuple[tuple, jax.Array]:
@@ -156,18 +142,19 @@ def _backward(settings, args, kept, d_out_BTNH):
 
         def column_block(j: jax.Array, carry: tuple) -> tuple:
             d_q_BKQH, d_k_BKSH, d_v_BKSH, d_bias = carry
-            k_BKCH = _block(settings, k_BKSH, j)
+            k_BKCH = key_block(settings, k_BKSH, j)
             scores_BKQC, slope_BKQC = _scores(settings, i, j, q_BKQH, k_BKCH, bias_weights, others)
             weights_BKQC = jnp.exp(scores_BKQC - log_total_BKQ1)
-            d_weights_BKQC = head_product(d_out_BKQH, _block(settings, v_BKSH, j), 3, settings.precision, jnp.float32)
+            v_BKCH = key_block(settings, v_BKSH, j)
+            d_weights_BKQC = head_product(d_out_BKQH, v_BKCH, 3, settings.precision, jnp.float32)
             d_scores_BKQC = weights_BKQC * (_dropped(settings, i, j, d_weights_BKQC, others) - row_sums_BKQ1)
             d_bias = _add_bias_gradient(settings, i, j, d_bias, d_scores_BKQC, bias_weights, others)
             dropped_BKQC = _dropped(settings, i, j, weights_BKQC, others).astype(d_out_BKQH.dtype)
             d_scores_BKQC = (d_scores_BKQC * slope_BKQC).astype(q_BKQH.dtype)
             product = functools.partial(head_product, axis=2, precision=settings.precision, dtype=jnp.float32)
             d_q_BKQH += product(d_scores_BKQC, k_BKCH)
-            d_k_BKSH = _add(settings, d_k_BKSH, product(d_scores_BKQC, q_BKQH, left_axis=2), j)
-            d_v_BKSH = _add(settings, d_v_BKSH, product(dropped_BKQC, d_out_BKQH, left_axis=2), j)
+            d_k_BKSH = add_to_block(settings, d_k_BKSH, product(d_scores_BKQC, q_BKQH, left_axis=2), j)
+            d_v_BKSH = add_to_block(settings, d_v_BKSH, product(dropped_BKQC, d_out_BKQH, left_axis=2), j)
             return d_q_BKQH, d_k_BKSH, d_v_BKSH, d_bias
 
         d_q_BKQH, *rest = jax.lax.fori_loop(*_visible_blocks(settings, i, others[0]), column_block,
@@ -175,50 +162,21 @@ def _backward(settings, args, kept, d_out_BTNH):
         return tuple(rest), d_q_BKQH
 
     zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, jnp.float32))
+    row_sums_XBKQ1 = row_blocks(settings, row_sums_BTN1, K)
     (d_k_BKSH, d_v_BKSH, d_bias), d_q_XBKQH = jax.lax.scan(
         row_block, zeros((k_BKSH, v_BKSH, bias_weights)),
-        (jnp.arange(settings.num_row_blocks), _row_blocks(settings, q_BTNH * settings.scale, K),
-         _row_blocks(settings, d_out_BTNH, K), _row_blocks(settings, row_sums_BTN1, K), log_total_XBKQ1))
-    S = settings.num_keys
-    return (_from_row_blocks(settings, d_q_XBKQH * settings.scale).astype(q_BTNH.dtype),
+        (jnp.arange(settings.num_row_blocks), row_blocks(settings, q_BTNH * settings.scale, K),
+         row_blocks(settings, d_out_BTNH, K), row_sums_XBKQ1, log_total_XBKQ1))
+    S, sinks_KQ1, d_sinks_N = settings.num_keys, sinks_of_block(settings, sinks_N, K), None
+    if sinks_KQ1 is not None:
+        d_sinks_KQ1 = -(jnp.exp(sinks_KQ1 - log_total_XBKQ1) * row_sums_XBKQ1).sum((0, 1))
+        d_sinks_N = d_sinks_KQ1.reshape(-1, settings.rows).sum(-1).astype(sinks_N.dtype)
+    return (from_row_blocks(settings, d_q_XBKQH * settings.scale).astype(q_BTNH.dtype),
             d_k_BKSH.swapaxes(1, 2)[:, :S].astype(k_BSKH.dtype), d_v_BKSH.swapaxes(1, 2)[:, :S].astype(v_BSKH.dtype),
-            jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), d_bias, bias_weights), None)
+            d_sinks_N, jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), d_bias, bias_weights), None)
 
 
-def _row_blocks(settings: _Settings, x_BTNH: jax.Array, num_kv_heads: int) -> jax.Array:
-    """Splits queries into blocks ``[X, B, K, G * R, H]`` of R queries each; the last is padded."""
-    B, T, N, H = x_BTNH.shape
-    X, R = settings.num_row_blocks, settings.rows
-    x_BTNH = jnp.pad(x_BTNH, ((0, 0), (0, X * R - T), (0, 0), (0, 0)))
-    x_BXRKGH = x_BTNH.reshape(B, X, R, num_kv_heads, N // num_kv_heads, H)
-    return x_BXRKGH.transpose(1, 0, 3, 4, 2, 5).reshape(X, B, num_kv_heads, -1, H)
-
-
-def _from_row_blocks(settings: _Settings, x_XBKQH: jax.Array) -> jax.Array:
-    """Joins the blocks of queries, the inverse of ``_row_blocks``."""
-    X, B, K, Q, H = x_XBKQH.shape
-    x_XBKGRH = x_XBKQH.reshape(X, B, K, Q // settings.rows, settings.rows, H)
-    return x_XBKGRH.transpose(1, 0, 4, 2, 3, 5).reshape(B, X * settings.rows, -1, H)[:, :settings.num_queries]
-
-
-def _padded_to_blocks(settings: _Settings, x_BSKH: jax.Array) -> jax.Array:
-    """Pads keys or values to whole blocks, and moves the axis of heads: ``[B, K, S, H]``."""
-    missing = settings.num_column_blocks * settings.columns - settings.num_keys
-    return jnp.pad(x_BSKH, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2)
-
-
-def _block(settings: _Settings, x_BKSH: jax.Array, j: jax.Array) -> jax.Array:
-    """Returns block j of keys or values."""
-    return jax.lax.dynamic_slice_in_dim(x_BKSH, j * settings.columns, settings.columns, axis=2)
-
-
-def _add(settings: _Settings, x_BKSH: jax.Array, block_BKCH: jax.Array, j: jax.Array) -> jax.Array:
-    """Adds an array to block j."""
-    return jax.lax.dynamic_update_slice_in_dim(x_BKSH, _block(settings, x_BKSH, j) + block_BKCH, j * settings.columns,
-                                               axis=2)
-
-
-def _visible_blocks(settings: _Settings, i: jax.Array, mask: AttentionMask | None) -> tuple[Any, Any]:
+def _visible_blocks(settings: Settings, i: jax.Array, mask: AttentionMask | None) -> tuple[Any, Any]:
     """Returns the range of blocks of keys that a causal mask or a window allows for query block i:
     the index of the first block, and the index after the last."""
     low, high = 0, settings.num_column_blocks
@@ -233,12 +191,12 @@ def _visible_blocks(settings: _Settings, i: jax.Array, mask: AttentionMask | Non
     return low, jnp.clip(end // settings.columns + 1, low, high)
 
 
-def _indices(settings: _Settings, i: Number, j: Number) -> tuple[jax.Array, jax.Array]:
+def _indices(settings: Settings, i: Number, j: Number) -> tuple[jax.Array, jax.Array]:
     """Returns the indices of the queries of block i and of the keys of block j."""
     return i * settings.rows + jnp.arange(settings.rows), j * settings.columns + jnp.arange(settings.columns)
 
 
-def _scores(settings: _Settings, i: Number, j: Number, q_BKQH: jax.Array, k_BKCH: jax.Array, bias_weights: list,
+def _scores(settings: Settings, i: Number, j: Number, q_BKQH: jax.Array, k_BKCH: jax.Array, bias_weights: list,
             others: tuple) -> tuple[jax.Array, jax.Array | float]:
     """Computes the scores of a block ``[B, K, Q, C]``, -inf where the mask forbids attention, and the
     derivative of their cap."""
@@ -262,7 +220,7 @@ def _scores(settings: _Settings, i: Number, j: Number, q_BKQH: jax.Array, k_BKCH
     return scores_BKGRC.reshape(B, K, Q, C), slope
 
 
-def _bias_block(settings: _Settings, i: Number, j: Number, bias_weights: list, others: tuple) -> jax.Array | None:
+def _bias_block(settings: Settings, i: Number, j: Number, bias_weights: list, others: tuple) -> jax.Array | None:
     """Materializes the bias of a block."""
     leaves = [rest if weight is None else weight for weight, rest in zip(bias_weights, others[1], strict=True)]
     bias = jax.tree.unflatten(settings.bias_tree, leaves)
@@ -272,7 +230,7 @@ def _bias_block(settings: _Settings, i: Number, j: Number, bias_weights: list, o
     return take(take(bias, rows_R, 2), columns_C, 3)
 
 
-def _add_bias_gradient(settings: _Settings, i: Number, j: Number, d_bias: list, d_scores_BKQC: jax.Array,
+def _add_bias_gradient(settings: Settings, i: Number, j: Number, d_bias: list, d_scores_BKQC: jax.Array,
                        bias_weights: list, others: tuple) -> list:
     """Adds the gradient of the bias of one block to the gradient of its weights."""
     if not jax.tree.leaves(bias_weights):
@@ -292,7 +250,7 @@ def _add_bias_gradient(settings: _Settings, i: Number, j: Number, d_bias: list, 
     return [array.at[:, :, rows_R[:, None], columns_C[None, :]].add(like(array), mode="drop")]
 
 
-def _dropped(settings: _Settings, i: Number, j: Number, x_BKQC: jax.Array, others: tuple) -> jax.Array:
+def _dropped(settings: Settings, i: Number, j: Number, x_BKQC: jax.Array, others: tuple) -> jax.Array:
     """Applies dropout to a block. Its key depends only on the block, so that the forward and the
     backward pass drop the same entries."""
     if not settings.dropout:

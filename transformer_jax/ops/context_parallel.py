@@ -19,20 +19,22 @@ from transformer_jax.sharding import sharded_axes
 
 
 def context_parallel(local: Callable[..., jax.Array], q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array,
-                     mask: AttentionMask | None, bias: Any, key: jax.Array | None) -> jax.Array:
+                     mask: AttentionMask | None, bias: Any, key: jax.Array | None,
+                     sinks_N: jax.Array | None = None) -> jax.Array:
     """Computes attention with queries that are sharded over the mesh axis ``sequence``.
 
     Each device computes attention for its shard of rows, heads and queries, with all keys. Dropout
     draws other numbers than on one device.
 
     Args:
-      local: ``local(q, k, v, mask, bias, key)`` computes attention on one device.
+      local: ``local(q, k, v, mask, bias, key, sinks)`` computes attention on one device.
       q_BTNH: Queries. The mesh axis ``sequence`` must divide T.
       k_BSKH: Keys.
       v_BSKH: Values.
       mask: An ``AttentionMask`` or ``None``.
       bias: An array with four axes, a ``PositionBias``, or ``None``.
       key: The PRNG key of the dropout. ``None`` switches dropout off.
+      sinks_N: The sink of each head, or ``None``.
 
     Returns:
       ``[B, T, N, H]``, sharded like the queries.
@@ -52,7 +54,7 @@ def context_parallel(local: Callable[..., jax.Array], q_BTNH: jax.Array, k_BSKH:
         return dataclasses.replace(structure, **{
             name: _specs(spec, value, letters) for name, value, letters in _arrays(structure)})
 
-    def on_device(q_BTNH, k_BSKH, v_BSKH, mask, bias, key):
+    def on_device(q_BTNH, k_BSKH, v_BSKH, mask, bias, key, sinks_N):
         index = jax.lax.axis_index(axes["T"])
         if keys_are_sharded:
             k_BSKH, v_BSKH = (jax.lax.all_gather(x, axes["T"], axis=1, tiled=True) for x in (k_BSKH, v_BSKH))
@@ -61,7 +63,7 @@ def context_parallel(local: Callable[..., jax.Array], q_BTNH: jax.Array, k_BSKH:
         if key is not None:
             for name in jax.sharding.get_abstract_mesh().axis_names:
                 key = jax.random.fold_in(key, jax.lax.axis_index(name))
-        return local(q_BTNH, k_BSKH, v_BSKH, mask, bias, key)
+        return local(q_BTNH, k_BSKH, v_BSKH, mask, bias, key, sinks_N)
 
     if bias is not None and not isinstance(bias, jax.Array) and not _declares_axes(bias):
         bias = bias.materialize(T, S)
@@ -70,8 +72,9 @@ def context_parallel(local: Callable[..., jax.Array], q_BTNH: jax.Array, k_BSKH:
     q_spec = PartitionSpec(axes["B"], axes["T"], axes["N"], None)
     k_spec = PartitionSpec(axes["B"], axes["T"] if keys_are_sharded else None, axes["N"], None)
     return jax.shard_map(on_device, in_specs=(q_spec, k_spec, k_spec, specs(mask), specs(bias),
-                                              None if key is None else PartitionSpec()),
-                         out_specs=q_spec, check_vma=False)(q_BTNH, k_BSKH, v_BSKH, mask, bias, key)
+                                              None if key is None else PartitionSpec(),
+                                              None if sinks_N is None else PartitionSpec(axes["N"])),
+                         out_specs=q_spec, check_vma=False)(q_BTNH, k_BSKH, v_BSKH, mask, bias, key, sinks_N)
 
 
 def _arrays(structure: Any) -> list[tuple[str, Any, Any]]:

@@ -21,28 +21,35 @@ from transformer_jax.sharding import is_sharded, sharded_axes
 
 # On a CPU, so few rows are multiplied with copies of their matrices; sorting would take longer.
 _FEW_ROWS = 16
-# The axes of up, gate and down matrices.
-_AXES = {"up": ("experts", "embed", "mlp"), "gate": ("experts", "embed", "mlp"), "down": ("experts", "mlp", "embed")}
+# The axes of matrices and biases.
+_AXES = {"up": ("experts", "embed", "mlp"), "gate": ("experts", "embed", "mlp"), "down": ("experts", "mlp", "embed"),
+         "up_bias": ("experts", "mlp"), "gate_bias": ("experts", "mlp"), "down_bias": ("experts", None)}
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ExpertKernels:
-    """The matrices of E experts.
+    """The matrices and biases of E experts.
 
     Attributes:
       up: ``[E, D, F]``.
       gate: ``[E, D, F]``; ``None`` if the activation has no gate.
       down: ``[E, F, D]``.
+      up_bias: ``[E, F]``; ``None`` if there are no biases, like the next two.
+      gate_bias: ``[E, F]``.
+      down_bias: ``[E, D]``.
     """
 
     up: jax.Array
     gate: jax.Array | None
     down: jax.Array
+    up_bias: jax.Array | None = None
+    gate_bias: jax.Array | None = None
+    down_bias: jax.Array | None = None
 
 
 def apply_experts(x_BTD: Float[Array, "B T D"], experts_BTk: Int[Array, "B T k"], weights_BTk: Float[Array, "B T k"],
-                  kernels: ExpertKernels, activate: Callable[[jax.Array], jax.Array], *,
+                  kernels: ExpertKernels, activate: Callable[[jax.Array, jax.Array | None], jax.Array], *,
                   precision: str | None = None, product_name: str = "") -> Float[Array, "B T D"]:
     """Applies to each token its experts, and adds their outputs with the given weights.
 
@@ -55,7 +62,7 @@ def apply_experts(x_BTD: Float[Array, "B T D"], experts_BTk: Int[Array, "B T k"]
       experts_BTk: The indices of the experts of each token ``[B, T, k]``.
       weights_BTk: The weights of their outputs ``[B, T, k]``.
       kernels: The matrices of all experts.
-      activate: The activation, which is applied to the gate if there is one.
+      activate: ``activate(up, gate)`` computes the neurons; ``gate`` is ``None`` if there is none.
       precision: The precision of the products.
       product_name: The name under which ``jax.checkpoint`` may save the products.
 
@@ -77,6 +84,10 @@ def apply_experts(x_BTD: Float[Array, "B T D"], experts_BTk: Int[Array, "B T k"]
                                                for x in (x_BTD, experts_BTk, weights_BTk))
         if owners is not None:
             experts_BTk = experts_BTk - jax.lax.axis_index(owners) * kernels.up.shape[0]
+        if tensor is not None and kernels.down_bias is not None:
+            # The outputs of the devices are summed, and only one of them adds the bias.
+            is_first = jax.lax.axis_index(tensor) == 0
+            kernels = dataclasses.replace(kernels, down_bias=jnp.where(is_first, kernels.down_bias, 0))
         y_BTD = apply(x_BTD, experts_BTk, weights_BTk, kernels, fsdp)
         if exchanges:
             y_BTD = jax.lax.psum_scatter(y_BTD, owners, scatter_dimension=0, tiled=True)
@@ -98,11 +109,12 @@ def _apply(x_BTD: jax.Array, experts_BTk: jax.Array, weights_BTk: jax.Array, ker
     k, (num_experts, _, _) = experts_BTk.shape[-1], kernels.up.shape
     experts_R = experts_BTk.reshape(-1)
     is_here_R = (experts_R >= 0) & (experts_R < num_experts)
+    here_R = jnp.where(is_here_R, experts_R, 0)
     weights_R = jnp.where(is_here_R, weights_BTk.reshape(-1), 0).astype(jnp.float32)
     rows_RD = jnp.repeat(x_BTD.reshape(-1, x_BTD.shape[-1]), k, axis=0)
     if len(experts_R) <= _FEW_ROWS and platform() == "cpu":
         # Experts of other devices have the weight 0.
-        multiply = functools.partial(_with_copies, groups_R=jnp.where(is_here_R, experts_R, 0), precision=precision)
+        multiply = functools.partial(_with_copies, groups_R=here_R, precision=precision)
         order_R = inverse_R = None
     else:
         groups_R = jnp.where(is_here_R, experts_R, num_experts)
@@ -112,7 +124,9 @@ def _apply(x_BTD: jax.Array, experts_BTk: jax.Array, weights_BTk: jax.Array, ker
                                      precision=precision)
         rows_RD = _permuted(jnp.where(is_here_R[:, None], rows_RD, 0), order_R, inverse_R)
 
-    def product(rows_RD: jax.Array, kernel_EDF: jax.Array, fsdp_axis: int) -> jax.Array:
+    own_R = here_R if order_R is None else here_R[order_R]  # the expert of each row that is multiplied
+
+    def product(rows_RD: jax.Array, kernel_EDF: jax.Array, bias_EF: jax.Array | None, fsdp_axis: int) -> jax.Array:
         def compute(rows_RD: jax.Array, kernel_EDF: jax.Array) -> jax.Array:
             kernel_EDF = kernel_EDF.astype(rows_RD.dtype)
             if fsdp is not None:
@@ -120,12 +134,12 @@ def _apply(x_BTD: jax.Array, experts_BTk: jax.Array, weights_BTk: jax.Array, ker
             return multiply(rows_RD, kernel_EDF)
 
         # The gradient casts and gathers the kernels again; the product is not recomputed.
-        return checkpoint_name(jax.checkpoint(compute, prevent_cse=False)(rows_RD, kernel_EDF), product_name)
+        out_RF = checkpoint_name(jax.checkpoint(compute, prevent_cse=False)(rows_RD, kernel_EDF), product_name)
+        return out_RF if bias_EF is None else out_RF + bias_EF.astype(out_RF.dtype)[own_R]
 
-    activate = jax.checkpoint(activate, prevent_cse=False)
-    hidden_RF = product(rows_RD, kernels.up, 1)
-    hidden_RF = activate(hidden_RF) if kernels.gate is None else activate(product(rows_RD, kernels.gate, 1)) * hidden_RF
-    out_RD = product(hidden_RF, kernels.down, 2)
+    gate_RF = None if kernels.gate is None else product(rows_RD, kernels.gate, kernels.gate_bias, 1)
+    hidden_RF = activate(product(rows_RD, kernels.up, kernels.up_bias, 1), gate_RF)
+    out_RD = product(hidden_RF, kernels.down, kernels.down_bias, 2)
     if order_R is not None and inverse_R is not None:
         out_RD = jnp.where(is_here_R[:, None], _permuted(out_RD, inverse_R, order_R), 0)
     out_RD = out_RD.astype(jnp.float32) * weights_R[:, None]

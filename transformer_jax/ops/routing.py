@@ -38,7 +38,8 @@ def choose_experts(probabilities: Float[Array, "*tokens E"], config: ExpertConfi
     scores = probabilities if bias_E is None else probabilities + bias_E
     if config.groups > 1:
         grouped = scores.reshape(*scores.shape[:-1], config.groups, -1)
-        groups = jax.lax.top_k(jax.lax.top_k(grouped, 2)[0].sum(-1), config.groups_per_token)[1]
+        best = jax.lax.top_k(grouped, config.experts_per_group_score)[0]
+        groups = jax.lax.top_k(best.sum(-1), config.groups_per_token)[1]
         is_chosen = jax.nn.one_hot(groups, config.groups, dtype=bool).any(-2)
         scores = jnp.where(is_chosen[..., None], grouped, -jnp.inf).reshape(scores.shape)
     return jax.lax.top_k(scores, config.experts_per_token)[1]

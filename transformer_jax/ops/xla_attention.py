@@ -20,7 +20,7 @@ _CAUSAL_BLOCK, _MOST_CAUSAL_BLOCKS = 128, 8
 
 def xla_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: AttentionMask | None, bias: Any,
                scale: float | None, dropout: float, key: jax.Array | None, precision: Any, cap: float | None,
-               in_blocks: bool) -> jax.Array:
+               sinks_N: jax.Array | None, in_blocks: bool) -> jax.Array:
     """Computes ``transformer_jax.ops.attend`` for arguments that are already checked.
 
     The other arguments are those of ``attend``.
@@ -32,25 +32,26 @@ def xla_attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: At
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     skips = in_blocks and bias is None and T == S >= 2 * _CAUSAL_BLOCK
     if not skips or mask is None or not mask.is_causal or mask.query_start is not None:
-        return _attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision, cap)
+        return _attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision, cap, sinks_N)
     size = max(_CAUSAL_BLOCK, -(-T // _MOST_CAUSAL_BLOCKS))
     keys = [None] * -(-T // size) if key is None else jax.random.split(key, -(-T // size))
     blocks = [(start, min(start + size, T)) for start in range(0, T, size)]
     return jnp.concatenate([
         _attend(q_BTNH[:, start:stop], k_BSKH[:, :stop], v_BSKH[:, :stop], mask.block(start, stop), bias, scale,
-                dropout, block_key, precision, cap)
+                dropout, block_key, precision, cap, sinks_N)
         for (start, stop), block_key in zip(blocks, keys, strict=True)], axis=1)
 
 
-def _attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision, cap) -> jax.Array:
+def _attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, dropout, key, precision, cap, sinks_N) -> jax.Array:
     """Computes attention of all queries at once."""
     scores_BKGTS, allowed = masked_scores(q_BTNH, k_BSKH, mask, bias, scale, precision, cap)
     v_BKSH = v_BSKH.swapaxes(1, 2)
+    sinks_KG11 = None if sinks_N is None else sinks_N.astype(jnp.float32).reshape(*scores_BKGTS.shape[1:3], 1, 1)
     if dropout > 0.0 and key is not None:
-        weights_BKGTS = masked_softmax(scores_BKGTS, allowed)
+        weights_BKGTS = masked_softmax(scores_BKGTS, allowed, sinks_KG11)
         out_BKGTH = _weighted_values(drop(weights_BKGTS, dropout, key), v_BKSH, precision)
     else:
-        out_BKGTH = _attend_with_scores(precision, scores_BKGTS, allowed, v_BKSH)
+        out_BKGTH = _attend_with_scores(precision, scores_BKGTS, allowed, v_BKSH, sinks_KG11)
     return out_BKGTH.reshape(q_BTNH.shape[0], q_BTNH.shape[2], q_BTNH.shape[1], -1).swapaxes(1, 2)
 
 
@@ -130,8 +131,8 @@ def head_product(left_BKXY: jax.Array, right_BKSH: jax.Array, axis: int, precisi
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attend_with_scores(precision: Any, scores_BKGTS: jax.Array, allowed: jax.Array | None,
-                        v_BKSH: jax.Array) -> jax.Array:
+def _attend_with_scores(precision: Any, scores_BKGTS: jax.Array, allowed: jax.Array | None, v_BKSH: jax.Array,
+                        sinks_KG11: jax.Array | None) -> jax.Array:
     """Computes the sum of the values weighted by the softmax of the scores, ``[B, K, G, T, H]``.
 
     The gradient of the softmax needs, for each row, the sum of weight times gradient. JAX would
@@ -139,15 +140,15 @@ def _attend_with_scores(precision: Any, scores_BKGTS: jax.Array, allowed: jax.Ar
     al., 2022, section 3.1), which is much less work. The derivative below is written so that its
     transpose, the gradient, has that form.
     """
-    return _weighted_values(masked_softmax(scores_BKGTS, allowed), v_BKSH, precision)
+    return _weighted_values(masked_softmax(scores_BKGTS, allowed, sinks_KG11), v_BKSH, precision)
 
 
 @_attend_with_scores.defjvp
 def _attend_with_scores_tangent(precision, primals, tangents):
     """Computes the value and the derivative of ``_attend_with_scores``."""
-    scores_BKGTS, allowed, v_BKSH = primals
-    d_scores_BKGTS, _, d_v_BKSH = tangents
-    weights_BKGTS = masked_softmax(scores_BKGTS, allowed)
+    scores_BKGTS, allowed, v_BKSH, sinks_KG11 = primals
+    d_scores_BKGTS, _, d_v_BKSH, d_sinks_KG11 = tangents
+    weights_BKGTS = masked_softmax(scores_BKGTS, allowed, sinks_KG11)
     out_BKGTH = _weighted_values(weights_BKGTS, v_BKSH, precision)
 
     def gradients(args, kept, d_out_BKGTH):
@@ -163,6 +164,8 @@ def _attend_with_scores_tangent(precision, primals, tangents):
     d_out_part_BKGTH = tangent(functools.partial(_weighted_values, precision=precision), gradients,
                                (weights_BKGTS, v_BKSH), (weighted_d_scores_BKGTS, d_v_BKSH), out_BKGTH)
     row_sums_BKGT1 = weighted_d_scores_BKGTS.sum(-1, keepdims=True)
+    if sinks_KG11 is not None:  # the sink has the weight that the keys do not have
+        row_sums_BKGT1 += (1.0 - weights_BKGTS.sum(-1, keepdims=True)) * d_sinks_KG11
     return out_BKGTH, d_out_part_BKGTH - (row_sums_BKGT1 * out_BKGTH.astype(jnp.float32)).astype(out_BKGTH.dtype)
 
 
@@ -173,12 +176,14 @@ def _weighted_values(weights_BKGTS: jax.Array, v_BKSH: jax.Array, precision: Any
     return out_BKQH.reshape(B, K, G, T, -1)
 
 
-def masked_softmax(scores: jax.Array, allowed: jax.Array | None) -> jax.Array:
+def masked_softmax(scores: jax.Array, allowed: jax.Array | None, sinks: jax.Array | None = None) -> jax.Array:
     """Computes the softmax over the last axis.
 
     Args:
       scores: float32 ``[..., S]``.
       allowed: A boolean mask that broadcasts to the scores; ``None`` allows everything.
+      sinks: One more score of each row, whose weight is left out; it broadcasts to ``[..., 1]``.
+        ``None``: there is none.
 
     Returns:
       The weights ``[..., S]``. A row in which nothing is allowed is zero, and so is its gradient.
@@ -187,6 +192,8 @@ def masked_softmax(scores: jax.Array, allowed: jax.Array | None) -> jax.Array:
         scores = jnp.where(allowed, scores, -jnp.inf)
     # The largest score is kept finite, so that a row of -inf gives exponentials of 0 and not NaN.
     largest = jnp.maximum(scores.max(-1, keepdims=True), jnp.finfo(scores.dtype).min)
-    exponentials = jnp.exp(scores - jax.lax.stop_gradient(largest))
+    largest = jax.lax.stop_gradient(largest if sinks is None else jnp.maximum(largest, sinks))
+    exponentials = jnp.exp(scores - largest)
     total = exponentials.sum(-1, keepdims=True)
+    total = total if sinks is None else total + jnp.exp(sinks - largest)
     return exponentials / jnp.where(total == 0.0, 1.0, total)

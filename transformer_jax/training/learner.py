@@ -104,16 +104,20 @@ def _without_heads(model: Any, heads: Sequence[str]) -> Any:
         raise ValueError(f"loss.ablated_heads={tuple(heads)}: a {type(model).__name__} has no attention heads; leave "
                          "it out")
     model = jax.tree.map(lambda leaf: leaf, model)
-    attention, num_layers = model.stacks()["self"].blocks.attention, model.stacks()["self"].num_layers
-    num_heads, head_dim = attention.config.num_heads, attention.config.head_dim
-    kernel = attention.output.kernel[...]
+    stack = model.stacks()["self"]
+    num_layers, num_heads = stack.num_layers, stack.config.num_heads
+    groups = (stack.dense_blocks, stack.blocks) if stack.is_mixed else (stack.blocks,)
     for name in heads:
         layer, head = map(int, name.split("."))
         if layer >= num_layers or head >= num_heads:
             raise ValueError(f"loss.ablated_heads={tuple(heads)}: there is no head {name}; the model has "
                              f"{num_layers} layers of {num_heads} heads, counted from 0")
-        kernel = kernel.at[layer, head * head_dim:(head + 1) * head_dim].set(0.0)
-    attention.output.kernel = attention.output.kernel.replace(kernel)
+        for blocks, layers in zip(groups, stack.layers_of_groups, strict=True):
+            if layer in layers:
+                kernel = blocks.attention.output.kernel
+                width = kernel.shape[-2] // num_heads
+                blocks.attention.output.kernel = kernel.replace(
+                    kernel[...].at[layers.index(layer), head * width:(head + 1) * width].set(0.0))
     return model
 
 

@@ -132,4 +132,6 @@ def attention_flops_per_token(config: ModelConfig, length: int | None = None) ->
     num_attentions = config.num_layers
     if config.family == "encoder_decoder":
         num_attentions = cast(int, config.num_encoder_layers) + 2 * cast(int, config.num_decoder_layers)
-    return 12.0 * num_attentions * config.num_heads * cast(int, config.head_dim) * (length or config.max_len)
+    keys = cast(int, config.head_dim)
+    values = keys if config.latent is None else config.latent.value_width(config)
+    return 6.0 * num_attentions * config.num_heads * (keys + values) * (length or config.max_len)

@@ -22,7 +22,7 @@ from transformer_jax.models.output import Output, Trace
 from transformer_jax.nn.embeddings import Embeddings
 from transformer_jax.ops.losses import cross_entropy, linear_cross_entropy
 from transformer_jax.sharding import as_rows, gather_weight, num_shards
-from transformer_jax.training.router_losses import add_router_losses
+from transformer_jax.training.router_losses import with_router_losses
 from transformer_jax.training.step import Batch, LossFn, Sums
 
 
@@ -39,10 +39,8 @@ def next_token_loss(config: LossConfig = LossConfig()) -> LossFn:
     """
     def loss_fn(model: Decoder, batch: Batch, key: jax.Array | None = None) -> Sums:
         out = model(batch["tokens"], segment_ids_BT=batch.get("segment_ids"), key=key)
-        sums, moe = _target_loss(model, out, batch, config), getattr(model.config, "moe", None)
-        if moe is None or key is None:
-            return sums
-        return add_router_losses(sums, moe, cast(Trace, out.trace).layers, batch.get("segment_ids"))
+        return with_router_losses(_target_loss(model, out, batch, config), model.config, cast(Trace, out.trace),
+                                  batch.get("segment_ids"), key)
 
     return loss_fn
 

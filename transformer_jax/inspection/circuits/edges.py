@@ -22,7 +22,8 @@ from transformer_jax.inspection.parts import LanguageModel, stack_of
 from transformer_jax.nn.attention import Attention, AttentionContext
 from transformer_jax.nn.blocks import Block, LayerTrace
 from transformer_jax.nn.layers import Norm
-from transformer_jax.nn.stack import Stack, scan_by_period
+from transformer_jax.nn.scanning import scan_by_period
+from transformer_jax.nn.stack import Stack
 
 
 @jax.tree_util.register_dataclass

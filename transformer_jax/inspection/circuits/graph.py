@@ -184,6 +184,9 @@ def edge_graph(model: LanguageModel) -> EdgeGraph:
         if config.norm_position not in ("pre", "post"):
             raise ValueError(f"norm_position={config.norm_position!r}: the edges of a model are known only for 'pre' "
                              "and 'post', because another norm stands between a head and the residual stream")
+        if stack.is_mixed:
+            raise ValueError("only some layers of this model have experts (config.moe); the edges of a model are known "
+                             "only if all layers have the same parts")
         if config.shared_layers:
             raise ValueError("all layers of this model share their weights (shared_layers), so that no edge belongs to "
                              "one layer alone")
