@@ -101,8 +101,8 @@ def draw(workdir: pathlib.Path, found: tj.runs.OverTraining, keys: list[int], of
         "share of the key frequencies": found.values["shares"][:, np.array(keys, int) - 1].sum(1)}, "step", "",
         title="When does the model learn to add?"), workdir / "onset.png")
     plots.save(curves.lines(WAVES.frequencies, {
-        "the model that adds": found.values["shares"][-1], "a model that learned random answers": of_memory_K},
-        "frequency", "share of the squared norm of the embeddings", title="Which frequencies do the embeddings have?"),
+        "additions": found.values["shares"][-1], "random answers": of_memory_K},
+        "frequency", "share of the squared norm", title="The embeddings of models that learned ..."),
         workdir / "frequencies.png")
     print(f"figures: {workdir / 'onset.png'} and {workdir / 'frequencies.png'}")
 
