@@ -27,7 +27,7 @@ from transformer_jax.inspection.causal import Head
 from transformer_jax.training.bundle import Bundle
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/alignment_heads", "The directory for all results.")
-_STEPS = flags.DEFINE_integer("steps", 800, "The number of training steps.", lower_bound=20)
+_STEPS = flags.DEFINE_integer("steps", 400, "The number of training steps.", lower_bound=20)
 _SEED = flags.DEFINE_integer("seed", 0, "The seed of the weights and of the sentences.", lower_bound=0)
 
 ALIGNING = 0.4  # the mean weight on the aligned word from which a head counts as an alignment head

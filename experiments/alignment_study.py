@@ -19,7 +19,8 @@ from transformer_jax.training.bundle import Bundle
 
 MOST_DRAWS = 10  # of other heads
 MODEL = tj.ModelConfig(family="encoder_decoder", vocab_size=len(WORDS), max_len=LENGTH, num_layers=2, num_heads=4,
-                       model_dim=64, positions="sinusoidal", tie_embeddings=False, unroll=2)
+                       model_dim=64, positions="sinusoidal", tie_embeddings=False, scale_embeddings=True,
+                       init_std=None, unroll=2)
 
 
 def call(function: Any, bundle: Bundle, pairs: Translations, intervene: Any = None) -> Any:
