@@ -1,9 +1,17 @@
 """Trains a masked model and a GPT on generated Portuguese sentences, in which the right noun
 decides a word: "Verteu água da jarra para o copo até que ele ficasse cheio". It then shows where
-the models read that noun, and which heads they need for it.
+the models read that noun, which heads they need for it, and that they agree by a direction of
+gender.
 
 python -m experiments.agreement
 python -m experiments.agreement --model=neuralmind/bert-base-portuguese-cased --workdir=runs/agreement_bert
+
+What would refute that a model has learned agreement: fewer than 95 % of the answers about new pairs
+of nouns, or about new nouns, are right; the answers do not suffer without the heads that it needs
+most on other sentences, or suffer as much without other heads; or adjectives do not change their
+gender when the difference between feminine and masculine words is added to a noun and its article,
+and do so after random changes, or changes of another noun. The program measures all of this, and
+prints "confirmed" or "REFUTED".
 
 The first command trains both models, or loads them if they are trained. The second one asks another
 model: --model is a directory or an id of Hugging Face, and may be repeated.
@@ -18,6 +26,7 @@ from absl import flags
 
 import transformer_jax as tj
 from experiments import agreement_study as study
+from experiments.study_training import verdict
 from transformer_jax import recipes
 from transformer_jax.cli import loading
 from transformer_jax.cli.flags import directory, run
@@ -36,6 +45,7 @@ RECIPES = ("agreement_mlm", "agreement_gpt")
 SPLITS = {"train": "nouns and pairs of training", "pairs": "pairs never seen", "nouns": "nouns never seen in pairs"}
 SHOWN = "Verteu água da jarra para o copo até que ele ficasse"  # cheio
 NUM_RANDOM = 10  # draws of as many other heads as are ablated together
+LEAST = 0.95  # of the held-out answers must be right
 
 
 def main() -> None:
@@ -58,6 +68,7 @@ def main() -> None:
             patch(bundle, family, workdir / f"{name}_{family}_patching.png")
         for family in AGREEMENT_FAMILIES:
             ablate(bundle, family, _NUM.value, workdir / f"{name}_{family}_heads.png")
+        turn(bundle, _NUM.value)
 
 
 def questions_of(bundle: Bundle, split: str, family: str, num: int, seed: int = 1) -> tuple[list[study.Questions], int]:
@@ -73,6 +84,7 @@ def print_accuracies(bundle: Bundle, num: int) -> None:
     print(f"""right answers in percent: when the model chooses among all tokens, then among the given alternatives
 {'':6}""" + "".join(f"{what:>28}" for what in SPLITS.values()))
     num_left_out = 0
+    held_out = {}
     for family in AGREEMENT_FAMILIES:
         cells = []
         for split in SPLITS:
@@ -80,7 +92,14 @@ def print_accuracies(bundle: Bundle, num: int) -> None:
             best, preferred = study.accuracy(bundle, groups)
             num_left_out += left_out
             cells.append(f"{best:7.1%} {preferred:7.1%} of {sum(map(len, groups)):4}")
+            if split != "train":
+                held_out[family, split] = preferred
         print(f"{family:6}" + "".join(f"{cell:>28}" for cell in cells))
+    print("".join(f"right against the alternatives, {SPLITS[split]}: at least {LEAST:.0%} in "
+                  f"{sum(held_out[family, split] >= LEAST for family in AGREEMENT_FAMILIES)} of "
+                  f"{len(AGREEMENT_FAMILIES)} families: "
+                  f"{verdict(all(held_out[family, split] >= LEAST for family in AGREEMENT_FAMILIES))}\n"
+                  for split in list(SPLITS)[1:]), end="")
     if num_left_out:
         print(f"{num_left_out} questions are left out, because a word is more than one token of this model")
 
@@ -139,9 +158,32 @@ def ablate(bundle: Bundle, family: str, num: int, path: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     draws = [right([others[place] for place in rng.choice(len(others), len(found), replace=False)])
              for _ in range(NUM_RANDOM)]
-    print(f"{family}: right against the alternatives {right([]):.1%}; without the heads "
-          f"{' '.join(f'{layer}.{head}' for layer, head in found)} {right(found):.1%}; without {len(found)} other "
-          f"heads {np.mean(draws):.1%} (lowest of {NUM_RANDOM} draws {min(draws):.1%})")
+    whole, rest = right([]), right(found)
+    print(f"{family}: right against the alternatives {whole:.1%}; without the heads "
+          f"{' '.join(f'{layer}.{head}' for layer, head in found)} {rest:.1%}; without {len(found)} other "
+          f"heads {np.mean(draws):.1%} (lowest of {NUM_RANDOM} draws {min(draws):.1%}): "
+          f"{verdict(rest < whole - 0.05 and rest < min(draws))}")
+
+
+def turn(bundle: Bundle, num: int) -> None:
+    """Prints how often adjectives of the family "part" change their gender when the direction of
+    gender, found on sentences of training, is added to the noun, and when others are."""
+    sentences = [[one for one in generate_agreement(2 * num, 1, split=split, family="part") if one.is_last]
+                 for split in ("train", "nouns")]
+    searched, held_out = (max(study.ask(bundle, each)[0], key=len, default=None) for each in sentences)
+    if searched is None or held_out is None or study.noun_phrase(bundle, held_out) is None:
+        print("part: no direction of gender, because words are more than one token of this model")
+        return
+    direction_2D = study.gender_direction(bundle, searched)
+    noun, other = (study.noun_phrase(bundle, held_out, of_referent=is_it) for is_it in (True, False))
+    found, elsewhere = (study.turned(bundle, held_out, places, direction_2D) for places in (noun, other))
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=(NUM_RANDOM, *direction_2D.shape))
+    drawn *= np.linalg.norm(direction_2D, axis=-1, keepdims=True) / np.linalg.norm(drawn, axis=-1, keepdims=True)
+    draws = [study.turned(bundle, held_out, noun, each) for each in drawn]
+    print(f"part: the direction of gender, added to a noun and its article, changes the gender of {found:.1%} of the "
+          f"adjectives; at the other noun {elsewhere:.1%}; random directions {np.mean(draws):.1%} (highest of "
+          f"{NUM_RANDOM} draws {max(draws):.1%}): {verdict(found > 0.8 and max(*draws, elsewhere) < 0.2)}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,6 +20,7 @@ from transformer_jax.training.bundle import Bundle
 
 ROWS = 50  # rows of a batch
 ENOUGH_RIGHT = 0.75  # with fewer right answers, the heads that are removed are those that matter
+OTHER_GENDER = {"o": "a", "a": "o", "os": "as", "as": "os"}  # endings of adjectives, and articles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,3 +197,74 @@ def patching(bundle: Bundle, clean: Questions, corrupted: Questions) -> np.ndarr
     whole = [float(metric(tj.forward(bundle.model, one.tokens_BT))) for one in (clean, corrupted)]
     effects_LT = tj.inspection.patching_grid(bundle.model, clean.tokens_BT, corrupted.tokens_BT, metric)
     return np.asarray(effects_LT) / (whole[0] - whole[1])
+
+
+def noun_phrase(bundle: Bundle, questions: Questions, *, of_referent: bool = True) -> slice | None:
+    """Returns the positions of a noun and of the word before it, which are the same in all
+    sentences of a family.
+
+    Args:
+      bundle: The model.
+      questions: Sentences of one family and form.
+      of_referent: Whether the noun is the one that decides the answer, or the other one.
+
+    Returns:
+      The two positions; ``None`` if the words before the answer are not one token each.
+    """
+    sentence = questions.sentences[0]
+    before = questions.position - sentence.answer_at  # tokens that are no word, such as <s>
+    before += bundle.config.family != "encoder"  # a decoder answers at the last word
+    if before > 1:
+        return None
+    noun = before + (sentence.referent_at if of_referent else sentence.other_at)
+    return slice(noun - 1, noun + 1)
+
+
+def is_feminine(questions: Questions) -> np.ndarray:
+    """Returns whether the answer of each sentence has a feminine ending, ``[B]``."""
+    return np.array([re.sub("s$", "", sentence.answer)[-1] == "a" for sentence in questions.sentences])
+
+
+def gender_direction(bundle: Bundle, questions: Questions) -> np.ndarray:
+    """Computes how the embeddings of feminine nouns, and of the words before them, differ from
+    those of masculine ones.
+
+    Args:
+      bundle: The model.
+      questions: Sentences of the family "part" with the adjective as the answer.
+
+    Returns:
+      The differences of the means, float32 ``[2, D]``: of the words before the nouns, and of the
+      nouns.
+    """
+    places = noun_phrase(bundle, questions)
+    embedded_B2D = np.asarray(tj.trace(bundle.model, questions.tokens_BT)["residual"][0])[:, places]
+    feminine_B = is_feminine(questions)
+    return np.stack([tj.inspection.mean_difference(embedded_B2D[feminine_B, place], embedded_B2D[~feminine_B, place])
+                     for place in range(2)])
+
+
+def turned(bundle: Bundle, questions: Questions, places: slice, direction_2D: np.ndarray) -> float:
+    """Measures how often the answer changes its gender, and keeps its number, when a direction is
+    added to embeddings of sentences with a masculine answer and subtracted from the others.
+
+    Args:
+      bundle: The model.
+      questions: Sentences of the family "part" with the adjective as the answer.
+      places: Two positions.
+      direction_2D: What is added to the embeddings there.
+
+    Returns:
+      The share of the sentences.
+    """
+    changes_BTD = np.zeros((*questions.tokens_BT.shape, direction_2D.shape[-1]), np.float32)
+    changes_BTD[:, places] = np.where(is_feminine(questions), -1.0, 1.0)[:, None, None] * direction_2D
+    logits_BV = np.asarray(tj.forward(bundle.model, questions.tokens_BT, intervene=tj.inspection.steer(
+        0, changes_BTD))[:, questions.position])
+    best_B = np.take_along_axis(logits_BV, questions.choices_BC, axis=1).argmax(1)
+    right = []
+    for sentence, best in zip(questions.sentences, best_B, strict=True):
+        words = (sentence.answer, *sentence.alternatives)
+        ending = re.search("[oa]s?$", sentence.answer)[0]
+        right.append(words[best] == sentence.answer.removesuffix(ending) + OTHER_GENDER[ending])
+    return float(np.mean(right))

@@ -12,11 +12,11 @@ import numpy as np
 import transformer_jax as tj
 from transformer_jax.training.bundle import Bundle
 
-Draw = Callable[[np.random.Generator, int], np.ndarray]
+Draw = Callable[[np.random.Generator, int], np.ndarray | Mapping[str, np.ndarray]]
 
 
 class DrawnBatches:
-    """An endless iterator of batches of next-token prediction, which can be resumed.
+    """An endless iterator of drawn batches, which can be resumed.
 
     Batch number i depends only on the seed and on i.
     """
@@ -26,7 +26,7 @@ class DrawnBatches:
 
         Args:
           draw: a function of a random generator and a number of rows that returns tokens
-            ``[B, T + 1]``.
+            ``[B, T + 1]``, of which each one but the first is predicted, or a whole batch.
           batch_size: the number of rows of a batch.
           seed: the seed.
         """
@@ -36,8 +36,11 @@ class DrawnBatches:
         return self
 
     def __next__(self) -> Mapping[str, np.ndarray]:
-        rows = self._draw(np.random.default_rng((self._seed, self._number)), self._batch_size).astype(np.int32)
+        drawn = self._draw(np.random.default_rng((self._seed, self._number)), self._batch_size)
         self._number += 1
+        if isinstance(drawn, Mapping):
+            return drawn
+        rows = drawn.astype(np.int32)
         return {"tokens": rows[:, :-1], "targets": rows[:, 1:]}
 
     def get_state(self) -> int:
@@ -80,3 +83,8 @@ def train(config: tj.ExperimentConfig, draw: Draw, workdir: pathlib.Path, **opti
       The trained model.
     """
     return tj.train(config, DrawnBatches(draw, config.batch_size, config.seed), workdir=workdir, **options)
+
+
+def verdict(holds: bool) -> str:
+    """Returns the word that a study prints after a test that could have refuted its claim."""
+    return "confirmed" if holds else "REFUTED"

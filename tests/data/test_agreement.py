@@ -151,6 +151,8 @@ def test_sentences_with_one_noun_agree():
         assert not {"ele", "ela", "eles", "elas"} & set(words) - {PRONOUNS[ending(noun)]}, text
         if words[-1].endswith("r"):
             assert words[-1] == SOUNDS.get(noun, words[-1]), text
+        elif words[-1] in ("enormes", "grandes", "diferentes"):
+            assert words[-3] == PRONOUNS[ending(noun)] and noun in PLURAL, text
         elif words[-1] not in ("enorme", "grande"):
             assert re.search("(os|as|o|a)$", words[-1])[0] == ending(noun), text
         if "planeta" in words or "cidade" in words:

@@ -78,6 +78,28 @@ def test_patching_the_whole_difference_of_a_first_layer_brings_all_back(untraine
     np.testing.assert_allclose(np.delete(effects_LT[0], 2), 0, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+def test_the_direction_of_gender_is_that_of_the_noun_and_its_article(untrained, family):
+    bundle = untrained[family]
+    questions = study.ask(bundle, [one for one in generate_agreement(60, 0, family="part") if one.is_last])[0][0]
+    pieces = [[piece.strip() for piece in bundle.tokenizer.pieces(row.tolist())] for row in questions.tokens_BT]
+    places, others = (study.noun_phrase(bundle, questions, of_referent=is_it) for is_it in (True, False))
+    table = np.asarray(bundle.model.embeddings.token[...], np.float64)
+    found = {True: [], False: []}
+    for sentence, row, words, is_feminine in zip(questions.sentences, questions.tokens_BT, pieces,
+                                                 study.is_feminine(questions), strict=True):
+        given = sentence.text.split(" ")
+        assert words[places] == given[sentence.referent_at - 1:sentence.referent_at + 1]
+        assert words[others] == given[sentence.other_at - 1:sentence.other_at + 1]
+        assert is_feminine == words[places][0].rstrip("s").endswith("a")
+        found[bool(is_feminine)].append(table[row[places]])
+    direction = study.gender_direction(bundle, questions)
+    positions = tj.trace(bundle.model, questions.tokens_BT)["residual"][0] - table[questions.tokens_BT]
+    np.testing.assert_allclose(positions, positions[:1] + np.zeros_like(positions), atol=1e-5)  # cancel in the means
+    np.testing.assert_allclose(direction, np.mean(found[True], 0) - np.mean(found[False], 0), atol=1e-5)
+    assert 0 <= study.turned(bundle, questions, places, direction) <= 1
+
+
 @pytest.mark.long
 def test_a_masked_model_learns_it_and_needs_its_heads(program, tmp_path):
     workdir = tmp_path / "agreement_mlm"

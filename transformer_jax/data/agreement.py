@@ -107,8 +107,7 @@ def _part(first: Noun, second: Noun, referent: Noun, is_last: bool, rng: random.
     kind = rng.randrange(4)
     middle = [DETERMINERS[first.ending][kind], first.word, "de", second.word]
     verb, stem = rng.choice(JUDGEMENTS)
-    saw = rng.choice(("Vi", "Observei", "Admirei", "Fotografei"))
-    quality = rng.choice(("enorme", "grande", "diferente"))
+    saw, quality = rng.choice(words.LOOKS), rng.choice(words.QUALITIES)
     if is_last:  # the adjective always describes the first noun
         others = tuple(f"{stem}{ending}" for ending in DETERMINERS if ending != referent.ending)
         return _made("part", [verb, *middle], f"{stem}{referent.ending}", [], others, (2, 4), referent is second)
@@ -119,7 +118,7 @@ def _part(first: Noun, second: Noun, referent: Noun, is_last: bool, rng: random.
 
 def _voice(first: Noun, second: Noun, referent: Noun, is_last: bool, rng: random.Random) -> AgreementSentence:
     """"O cachorro viu a gata e ela começou a miar"."""
-    verb, kind = rng.choice(("viu", "ouviu", "seguiu", "encontrou", "acordou")), rng.randrange(4)
+    verb, kind = rng.choice(words.MEETINGS), rng.randrange(4)
     before = [DETERMINERS[first.ending][kind].capitalize(), first.word, verb, DETERMINERS[second.ending][kind],
               second.word, "e"]
     if is_last:
@@ -219,8 +218,8 @@ def agreement_corpus(num_train: int, num_held_out: int, seed: int) -> tuple[list
     """Generates the texts to train on and the held-out texts.
 
     One in four training sentences has a single noun, as "A jarra mudou e ela ficou limpa" and "A
-    loba acordou e ela começou a uivar". Only these have the held-out nouns, from which a model can
-    learn their genders and sounds; every second one of these sentences has a held-out noun.
+    loba viu alguém e ela começou a uivar". Only these have the held-out nouns, from which a model
+    can learn their genders and sounds; every second one of these sentences has a held-out noun.
 
     Args:
       num_train: Number of training sentences.

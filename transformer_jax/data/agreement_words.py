@@ -10,6 +10,9 @@ import zlib
 DETERMINERS = {"o": ("o", "este", "esse", "aquele"), "a": ("a", "esta", "essa", "aquela"),
                "os": ("os", "estes", "esses", "aqueles"), "as": ("as", "estas", "essas", "aquelas")}
 JUDGEMENTS = (("Acho", "bonit"), ("Considero", "lind"), ("Julgo", "bel"))
+LOOKS = ("Vi", "Observei", "Admirei", "Fotografei")
+QUALITIES = ("enorme", "grande", "diferente")
+MEETINGS = ("viu", "ouviu", "seguiu", "encontrou", "acordou")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +99,9 @@ def with_one_noun(rng: random.Random) -> str:
     """Writes a sentence with one noun, in which the gender of the noun shows, and for an animal
     also its sound.
 
+    Some sentences have the form of those with two nouns, with "alguém" or "lá" in the place of the
+    other noun: "A loba viu alguém e ela começou a uivar", "Acho as torres de lá bonitas".
+
     Args:
       rng: Chooses the noun and the words.
 
@@ -115,7 +121,12 @@ def with_one_noun(rng: random.Random) -> str:
         return rng.choice((f"{kind} {noun.word} é enorme", f"{verb} {noun.word} {stem}{noun.ending}",
                            f"Observei {noun.word} porque {noun.pronoun} era grande"))
     if pool is ANIMALS:
-        return rng.choice((f"{subject.capitalize()} acordou e {noun.pronoun} começou a {noun.sound}",
-                           f"Ouvi {subject} {noun.sound}"))
+        meets, howls = rng.choice(MEETINGS), f"e {noun.pronoun} começou a {noun.sound}"
+        return rng.choice((f"{subject.capitalize()} acordou {howls}", f"Ouvi {subject} {noun.sound}",
+                           f"{subject.capitalize()} {meets} alguém {howls}", f"Alguém {meets} {subject} {howls}"))
+    if pool in (PLANET_PARTS, CITY_PARTS) and rng.random() < 0.5:
+        verb, stem = rng.choice(JUDGEMENTS)
+        return rng.choice((f"{verb} {subject} de lá {stem}{noun.ending}", f"{rng.choice(LOOKS)} {subject} de lá porque "
+                           f"{noun.pronoun} eram {rng.choice(QUALITIES)}s"))  # all parts are plural
     changed, became = ("mudaram", "ficaram") if noun.is_plural else ("mudou", "ficou")
     return f"{subject.capitalize()} {changed} e {noun.pronoun} {became} {rng.choice(stems[pool])}{noun.ending}"
