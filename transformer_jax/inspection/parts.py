@@ -101,7 +101,9 @@ def blocks_of(stack: Stack) -> Any:
         groups = [jax.tree.map(lambda leaf: leaf, blocks) for blocks in (stack.dense_blocks, stack.blocks)]
         for blocks in groups:
             blocks.mlp = None
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *groups)
+        # The modules of the groups know different configs, so their trees differ, but not their leaves.
+        leaves, trees = zip(*map(jax.tree.flatten, groups), strict=True)
+        return jax.tree.unflatten(trees[-1], [jnp.concatenate(each)[order] for each in zip(*leaves, strict=True)])
     if not stack.config.shared_layers:
         return stack.blocks
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (stack.num_layers, *leaf.shape[1:])), stack.blocks)
