@@ -142,6 +142,8 @@ def _write(model_type: str, config: ModelConfig) -> dict[str, Any]:
     if config.moe is None:
         return settings | {"first_k_dense_replace": config.num_layers}
     moe = config.moe
+    if is_v2 and moe.normalize_weights:
+        raise ValueError(f"moe={moe!r} (expected normalize_weights=False, as transformers has it for {model_type})")
     settings |= {
         "n_routed_experts": moe.num_experts, "num_experts_per_tok": moe.experts_per_token,
         "moe_intermediate_size": moe.width(config), "n_shared_experts": moe.shared_experts,
