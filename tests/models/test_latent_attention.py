@@ -199,8 +199,8 @@ def test_outputs_add_up_to_the_logits():
 def test_a_mesh_computes_the_same():
     mesh = make_mesh(MeshConfig(fsdp=2, expert=2, tensor=2))
     where = shardings(make(), mesh).stack.blocks
-    assert where.attention.key.kernel.get_raw_value().spec == (None, "fsdp", "tensor")
-    assert where.attention.latent.kernel.get_raw_value().spec == (None, "fsdp", None)
+    assert tuple(where.attention.key.kernel.get_raw_value().spec) == (None, "fsdp", "tensor")
+    assert tuple(where.attention.latent.kernel.get_raw_value().spec) == (None, "fsdp", None)
     with jax.set_mesh(mesh):
         logits = tj.forward(jax.device_put(make(), shardings(make(), mesh)), np.repeat(TOKENS, 2, axis=0))
     np.testing.assert_allclose(logits[::2], whole()[0], atol=5e-5)
