@@ -8,9 +8,11 @@ import transformer_jax as tj
 from transformer_jax.config import (
     ClassifierConfig,
     ExpertConfig,
+    LatentConfig,
     LayerKind,
     Limits,
     ModelSettings,
+    MupConfig,
     RecurrentConfig,
     RopeLayout,
     RopeScaling,
@@ -43,11 +45,11 @@ _CHOICES = {
     "dtype": ("float32", "float32", "float32", "bfloat16", "float16"),
     "param_dtype": ("float32", "float32", "float32", "bfloat16", "float16"),
     **dict.fromkeys(("use_bias", "use_embedding_norm", "use_qk_norm", "scale_embeddings", "use_output_bias",
-                     "scale_logits", "tie_embeddings"), (False, True)),
+                     "scale_logits", "tie_embeddings", "use_sinks"), (False, True)),
 }
 # Fields that ``draw`` sets in another way.
 _DRAWN_BY_HAND = ("family", "vocab_size", "max_len", "qk_norm_width", "limits", "rope_scaling", "rope_layout",
-                  "layer_pattern", "moe", "classifier")
+                  "layer_pattern", "moe", "classifier", "latent", "mup")
 # Values that must be refused in one line in every field.
 _SENSELESS = {"num_layers": (0, -1, 1.5, 10**30), "model_dim": (0, "8", None), "num_heads": (0, 7),
               "dropout": (1.5, -0.1), "positions": ("Rope", 3, None), "max_len": (0, -4), "vocab_size": (0, -1),
@@ -101,7 +103,8 @@ def _can_have(rng: np.random.Generator, family: str, field: str) -> bool:
     return {"num_encoder_layers": family == "encoder_decoder", "num_decoder_layers": family == "encoder_decoder",
             "start_ids": family == "encoder_decoder", "residual": family != "encoder_decoder",
             "norm_position": family != "encoder_decoder" or rng.random() < 0.5,
-            "use_value_head": family == "decoder", "use_output_bias": family in ("decoder", "encoder_decoder"),
+            "use_sinks": family in ("decoder", "reward"), "use_value_head": family == "decoder",
+            "use_output_bias": family in ("decoder", "encoder_decoder"),
             "embedding_dim": is_encoder, "shared_layers": is_encoder}.get(field, True)
 
 
@@ -136,6 +139,12 @@ def _nested(rng: np.random.Generator, fields: dict[str, Any]) -> dict[str, Any]:
         found["moe"] = _experts(rng)
         if not is_strange:
             found["use_mlp_bias"] = False
+    layout = found.get("rope_layout")
+    if is_strange or (fields["family"] in ("decoder", "reward") and layout and layout.dim and rng.random() < 0.5):
+        found["latent"] = LatentConfig(dim=_one(rng, (4, 8)), query_dim=_one(rng, (None, 6)),
+                                       value_dim=_one(rng, (None, 3)))
+    if is_strange or (fields["family"] == "decoder" and rng.random() < 0.05):
+        found["mup"] = MupConfig(base_dim=_one(rng, (8, 16)))
     return found
 
 
