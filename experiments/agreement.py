@@ -98,8 +98,8 @@ def print_accuracies(bundle: Bundle, num: int) -> None:
     for split in list(SPLITS)[1:]:
         of_families = [held_out[family, split] for family in AGREEMENT_FAMILIES if (family, split) in held_out]
         if of_families:
-            print(f"{SPLITS[split]}: the answer is the most probable token for at least {LEAST:.0%} of the questions in "
-                  f"{sum(share >= LEAST for share in of_families)} of {len(of_families)} families: "
+            print(f"{SPLITS[split]}: the answer is the most probable token for at least {LEAST:.0%} of the questions "
+                  f"in {sum(share >= LEAST for share in of_families)} of {len(of_families)} families: "
                   f"{verdict(min(of_families) >= LEAST)}")
     if num_left_out:
         print(f"{num_left_out} questions are left out, because a word is more than one token of this model")

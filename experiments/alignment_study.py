@@ -3,7 +3,6 @@ the alignment of words, and changes of what heads look at."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformer_jax.inspection.causal import Head
 from transformer_jax.inspection.interventions import Edits
 from transformer_jax.training.bundle import Bundle
 
-MOST_DRAWS = 10  # of other heads
+NUM_DRAWS = 10  # of other heads
 MODEL = tj.ModelConfig(family="encoder_decoder", vocab_size=len(WORDS), max_len=LENGTH, num_layers=2, num_heads=4,
                        model_dim=64, positions="sinusoidal", tie_embeddings=False, scale_embeddings=True,
                        init_std=None, unroll=2)
@@ -57,24 +56,21 @@ def contrasted(aligned_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(differs_BT, aligned_BT, -1), np.where(differs_BT, other_BT, -1)
 
 
-def other_heads(heads: Sequence[Head]) -> list[tuple[Head, ...]]:
-    """Returns choices of other heads, at most ``MOST_DRAWS``: as many of each layer as ``heads`` has,
-    or all others of a layer that does not have so many."""
-    layers = []
-    for layer in range(MODEL.num_layers):
-        others = [(layer, head) for head in range(MODEL.num_heads) if (layer, head) not in heads]
-        num = sum(each == layer for each, _ in heads)
-        layers.append(list(itertools.combinations(others, min(num, len(others)))))
-    choices = [tuple(itertools.chain(*each)) for each in itertools.product(*layers)]
+def other_heads(heads: Sequence[Head]) -> list[list[tuple[str, int, int]]]:
+    """Draws ``NUM_DRAWS`` times as many other heads of the model, of any kind of attention, each with
+    its kind, its layer and its number."""
+    others = [(kind, layer, head) for kind in ("cross", "self", "encoder") for layer in range(MODEL.num_layers)
+              for head in range(MODEL.num_heads) if kind != "cross" or (layer, head) not in heads]
     rng = np.random.default_rng(0)
-    return [choices[place] for place in rng.permutation(len(choices))[:MOST_DRAWS]]
+    return [[others[place] for place in rng.choice(len(others), len(heads), replace=False)] for _ in range(NUM_DRAWS)]
 
 
-def without(bundle: Bundle, heads: Sequence[Head], pairs: Translations) -> Edits:
-    """Returns the intervention that replaces the outputs of heads by their means over all words."""
-    reference = call(tj.trace, bundle, pairs)
+def without(bundle: Bundle, heads: Sequence[tuple[str, int, int]], pairs: Translations) -> Edits:
+    """Returns the intervention that replaces the outputs of heads, given by kind, layer and number,
+    by their means over all words."""
+    reference, valid_BT = call(tj.trace, bundle, pairs), pairs.batch["segment_ids"]
     return inspection.together(*(inspection.ablate_head(
-        *head, "mean", reference=reference, valid_BT=pairs.batch["segment_ids"], kind="cross") for head in heads))
+        layer, head, "mean", reference=reference, valid_BT=valid_BT, kind=kind) for kind, layer, head in heads))
 
 
 def looking_at(heads: Sequence[Head], places_BT: np.ndarray) -> Edits:
@@ -88,23 +84,23 @@ def looking_at(heads: Sequence[Head], places_BT: np.ndarray) -> Edits:
                                  for layer, bias_BNTS in enumerate(bias_LBNTS)))
 
 
-def second_nouns(pairs: Translations) -> tuple[np.ndarray, list[tuple[int, int, str]]]:
+def other_nouns(pairs: Translations) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, str]]]:
     """Finds the sentences whose first two nouns differ and have the same gender.
 
     Args:
       pairs: Sentences with their translations.
 
     Returns:
-      The place of the second noun in the source, at the position that predicts the first noun, and
-      -1 at all others, ``[B, T]``; and for each of these sentences the row, that position, and the
-      translation of the second noun.
+      The place of the first noun in the source, at the position that predicts its translation, and
+      -1 at all others, ``[B, T]``; the place of the second noun, at the same positions; and for each
+      of these sentences the row, the position, and the translation of the second noun.
     """
-    places_BT, wanted = np.full_like(pairs.aligned, -1), []
+    own_BT, other_BT, wanted = np.full_like(pairs.aligned, -1), np.full_like(pairs.aligned, -1), []
     for row, (source, target) in enumerate(pairs.texts):
         nouns = [place for place, word in enumerate(source) if word in NOUNS]
         first, second = (NOUNS[source[place]].split() for place in nouns[:2])
         if first[0] != second[0] and first[1] == second[1]:
             position = target.index(first[0])
-            places_BT[row, position] = nouns[1]
+            own_BT[row, position], other_BT[row, position] = nouns[:2]
             wanted.append((row, position, second[0]))
-    return places_BT, wanted
+    return own_BT, other_BT, wanted

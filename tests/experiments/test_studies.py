@@ -85,11 +85,22 @@ def test_the_weight_on_the_aligned_word():
     assert other.tolist() == [[0, -1, -1, -1, -1], [2, 0, -1, -1, -1], [1, -1, 5, 2, -1]]
 
 
-def test_other_heads_are_of_the_same_layers():
-    for others in alignment_study.other_heads([(0, 1), (1, 0), (1, 3)]):
-        assert sorted(layer for layer, _ in others) == [0, 1, 1] and not {(0, 1), (1, 0), (1, 3)} & set(others)
-    assert len(set(alignment_study.other_heads([(1, 2)]))) == 3
-    assert alignment_study.other_heads([(1, 0), (1, 1), (1, 2)]) == [((1, 3),)]
+def test_other_heads_are_none_of_those():
+    drawn = alignment_study.other_heads([(0, 1), (1, 0), (1, 3)])
+    assert len(drawn) == 10 and {kind for others in drawn for kind, *_ in others} == {"cross", "self", "encoder"}
+    for others in drawn:
+        assert len(set(others)) == 3 and not {("cross", 0, 1), ("cross", 1, 0), ("cross", 1, 3)} & set(others)
+
+
+def test_nouns_to_look_at_instead():
+    pairs = alignment_data.Translations(np.random.default_rng(3), 40)
+    own, other, wanted = alignment_study.other_nouns(pairs)
+    assert 5 < len(wanted) == (own >= 0).sum() == (other >= 0).sum()
+    for row, position, word in wanted:
+        source, target = pairs.texts[row]
+        nouns = [alignment_data.NOUNS[source[places[row, position]]].split() for places in (own, other)]
+        assert nouns[0][0] == target[position] and nouns[1][0] == word != target[position]
+        assert nouns[0][1] == nouns[1][1] and own[row, position] == pairs.aligned[row, position] < other[row, position]
 
 
 @pytest.mark.long
