@@ -6,7 +6,8 @@ python -m experiments.alignment_heads
 What would refute that these heads tell the model which word comes next: their attention fits the
 alignment of another sentence as well; the translations stay right without them; they suffer as much
 without as many other heads, of any attention; or a word does not become that of another place when
-the heads look there. The heads are found on some sentences, and the program measures all of this on others.
+the heads read the values of that place. The heads are found on some sentences, and the program
+measures all of this on others.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> None:
     plots.save(plots.layer_head_summary(scores_LN, "mean weight on the word to translate"), workdir / "heads.png")
     align(bundle, held_out, heads, workdir / "alignment.png")
     ablate(bundle, held_out, heads)
-    redirect(bundle, held_out, heads)
+    exchange(bundle, held_out, heads)
 
 
 def align(bundle: Bundle, pairs: Translations, heads: Sequence[Head], path: pathlib.Path) -> None:
@@ -77,16 +78,16 @@ def ablate(bundle: Bundle, pairs: Translations, heads: Sequence[Head]) -> None:
           f"draws {draws.min():.1%}): {verdict(words < whole - 0.2 and draws.min() > words + 0.2)}")
 
 
-def redirect(bundle: Bundle, pairs: Translations, heads: Sequence[Head]) -> None:
-    """Prints how often the first noun becomes the second one, of the same gender, if the heads look
-    only at the second one in its place, and if they look only at the first one."""
-    own_BT, other_BT, wanted = study.other_nouns(pairs)
-    changed, unchanged = (np.mean([found_BT[row, position] == IDS[word] for row, position, word in wanted]) for found_BT
-                          in (study.predicted(bundle, pairs, study.looking_at(heads, places_BT))
-                              for places_BT in (other_BT, own_BT)))
-    print(f"if the heads look only at the second noun, {changed:.1%} of {len(wanted)} first nouns become its "
-          f"translation; if they look only at the first noun, {unchanged:.1%}: "
-          f"{verdict(changed > 0.5 and unchanged < 0.1)}")
+def exchange(bundle: Bundle, pairs: Translations, heads: Sequence[Head]) -> None:
+    """Prints how often the first noun becomes the second one, of the same gender, if the heads read
+    the value of the other noun at the place of each, and if they do so with the words before."""
+    of_nouns, of_others, wanted = study.noun_orders(pairs)
+    nouns, others = (np.mean([found_BT[row, position] == IDS[word] for row, position, word in wanted]) for found_BT
+                     in (study.predicted(bundle, pairs, study.exchanged(bundle, heads, pairs, order_BS))
+                         for order_BS in (of_nouns, of_others)))
+    print(f"if the heads read the values of the two nouns in exchange, {nouns:.1%} of {len(wanted)} first nouns become "
+          f"the second one; if they exchange the words before the nouns, {others:.1%}: "
+          f"{verdict(nouns > 0.5 and others < 0.1)}")
 
 
 def _names(heads: Sequence[Head]) -> str:

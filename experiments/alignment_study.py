@@ -73,34 +73,34 @@ def without(bundle: Bundle, heads: Sequence[tuple[str, int, int]], pairs: Transl
         layer, head, "mean", reference=reference, valid_BT=valid_BT, kind=kind) for kind, layer, head in heads))
 
 
-def looking_at(heads: Sequence[Head], places_BT: np.ndarray) -> Edits:
-    """Returns the intervention that makes heads look at one source word only: at that of
-    ``places_BT`` for each position, and as before where this is -1."""
-    is_kept_BTS = (places_BT[:, :, None] == np.arange(LENGTH)) | (places_BT < 0)[:, :, None]
-    bias_LBNTS = np.zeros((MODEL.num_layers, len(places_BT), MODEL.num_heads, *is_kept_BTS.shape[1:]), np.float32)
-    for layer, head in heads:
-        bias_LBNTS[layer, :, head] = np.where(is_kept_BTS, 0.0, -np.inf)
-    return inspection.together(*(inspection.patch("cross_attention_bias", layer, bias_BNTS)
-                                 for layer, bias_BNTS in enumerate(bias_LBNTS)))
+def exchanged(bundle: Bundle, heads: Sequence[Head], pairs: Translations, order_BS: np.ndarray) -> Edits:
+    """Returns the intervention that gives heads of cross-attention, at each place of a source, the
+    value of the place that ``order_BS`` names."""
+    values_LBSKH = np.asarray(call(tj.trace, bundle, pairs).cross.values)
+    moved_LBSKH = np.take_along_axis(values_LBSKH, order_BS[None, :, :, None, None], axis=2)
+    return inspection.together(*(inspection.patch("cross_values", layer, moved_LBSKH[layer], heads=head)
+                                 for layer, head in heads))
 
 
-def other_nouns(pairs: Translations) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, str]]]:
+def noun_orders(pairs: Translations) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, str]]]:
     """Finds the sentences whose first two nouns differ and have the same gender.
 
     Args:
       pairs: Sentences with their translations.
 
     Returns:
-      The place of the first noun in the source, at the position that predicts its translation, and
-      -1 at all others, ``[B, T]``; the place of the second noun, at the same positions; and for each
-      of these sentences the row, the position, and the translation of the second noun.
+      The places of each source, of which those of the two nouns are exchanged, ``[B, S]``; the same
+      for the words before the two nouns; and for each of these sentences the row, the position of
+      the first noun in the target, and the translation of the second noun.
     """
-    own_BT, other_BT, wanted = np.full_like(pairs.aligned, -1), np.full_like(pairs.aligned, -1), []
+    of_nouns, of_others = (np.tile(np.arange(LENGTH), (len(pairs.texts), 1)) for _ in range(2))
+    wanted = []
     for row, (source, target) in enumerate(pairs.texts):
-        nouns = [place for place, word in enumerate(source) if word in NOUNS]
-        first, second = (NOUNS[source[place]].split() for place in nouns[:2])
+        nouns = [place for place, word in enumerate(source) if word in NOUNS][:2]
+        first, second = (NOUNS[source[place]].split() for place in nouns)
         if first[0] != second[0] and first[1] == second[1]:
-            position = target.index(first[0])
-            own_BT[row, position], other_BT[row, position] = nouns[:2]
-            wanted.append((row, position, second[0]))
-    return own_BT, other_BT, wanted
+            of_nouns[row, nouns] = nouns[::-1]
+            before = [place - 1 for place in nouns]
+            of_others[row, before] = before[::-1]
+            wanted.append((row, target.index(first[0]), second[0]))
+    return of_nouns, of_others, wanted

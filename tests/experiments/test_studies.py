@@ -92,15 +92,20 @@ def test_other_heads_are_none_of_those():
         assert len(set(others)) == 3 and not {("cross", 0, 1), ("cross", 1, 0), ("cross", 1, 3)} & set(others)
 
 
-def test_nouns_to_look_at_instead():
+def test_nouns_that_are_exchanged():
     pairs = alignment_data.Translations(np.random.default_rng(3), 40)
-    own, other, wanted = alignment_study.other_nouns(pairs)
-    assert 5 < len(wanted) == (own >= 0).sum() == (other >= 0).sum()
+    of_nouns, of_others, wanted = alignment_study.noun_orders(pairs)
+    assert len(wanted) > 5
     for row, position, word in wanted:
         source, target = pairs.texts[row]
-        nouns = [alignment_data.NOUNS[source[places[row, position]]].split() for places in (own, other)]
+        first = pairs.aligned[row, position]
+        second = of_nouns[row, first]
+        nouns = [alignment_data.NOUNS[source[place]].split() for place in (first, second)]
         assert nouns[0][0] == target[position] and nouns[1][0] == word != target[position]
-        assert nouns[0][1] == nouns[1][1] and own[row, position] == pairs.aligned[row, position] < other[row, position]
+        assert nouns[0][1] == nouns[1][1]
+        assert of_nouns[row, second] == first and of_others[row, first - 1] == second - 1 > first
+    for order in (of_nouns, of_others):
+        np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(alignment_data.LENGTH), (40, 1)))
 
 
 @pytest.mark.long
