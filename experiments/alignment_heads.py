@@ -5,8 +5,9 @@ python -m experiments.alignment_heads
 
 What would refute that these heads tell the model which word comes next: their attention fits the
 alignment of another sentence as well; the translations stay right without them; they suffer as much
-without as many other heads; or a word does not change when the heads are made to look at another
-one. The heads are found on some sentences, and the program measures all of this on others.
+without as many other heads, of any attention; or a word does not become that of another place when
+the heads read the values of that place. The heads are found on some sentences, and the program
+measures all of this on others.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> None:
     plots.save(plots.layer_head_summary(scores_LN, "mean weight on the word to translate"), workdir / "heads.png")
     align(bundle, held_out, heads, workdir / "alignment.png")
     ablate(bundle, held_out, heads)
-    redirect(bundle, held_out, heads)
+    exchange(bundle, held_out, heads)
 
 
 def align(bundle: Bundle, pairs: Translations, heads: Sequence[Head], path: pathlib.Path) -> None:
@@ -69,27 +70,24 @@ def align(bundle: Bundle, pairs: Translations, heads: Sequence[Head], path: path
 def ablate(bundle: Bundle, pairs: Translations, heads: Sequence[Head]) -> None:
     """Prints how many words are right without the heads, and without other ones."""
     whole = study.right(bundle, pairs)[0]
-    words, sentences = study.right(bundle, pairs, study.without(bundle, heads, pairs))
+    words, sentences = study.right(bundle, pairs, study.without(bundle, [("cross", *head) for head in heads], pairs))
     draws = np.array([study.right(bundle, pairs, study.without(bundle, others, pairs))[0]
                       for others in study.other_heads(heads)])
-    print(f"without the heads {_names(heads)} {words:.1%} of the words and {sentences:.1%} of the sentences are right; "
-          f"without as many other heads of the same layers {draws.mean():.1%} of the words (lowest of {len(draws)} "
-          f"choices {draws.min():.1%}): {verdict(words < whole - 0.2 and draws.min() > words + 0.2)}")
+    print(f"without the {len(heads)} heads {words:.1%} of the words and {sentences:.1%} of the sentences are right; "
+          f"without as many other heads, of any attention, {draws.mean():.1%} of the words (lowest of {len(draws)} "
+          f"draws {draws.min():.1%}): {verdict(words < whole - 0.2 and draws.min() > words + 0.2)}")
 
 
-def redirect(bundle: Bundle, pairs: Translations, heads: Sequence[Head]) -> None:
-    """Prints how often the first noun becomes the second one, of the same gender, if heads look at
-    the second one in its place."""
-    places_BT, wanted = study.second_nouns(pairs)
-
-    def changed(chosen: Sequence[Head]) -> float:
-        found_BT = study.predicted(bundle, pairs, study.looking_at(chosen, places_BT))
-        return float(np.mean([found_BT[row, position] == IDS[word] for row, position, word in wanted]))
-
-    found, draws = changed(heads), np.array([changed(others) for others in study.other_heads(heads)])
-    print(f"if the heads {_names(heads)} are made to look at the second noun, {found:.1%} of {len(wanted)} first nouns "
-          f"become its translation; if as many other heads are, {draws.mean():.1%} (highest of {len(draws)} choices "
-          f"{draws.max():.1%}): {verdict(found > 0.5 and draws.max() < found - 0.3)}")
+def exchange(bundle: Bundle, pairs: Translations, heads: Sequence[Head]) -> None:
+    """Prints how often the first noun becomes the second one, of the same gender, if the heads read
+    the value of the other noun at the place of each, and if they do so with the words before."""
+    of_nouns, of_others, wanted = study.noun_orders(pairs)
+    nouns, others = (np.mean([found_BT[row, position] == IDS[word] for row, position, word in wanted]) for found_BT
+                     in (study.predicted(bundle, pairs, study.exchanged(bundle, heads, pairs, order_BS))
+                         for order_BS in (of_nouns, of_others)))
+    print(f"if the heads read the values of the two nouns in exchange, {nouns:.1%} of {len(wanted)} first nouns become "
+          f"the second one; if they exchange the words before the nouns, {others:.1%}: "
+          f"{verdict(nouns > 0.5 and others < 0.1)}")
 
 
 def _names(heads: Sequence[Head]) -> str:

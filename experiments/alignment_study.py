@@ -3,7 +3,6 @@ the alignment of words, and changes of what heads look at."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformer_jax.inspection.causal import Head
 from transformer_jax.inspection.interventions import Edits
 from transformer_jax.training.bundle import Bundle
 
-MOST_DRAWS = 10  # of other heads
+NUM_DRAWS = 10  # of other heads
 MODEL = tj.ModelConfig(family="encoder_decoder", vocab_size=len(WORDS), max_len=LENGTH, num_layers=2, num_heads=4,
                        model_dim=64, positions="sinusoidal", tie_embeddings=False, scale_embeddings=True,
                        init_std=None, unroll=2)
@@ -57,54 +56,51 @@ def contrasted(aligned_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(differs_BT, aligned_BT, -1), np.where(differs_BT, other_BT, -1)
 
 
-def other_heads(heads: Sequence[Head]) -> list[tuple[Head, ...]]:
-    """Returns choices of other heads, at most ``MOST_DRAWS``: as many of each layer as ``heads`` has,
-    or all others of a layer that does not have so many."""
-    layers = []
-    for layer in range(MODEL.num_layers):
-        others = [(layer, head) for head in range(MODEL.num_heads) if (layer, head) not in heads]
-        num = sum(each == layer for each, _ in heads)
-        layers.append(list(itertools.combinations(others, min(num, len(others)))))
-    choices = [tuple(itertools.chain(*each)) for each in itertools.product(*layers)]
+def other_heads(heads: Sequence[Head]) -> list[list[tuple[str, int, int]]]:
+    """Draws ``NUM_DRAWS`` times as many other heads of the model, of any kind of attention, each with
+    its kind, its layer and its number."""
+    others = [(kind, layer, head) for kind in ("cross", "self", "encoder") for layer in range(MODEL.num_layers)
+              for head in range(MODEL.num_heads) if kind != "cross" or (layer, head) not in heads]
     rng = np.random.default_rng(0)
-    return [choices[place] for place in rng.permutation(len(choices))[:MOST_DRAWS]]
+    return [[others[place] for place in rng.choice(len(others), len(heads), replace=False)] for _ in range(NUM_DRAWS)]
 
 
-def without(bundle: Bundle, heads: Sequence[Head], pairs: Translations) -> Edits:
-    """Returns the intervention that replaces the outputs of heads by their means over all words."""
-    reference = call(tj.trace, bundle, pairs)
+def without(bundle: Bundle, heads: Sequence[tuple[str, int, int]], pairs: Translations) -> Edits:
+    """Returns the intervention that replaces the outputs of heads, given by kind, layer and number,
+    by their means over all words."""
+    reference, valid_BT = call(tj.trace, bundle, pairs), pairs.batch["segment_ids"]
     return inspection.together(*(inspection.ablate_head(
-        *head, "mean", reference=reference, valid_BT=pairs.batch["segment_ids"], kind="cross") for head in heads))
+        layer, head, "mean", reference=reference, valid_BT=valid_BT, kind=kind) for kind, layer, head in heads))
 
 
-def looking_at(heads: Sequence[Head], places_BT: np.ndarray) -> Edits:
-    """Returns the intervention that makes heads look at one source word only: at that of
-    ``places_BT`` for each position, and as before where this is -1."""
-    is_kept_BTS = (places_BT[:, :, None] == np.arange(LENGTH)) | (places_BT < 0)[:, :, None]
-    bias_LBNTS = np.zeros((MODEL.num_layers, len(places_BT), MODEL.num_heads, *is_kept_BTS.shape[1:]), np.float32)
-    for layer, head in heads:
-        bias_LBNTS[layer, :, head] = np.where(is_kept_BTS, 0.0, -np.inf)
-    return inspection.together(*(inspection.patch("cross_attention_bias", layer, bias_BNTS)
-                                 for layer, bias_BNTS in enumerate(bias_LBNTS)))
+def exchanged(bundle: Bundle, heads: Sequence[Head], pairs: Translations, order_BS: np.ndarray) -> Edits:
+    """Returns the intervention that gives heads of cross-attention, at each place of a source, the
+    value of the place that ``order_BS`` names."""
+    values_LBSKH = np.asarray(call(tj.trace, bundle, pairs).cross.values)
+    moved_LBSKH = np.take_along_axis(values_LBSKH, order_BS[None, :, :, None, None], axis=2)
+    return inspection.together(*(inspection.patch("cross_values", layer, moved_LBSKH[layer], heads=head)
+                                 for layer, head in heads))
 
 
-def second_nouns(pairs: Translations) -> tuple[np.ndarray, list[tuple[int, int, str]]]:
+def noun_orders(pairs: Translations) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, str]]]:
     """Finds the sentences whose first two nouns differ and have the same gender.
 
     Args:
       pairs: Sentences with their translations.
 
     Returns:
-      The place of the second noun in the source, at the position that predicts the first noun, and
-      -1 at all others, ``[B, T]``; and for each of these sentences the row, that position, and the
-      translation of the second noun.
+      The places of each source, of which those of the two nouns are exchanged, ``[B, S]``; the same
+      for the words before the two nouns; and for each of these sentences the row, the position of
+      the first noun in the target, and the translation of the second noun.
     """
-    places_BT, wanted = np.full_like(pairs.aligned, -1), []
+    of_nouns, of_others = (np.tile(np.arange(LENGTH), (len(pairs.texts), 1)) for _ in range(2))
+    wanted = []
     for row, (source, target) in enumerate(pairs.texts):
-        nouns = [place for place, word in enumerate(source) if word in NOUNS]
-        first, second = (NOUNS[source[place]].split() for place in nouns[:2])
+        nouns = [place for place, word in enumerate(source) if word in NOUNS][:2]
+        first, second = (NOUNS[source[place]].split() for place in nouns)
         if first[0] != second[0] and first[1] == second[1]:
-            position = target.index(first[0])
-            places_BT[row, position] = nouns[1]
-            wanted.append((row, position, second[0]))
-    return places_BT, wanted
+            of_nouns[row, nouns] = nouns[::-1]
+            before = [place - 1 for place in nouns]
+            of_others[row, before] = before[::-1]
+            wanted.append((row, target.index(first[0]), second[0]))
+    return of_nouns, of_others, wanted

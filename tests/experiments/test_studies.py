@@ -85,11 +85,27 @@ def test_the_weight_on_the_aligned_word():
     assert other.tolist() == [[0, -1, -1, -1, -1], [2, 0, -1, -1, -1], [1, -1, 5, 2, -1]]
 
 
-def test_other_heads_are_of_the_same_layers():
-    for others in alignment_study.other_heads([(0, 1), (1, 0), (1, 3)]):
-        assert sorted(layer for layer, _ in others) == [0, 1, 1] and not {(0, 1), (1, 0), (1, 3)} & set(others)
-    assert len(set(alignment_study.other_heads([(1, 2)]))) == 3
-    assert alignment_study.other_heads([(1, 0), (1, 1), (1, 2)]) == [((1, 3),)]
+def test_other_heads_are_none_of_those():
+    drawn = alignment_study.other_heads([(0, 1), (1, 0), (1, 3)])
+    assert len(drawn) == 10 and {kind for others in drawn for kind, *_ in others} == {"cross", "self", "encoder"}
+    for others in drawn:
+        assert len(set(others)) == 3 and not {("cross", 0, 1), ("cross", 1, 0), ("cross", 1, 3)} & set(others)
+
+
+def test_nouns_that_are_exchanged():
+    pairs = alignment_data.Translations(np.random.default_rng(3), 40)
+    of_nouns, of_others, wanted = alignment_study.noun_orders(pairs)
+    assert len(wanted) > 5
+    for row, position, word in wanted:
+        source, target = pairs.texts[row]
+        first = pairs.aligned[row, position]
+        second = of_nouns[row, first]
+        nouns = [alignment_data.NOUNS[source[place]].split() for place in (first, second)]
+        assert nouns[0][0] == target[position] and nouns[1][0] == word != target[position]
+        assert nouns[0][1] == nouns[1][1]
+        assert of_nouns[row, second] == first and of_others[row, first - 1] == second - 1 > first
+    for order in (of_nouns, of_others):
+        np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(alignment_data.LENGTH), (40, 1)))
 
 
 @pytest.mark.long
