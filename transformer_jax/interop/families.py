@@ -96,6 +96,26 @@ def heads_for(family: Family, config: ModelConfig) -> tuple[Family, ...]:
     return tuple(head for head in family.classifiers if head.fixed["family"] == config.family)
 
 
+def form_for(family: Family, config: ModelConfig) -> tuple[Family, dict[str, Any]]:
+    """Returns the first form of a family that can express a config, and the settings for its
+    ``config.json``.
+
+    Args:
+      family: the family.
+      config: the config of a model.
+
+    Raises:
+      ValueError: if no form can express the config; the message is that of the first form.
+    """
+    errors = []
+    for form in heads_for(family, config) or (family,):
+        try:
+            return form, form.write_config(config)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
 for _family in (decoder_classifiers(GPT2, "classifier"), *map(decoder_classifiers, (LLAMA, MISTRAL, QWEN2, QWEN3)),
                 MIXTRAL, QWEN3_MOE, OLMOE, DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, GPT_NEOX, GPTJ, PHI, OPT, STABLELM, OLMO,
                 OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, PHI3, SMOLLM3, BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT,
