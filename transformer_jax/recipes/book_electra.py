@@ -1,4 +1,4 @@
-"""ELECTRA on one book: a small generator, and a discriminator that finds the tokens that it replaced.
+"""ELECTRA on one book: a discriminator finds the tokens that a small generator replaced.
 
 python -m experiments.train --config=book_electra --config.data.path=dom_casmurro.txt --workdir=runs/electra
 python -m experiments.evaluate --workdir=runs/electra
