@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.models.electra import Electra
 from transformer_jax.tasks.inputs import tokenizer_of
 from transformer_jax.tasks.masked_language_model import MaskedLanguageModel
 from transformer_jax.tasks.task_data import TaskData
@@ -24,15 +23,15 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     name = "replaced_tokens"
     family = "electra"
 
-    def loss(self, model: Electra, batch: Batch, key: jax.Array | None = None) -> Sums:
+    def loss(self, model: Any, batch: Batch, key: jax.Array | None = None) -> Sums:
         """Computes the weighted losses of both models, in nats."""
         return replaced_token_loss(model, batch, key)
 
-    def evaluation_loss(self, model: Electra, batch: Batch, key: jax.Array | None = None) -> Sums:
+    def evaluation_loss(self, model: Any, batch: Batch, key: jax.Array | None = None) -> Sums:
         """Computes the same loss with fixed noise for the drawn tokens."""
         return replaced_token_loss(model, batch, key)
 
-    def show(self, model: Electra, step: int, data: TaskData) -> str:
+    def show(self, model: Any, step: int, data: TaskData) -> str:
         """Returns the tokens that the generator proposes for each mask of ``sample.prompt``. Below
         each text are the words that the discriminator takes for replaced, with their
         probabilities."""
@@ -66,7 +65,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         """
         tokenizer = tokenizer_of(bundle)
         held_out = self._measured_lines(data)
-        batches = self._data(held_out, held_out, tokenizer).evaluation_batches
+        batches: Any = self._data(held_out, held_out, tokenizer).evaluation_batches
         means = mean_loss(replaced_token_loss, lambda: batches(batch_size))(bundle.model)
         means = {name.removeprefix("validation_"): value for name, value in means.items()}
         return {"lines": len(held_out), **{name: means[name] for name in (
