@@ -128,7 +128,7 @@ def test_replace_validates():
     *((ModelConfig, {field: "x"}, [f"{field}='x'", "not one of"])
       for field in ("positions", "norm", "norm_position", "activation", "dtype", "param_dtype", "remat")),
     (ModelConfig, dict(positions="rotary_rope"), [
-        "positions='rotary_rope'", "sinusoidal, sinusoidal_halves, learned, rope, alibi, relative, none"]),
+        "positions='rotary_rope'", "sinusoidal_halves, sinusoidal_fairseq, learned, rope, alibi, relative, none"]),
     (ModelConfig, dict(activation="gelu_tan"), ["did you mean 'gelu_tanh'"]),
     (ModelConfig, dict(num_heads=7), ["model_dim=768", "num_heads=7", "set head_dim"]),
     (ModelConfig, dict(num_kv_heads=5), ["num_heads=12", "num_kv_heads=5"]),
@@ -374,6 +374,10 @@ def test_the_smallest_pythias(name, width, heads):
 @pytest.mark.parametrize(("wrong", "words"), [
     (dict(residual="parallel", norm_position="post"), "residual='parallel' needs norm_position='pre' and a family"),
     (dict(residual="parallel_shared", family="encoder_decoder"), "without cross-attention, not .*'encoder_decoder'"),
+    (dict(use_first_norm=False, norm_position="post"), "use_first_norm=False needs norm_position='pre' and residual"),
+    (dict(use_first_norm=False, family="encoder_decoder"), "is for families with one stack of layers"),
+    (dict(positions="sinusoidal_fairseq", model_dim=2, num_heads=1), "needs a model_dim of at least 4, not 2"),
+    (dict(family="electra"), "family='electra' needs an ElectraConfig"),
     (dict(residual="paralel"), "residual='paralel' is not one of .*; did you mean 'parallel'"),
     (dict(rope_layout=RopeLayout(2)), "rope_layout=.* is for positions='rope', not 'learned'"),
     (dict(positions="rope", rope_layout=RopeLayout(64)), "rope_layout.dim=64 must be below head_dim=64"),

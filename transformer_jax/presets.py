@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax.config import (
+    ElectraConfig,
     ExpertConfig,
     LatentConfig,
     LayerKind,
@@ -109,13 +111,64 @@ _BERT = ModelConfig(
     family="encoder", vocab_size=30_522, max_len=512, num_token_types=2, norm_position="post", norm_epsilon=1e-12,
     activation="gelu", use_embedding_norm=True, dropout=0.1)
 _ROBERTA = _BERT.replace(vocab_size=50_265, num_token_types=1, norm_epsilon=1e-5)
+# Published files of RoBERTa and of its relatives have two rows of positions that are never used.
+# "roberta-base" and "roberta-book" are without them.
+_ROBERTA_FILES = _ROBERTA.replace(position_offset=2)
+_XLM_ROBERTA = _ROBERTA_FILES.replace(vocab_size=250_002)
+_ALBERT = _BERT.replace(vocab_size=30_000, embedding_dim=128, shared_layers=True, activation="gelu_tanh",
+                        head_activation="gelu_tanh", dropout=0.0)
+_MODERNBERT = ModelConfig(
+    family="encoder", vocab_size=50_368, max_len=8192, positions="rope", rope_base=160_000.0, activation="geglu_erf",
+    use_bias=False, use_embedding_norm=True, use_first_norm=False,
+    layer_pattern=(LayerKind(), *(LayerKind(65, rope_base=10_000.0),) * 2))
+
+
+def _encoder(base: ModelConfig, num_layers: int, num_heads: int, model_dim: int, **changes: Any) -> ModelConfig:
+    """Returns a config of an encoder of the given size."""
+    return base.replace(num_layers=num_layers, num_heads=num_heads, model_dim=model_dim, **changes)
+
+
+def _electra(num_layers: int, num_heads: int, model_dim: int, generator_width: float, **changes: Any) -> ElectraConfig:
+    """Returns a config of ELECTRA, whose discriminator is a BERT."""
+    fields = {field.name: getattr(_BERT, field.name) for field in dataclasses.fields(_BERT)}
+    fields |= dict.fromkeys((*_BERT.derived(), "family"))
+    return ElectraConfig(**fields | changes | {
+        "family": "electra", "num_layers": num_layers, "num_heads": num_heads, "model_dim": model_dim,
+        "generator_width": generator_width})
+
 
 _PRESETS = {
     "transformer-base": _TRANSFORMER,
     "transformer-big": _TRANSFORMER.replace(num_heads=16, model_dim=1024, dropout=0.3),
     "bert-base": _BERT,
-    "bert-large": _BERT.replace(num_layers=24, num_heads=16, model_dim=1024),
+    "bert-large": _encoder(_BERT, 24, 16, 1024),
+    "bert-base-cased": _BERT.replace(vocab_size=28_996),
+    "bert-large-cased": _encoder(_BERT, 24, 16, 1024, vocab_size=28_996),
+    "bert-base-multilingual": _BERT.replace(vocab_size=119_547),
+    # Turc et al. (2019).
+    "bert-tiny": _encoder(_BERT, 2, 2, 128),
+    "bert-mini": _encoder(_BERT, 4, 4, 256),
+    "bert-small": _encoder(_BERT, 4, 8, 512),
+    "bert-medium": _encoder(_BERT, 8, 8, 512),
     "roberta-base": _ROBERTA,
+    "roberta-large": _encoder(_ROBERTA_FILES, 24, 16, 1024),
+    # Sanh et al. (2019).
+    "distilbert-base": _BERT.replace(num_layers=6, num_token_types=0),
+    "distilbert-base-multilingual": _BERT.replace(vocab_size=119_547, num_layers=6, num_token_types=0),
+    "distilroberta-base": _ROBERTA_FILES.replace(num_layers=6),
+    # Conneau et al. (2020), Lan et al. (2020) as released in version 2, and Warner et al. (2024).
+    "xlm-roberta-base": _XLM_ROBERTA,
+    "xlm-roberta-large": _encoder(_XLM_ROBERTA, 24, 16, 1024),
+    "albert-base": _ALBERT,
+    "albert-large": _encoder(_ALBERT, 24, 16, 1024),
+    "albert-xlarge": _encoder(_ALBERT, 24, 16, 2048),
+    "albert-xxlarge": _encoder(_ALBERT, 12, 64, 4096),
+    "modernbert-base": _encoder(_MODERNBERT, 22, 12, 768, mlp_dim=1152),
+    "modernbert-large": _encoder(_MODERNBERT, 28, 16, 1024, mlp_dim=2624),
+    # Clark et al. (2020), table 6: generator and discriminator.
+    "electra-small": _electra(12, 4, 256, 1 / 4, embedding_dim=128),
+    "electra-base": _electra(12, 12, 768, 1 / 3),
+    "electra-large": _electra(24, 16, 1024, 1 / 4),
     # RoBERTa trained on one book: 83,502,880 parameters.
     "roberta-book": _ROBERTA.replace(vocab_size=52_000, num_layers=6),
     # Radford et al. (2019), table 2, as released.

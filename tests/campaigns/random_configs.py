@@ -29,7 +29,7 @@ _CHOICES = {
                   "relative", "none"),
     "norm": ("layernorm", "layernorm_without_weights", "rmsnorm", "rmsnorm_one_plus"),
     "norm_position": ("pre", "post", "both", "output"), "residual": ("sequential", "parallel", "parallel_shared"),
-    "activation": ("relu", "silu", "gelu", "gelu_tanh", "swiglu", "geglu"),
+    "activation": ("relu", "silu", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_erf"),
     "head_activation": ("gelu", "relu", "silu", "gelu_tanh"),
     "num_layers": (1, 2, 3, 4), "num_heads": (1, 2, 4), "model_dim": (8, 16, 12), "num_kv_heads": (None, 1, 2),
     "head_dim": (None, 4, 6, 5), "mlp_dim": (None, 8, 20), "num_encoder_layers": (None, 1, 2),
@@ -45,7 +45,7 @@ _CHOICES = {
     "dtype": ("float32", "float32", "float32", "bfloat16", "float16"),
     "param_dtype": ("float32", "float32", "float32", "bfloat16", "float16"),
     **dict.fromkeys(("use_bias", "use_embedding_norm", "use_qk_norm", "scale_embeddings", "use_output_bias",
-                     "scale_logits", "tie_embeddings", "use_sinks"), (False, True)),
+                     "scale_logits", "tie_embeddings", "use_first_norm", "use_sinks"), (False, True)),
 }
 # Fields that ``draw`` sets in another way.
 _DRAWN_BY_HAND = ("family", "vocab_size", "max_len", "qk_norm_width", "limits", "rope_scaling", "rope_layout",
@@ -101,7 +101,8 @@ def _can_have(rng: np.random.Generator, family: str, field: str) -> bool:
     """Whether a family can have other values of a field than its default."""
     is_encoder = family.startswith("encoder") and family != "encoder_decoder"
     return {"num_encoder_layers": family == "encoder_decoder", "num_decoder_layers": family == "encoder_decoder",
-            "start_ids": family == "encoder_decoder", "residual": family != "encoder_decoder",
+            "start_ids": family == "encoder_decoder", "use_first_norm": family != "encoder_decoder",
+            "residual": family != "encoder_decoder",
             "norm_position": family != "encoder_decoder" or rng.random() < 0.5,
             "use_sinks": family in ("decoder", "reward"), "use_value_head": family == "decoder",
             "use_output_bias": family in ("decoder", "encoder_decoder"),

@@ -32,7 +32,7 @@ FAMILIES = {
     "multi30k_ende": "encoder_decoder", "multi30k_enfr": "encoder_decoder", "tatoeba_pten": "encoder_decoder",
     "wmt14_ende": "encoder_decoder", "agreement_gpt": "decoder", "agreement_mlm": "encoder",
     "word_vectors": "word_vectors", "classify": "encoder", "classify_tokens": "encoder",
-    "embed": "encoder",
+    "embed": "encoder", "book_electra": "electra", "book_modernbert": "encoder",
 }
 # These need no file of the user: a program of their own makes their data.
 OWN_PROGRAMS = {"quickstart": "quickstart", "dates": "dates", "agreement_gpt": "agreement",

@@ -19,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import published_encoders  # noqa: F401 (it publishes more)
+import published_pairs  # noqa: F401
 import torch
 import transformers
 from fixture_weights import MODELS, model_directory
@@ -32,7 +33,7 @@ AUTO = {"decoder": transformers.AutoModelForCausalLM, "encoder": transformers.Au
         "pair": transformers.AutoModelForSeq2SeqLM, "body": transformers.AutoModel,
         "texts": transformers.AutoModelForSequenceClassification,
         "tokens": transformers.AutoModelForTokenClassification}
-ENCODERS = ("bert", "roberta", "distilbert", "xlm-roberta", "camembert", "electra", "albert")
+ENCODERS = ("bert", "roberta", "distilbert", "xlm-roberta", "camembert", "electra", "albert", "modernbert")
 _OF_SEARCH = dict(num_beams=1, do_sample=False, eos_token_id=None, forced_eos_token_id=None, no_repeat_ngram_size=0,
                   repetition_penalty=1.0, length_penalty=1.0, early_stopping=False)
 

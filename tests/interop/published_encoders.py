@@ -93,3 +93,21 @@ publish("albert", "encoder", _ALBERT | {  # albert/albert-base-v2
              "sop_classifier.classifier.bias": ((2,), "float32")}, again_body=True)
 publish("albert_texts", "texts", _ALBERT | _POLARITY | {
     "architectures": ["AlbertForSequenceClassification"]}, again=False)
+
+_MODERNBERT = {  # answerdotai/ModernBERT-base
+    "architectures": ["ModernBertForMaskedLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 31,
+    "classifier_activation": "gelu", "classifier_bias": False, "classifier_dropout": 0.0, "classifier_pooling": "mean",
+    "cls_token_id": 31, "decoder_bias": True, "deterministic_flash_attn": False, "embedding_dropout": 0.0,
+    "eos_token_id": 32, "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0,
+    "gradient_checkpointing": False, "hidden_activation": "gelu", "hidden_size": 12,
+    "initializer_cutoff_factor": 2.0, "initializer_range": 0.02, "intermediate_size": 10, "layer_norm_eps": 1e-05,
+    "local_attention": 6, "local_rope_theta": 10000.0, "max_position_embeddings": 24, "mlp_bias": False,
+    "mlp_dropout": 0.0, "model_type": "modernbert", "norm_bias": False, "norm_eps": 1e-05, "num_attention_heads": 2,
+    "num_hidden_layers": 5, "pad_token_id": 33, "position_embedding_type": "absolute", "sep_token_id": 32,
+    "tie_word_embeddings": True, "torch_dtype": "float32", "transformers_version": "4.47.0.dev0", "vocab_size": VOCAB}
+publish("modernbert", "encoder", _MODERNBERT, rename=without(r"^decoder\.weight"), again_body=True)
+publish("modernbert_texts", "texts", _MODERNBERT | _POLARITY | {
+    "architectures": ["ModernBertForSequenceClassification"], "problem_type": "single_label_classification"},
+    again=False)
+publish("modernbert_tokens", "tokens", _MODERNBERT | _ENTITIES | {
+    "architectures": ["ModernBertForTokenClassification"], "classifier_dropout": 0.1}, again=False)

@@ -13,7 +13,7 @@ from fixture_weights import model_directory
 from test_saved_forms import change, tensors_of
 
 import transformer_jax as tj
-from transformer_jax.config import ClassifierConfig
+from transformer_jax.config import ClassifierConfig, LayerKind
 from transformer_jax.models.functional import make_model
 
 numpy_files = pytest.importorskip("safetensors.numpy", reason="the extra `hf` is not installed")
@@ -23,6 +23,10 @@ LABELS = ("bad", "so so", "good")
 ENCODER = tj.presets.get("bert-base").replace(
     family="encoder_classifier", vocab_size=17, max_len=9, num_layers=2, num_heads=2, model_dim=6, mlp_dim=10,
     classifier=ClassifierConfig(LABELS))
+MODERNBERT = tj.presets.get("modernbert-base").replace(
+    family="encoder_classifier", vocab_size=17, max_len=9, num_layers=2, num_heads=2, model_dim=12, mlp_dim=10,
+    layer_pattern=(LayerKind(), LayerKind(3, rope_base=10_000.0)),
+    classifier=ClassifierConfig(LABELS, "mean", "gelu", use_norm=True, dropout=0.0))
 DECODER = tj.presets.get("gpt2-small").replace(vocab_size=17, max_len=9, num_layers=2, num_heads=2, model_dim=6,
                                                family="decoder_classifier", classifier=ClassifierConfig(LABELS))
 
@@ -31,6 +35,9 @@ def bundle_of(config):
     shapes = jax.eval_shape(lambda key: make_model(config, key=key), jax.random.key(0))
     rng = np.random.default_rng(0)
     model = jax.tree.map(lambda leaf: jax.numpy.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    if not config.use_first_norm:  # this norm is not in the files, and keeps its initial values
+        scale = model.trunk.stack.blocks.attention_norm.scale
+        scale[...] = scale[...].at[0].set(1.0)
     return tj.Bundle(model, None, config)
 
 
@@ -40,6 +47,10 @@ def bundle_of(config):
      {"classifier.dense", "classifier.out_proj"}),
     (ENCODER.replace(family="encoder_token_classifier", classifier=ClassifierConfig(LABELS, dropout=0.3)), "bert",
      "BertForTokenClassification", {"classifier"}),
+    (MODERNBERT, "modernbert", "ModernBertForSequenceClassification", {"classifier", "head.dense", "head.norm"}),
+    (MODERNBERT.replace(family="encoder_token_classifier", classifier=ClassifierConfig(
+        LABELS, activation="gelu", use_norm=True, dropout=0.0)), "modernbert", "ModernBertForTokenClassification",
+     {"classifier", "head.dense", "head.norm"}),
     (DECODER, "gpt2", "GPT2ForSequenceClassification", {"score"}),
 ])
 def test_there_and_back_is_exact(config, model_type, architecture, head, tmp_path):
@@ -51,7 +62,7 @@ def test_there_and_back_is_exact(config, model_type, architecture, head, tmp_pat
     assert settings["label2id"] == {"bad": 0, "so so": 1, "good": 2}
     names = tensors_of(tmp_path)
     assert {f"{part}.weight" for part in head} <= names.keys()
-    assert not any(name.startswith(("cls.", "lm_head")) for name in names)
+    assert not any(name.startswith(("cls.", "lm_head", "decoder.")) for name in names)
     again = tj.from_huggingface(tmp_path)
     assert again.config == config
     jax.tree.map(np.testing.assert_array_equal, again.model, bundle.model)

@@ -1,4 +1,4 @@
-"""BERT and RoBERTa compute the same as transformers, and are equal after an export and an
+"""BERT, RoBERTa and ModernBERT compute the same as transformers, and are equal after an export and an
 import."""
 
 import functools
@@ -15,7 +15,7 @@ from transformer_jax.interop.huggingface import from_huggingface, to_huggingface
 from transformer_jax.training.bundle import Bundle
 from transformer_jax.training.objectives import masked_token_loss
 
-ENCODERS = ("bert", "bert-untied", "bert-gelu_new", "roberta", "roberta-relu")
+ENCODERS = ("bert", "bert-untied", "bert-gelu_new", "roberta", "roberta-relu", "modernbert", "modernbert-biases")
 LENGTHS = np.array([13, 6, 1])
 
 
@@ -33,13 +33,14 @@ def batch(kind, seed, side="right"):
     mask = np.arange(13) < LENGTHS[:, None]
     mask = mask if side == "right" else mask[:, ::-1]
     tokens = np.where(mask, rng.integers(3, VOCAB, mask.shape), KINDS[kind][3])
-    return tokens, mask, rng.integers(0, 1 if "roberta" in kind else 2, mask.shape)
+    types = rng.integers(0, 1 if "roberta" in kind else 2, mask.shape)
+    return tokens, mask, None if "modernbert" in kind else types
 
 
 @jax.jit
 def run(model, tokens, mask, types):
     out = model(tokens, mask_BT=mask, token_types_BT=types)
-    return out.logits, out.trace.residual, out.trace.attention()
+    return out.logits, out.trace.residual, out.trace.attention(), out.hidden
 
 
 def of_torch(array):
@@ -50,12 +51,15 @@ def of_torch(array):
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_logits_hidden_states_and_maps(kind, seed):
     theirs, bundle = loaded(kind, seed)
-    for side in ("right", "left") if "roberta" in kind else ("right",):  # BERT counts positions through padding
+    # BERT counts positions through padding.
+    for side in ("right",) if kind.split("-")[0] == "bert" else ("right", "left"):
         tokens, mask, types = batch(kind, seed, side)
+        given = {} if types is None else {"token_type_ids": of_torch(types)}
         with torch.no_grad():
-            wanted = theirs(of_torch(tokens), attention_mask=of_torch(mask), token_type_ids=of_torch(types),
-                            output_hidden_states=True, output_attentions=True)
-        logits, hidden, maps = map(np.asarray, run(bundle.model, tokens, mask, types))
+            wanted = theirs(of_torch(tokens), attention_mask=of_torch(mask), output_hidden_states=True,
+                            output_attentions=True, **given)
+        logits, hidden, maps, final = map(np.array, run(bundle.model, tokens, mask, types))
+        hidden[-1] = final  # under pre-norm, the trace ends with the stream before the final norm, and theirs after it
         assert wanted.logits.abs().max() > 1
         np.testing.assert_allclose(logits[mask], wanted.logits.numpy()[mask], atol=2e-5)
         np.testing.assert_allclose(hidden[:, mask], torch.stack(wanted.hidden_states).numpy()[:, mask], atol=2e-5)

@@ -27,6 +27,10 @@ _T5 = tj.ModelConfig(
     family="encoder_decoder", vocab_size=17, max_len=9, num_layers=3, num_decoder_layers=2, num_heads=2, model_dim=6,
     head_dim=5, mlp_dim=10, positions="relative", attention_scale=1.0, norm="rmsnorm", norm_epsilon=1e-6,
     use_bias=False, activation="relu", scale_logits=True, init_std=None, start_ids=(0,))
+_MODERNBERT = tj.ModelConfig(
+    family="encoder", vocab_size=17, max_len=9, num_layers=4, num_heads=2, model_dim=12, mlp_dim=10, positions="rope",
+    rope_base=160_000.0, norm_position="pre", activation="geglu_erf", use_bias=False, use_embedding_norm=True,
+    use_first_norm=False, layer_pattern=(tj.config.LayerKind(), tj.config.LayerKind(3, rope_base=10_000.0)))
 CONFIGS = {
     "bert": _BERT, "bert, untied": _BERT.replace(tie_embeddings=False),
     "roberta": _BERT.replace(num_token_types=1, norm_epsilon=1e-5, position_offset=2),
@@ -34,8 +38,12 @@ CONFIGS = {
     "camembert": _BERT.replace(num_token_types=1, norm_epsilon=1e-5, position_offset=2),
     "distilbert": _BERT.replace(num_token_types=0),
     "electra": _BERT.replace(embedding_dim=4), "albert": _BERT.replace(embedding_dim=4, shared_layers=True),
+    "modernbert": _MODERNBERT, "modernbert, biases": _MODERNBERT.replace(use_bias=True, dropout=0.1),
     "bart": _BART, "mbart": _BART.replace(norm_position="pre", scale_embeddings=True), "marian": _MARIAN,
     "pegasus": _MARIAN.replace(norm_position="pre", activation="relu", banned_ids=(), start_ids=(0,)), "t5": _T5,
+    "mt5": _T5.replace(activation="geglu", tie_embeddings=False, scale_logits=False),
+    "m2m_100": _BART.replace(norm_position="pre", positions="sinusoidal_fairseq", use_embedding_norm=False,
+                             use_output_bias=False, activation="relu", scale_embeddings=True, start_ids=(2, 9)),
     "t5, 1.1": _T5.replace(activation="geglu", tie_embeddings=False, scale_logits=False),
 }
 
@@ -45,6 +53,11 @@ def bundle_of(name):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda key: make_model(CONFIGS[name], key=key), jax.random.key(0))
     model = jax.tree.map(lambda leaf: jax.numpy.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    if not CONFIGS[name].use_first_norm:  # this norm is not in the files, and keeps its initial values
+        first = model.stack.blocks.attention_norm
+        first.scale[...] = first.scale[...].at[0].set(1.0)
+        if first.bias is not None:
+            first.bias[...] = first.bias[...].at[0].set(0.0)
     return Bundle(model, None, CONFIGS[name])
 
 

@@ -48,6 +48,20 @@ def test_the_body_of_a_model_for_another_task(case, name, head, prefix, tmp_path
     check_hidden(bundle, case)
 
 
+def test_a_head_for_another_task_may_have_a_part_of_ours(tmp_path):
+    """The hidden layer of all heads of ModernBERT has the same names."""
+    directory = model_directory("modernbert-published", tmp_path)
+    tensors = tensors_of(directory)
+    hidden = tensors["head.dense.weight"]
+    del tensors["decoder.bias"]
+    put(directory, tensors | {"classifier.weight": np.ones((2, 12), np.float32)})
+    change(directory, architectures=["ModernBertForQuestionAnswering"])
+    with pytest.warns(UserWarning, match="the head is new and untrained: head.bias"):
+        bundle = tj.from_huggingface(directory)
+    check_hidden(bundle, "modernbert-published")
+    np.testing.assert_array_equal(bundle.model.head.transform.kernel[...], hidden.T)
+
+
 def test_tensors_of_a_head_that_nothing_names_are_left_over(tmp_path):
     directory = model_directory("gpt2-automodel", tmp_path)
     put(directory, tensors_of(directory) | {"score.weight": np.ones((2, 12), np.float32)})

@@ -151,13 +151,15 @@ def test_greedy_for_200_tokens(kind, turned):
     assert max(found.lengths) > 150 and max(len(set(tokens)) for tokens in found.tokens) > 4
 
 
-@pytest.mark.parametrize(("kind", "alpha"), [("bart", 0.0), ("marian", 1.0), ("marian", 0.0), ("t5", 1.0), ("t5", 0.3)])
+@pytest.mark.parametrize(("kind", "alpha"), [("bart", 0.0), ("marian", 1.0), ("marian", 0.0), ("t5", 1.0), ("t5", 0.3),
+                                             ("m2m100", 0.0)])
 def test_beam_search(kind, alpha):
     """All n best and their scores.
 
     Both define the same where a score is log P over length^alpha and a search goes on until nothing
     can become better (``early_stopping="never"`` there). transformers counts a forced token in the
-    length, and this library counts it as part of the start, so BART is compared with alpha = 0.
+    length, and this library counts it as part of the start, so BART and M2M100 are compared with
+    alpha = 0.
     """
     theirs, bundle = loaded(kind, 1, 0.3)
     source, mask, _ = batch(kind, 1)

@@ -14,6 +14,10 @@ _PAIR = dict(vocab_size=VOCAB, d_model=20, encoder_layers=3, decoder_layers=2, e
 _T5 = dict(vocab_size=VOCAB, d_model=20, d_kv=6, d_ff=28, num_layers=3, num_decoder_layers=2, num_heads=3,
            relative_attention_num_buckets=8, relative_attention_max_distance=21, dropout_rate=0.0,
            decoder_start_token_id=0)
+_MODERNBERT = dict(
+    vocab_size=VOCAB, hidden_size=20, num_hidden_layers=5, num_attention_heads=5, intermediate_size=28,
+    max_position_embeddings=40, local_attention=5, embedding_dropout=0.0, pad_token_id=0, bos_token_id=1,
+    eos_token_id=2, cls_token_id=1, sep_token_id=2)
 # Class and config; and the tokens that pad and that end a text.
 KINDS = {
     "bert": ("BertForMaskedLM", "BertConfig", dict(**_ENCODER, max_position_embeddings=40), 0, None),
@@ -25,6 +29,11 @@ KINDS = {
                      dict(**_ENCODER, max_position_embeddings=42, type_vocab_size=1, hidden_act="relu"), 1, None),
     "roberta": ("RobertaForMaskedLM", "RobertaConfig",
                 dict(**_ENCODER, max_position_embeddings=42, type_vocab_size=1), 1, None),
+    "modernbert": ("ModernBertForMaskedLM", "ModernBertConfig", _MODERNBERT, 0, None),
+    "modernbert-biases": ("ModernBertForMaskedLM", "ModernBertConfig",
+                          dict(**_MODERNBERT, norm_bias=True, attention_bias=True, mlp_bias=True, classifier_bias=True,
+                               hidden_activation="silu", classifier_activation="relu", global_attn_every_n_layers=2),
+                          0, None),
     "bart": ("BartForConditionalGeneration", "BartConfig", _PAIR, 1, 2),
     "bart-scaled": ("BartForConditionalGeneration", "BartConfig", dict(**_PAIR, scale_embedding=True), 1, 2),
     "mbart": ("MBartForConditionalGeneration", "MBartConfig",
@@ -37,6 +46,8 @@ KINDS = {
     "t5": ("T5ForConditionalGeneration", "T5Config", _T5, 0, 1),
     "t5-1.1": ("T5ForConditionalGeneration", "T5Config",
                dict(**_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False), 0, 1),
+    "mt5": ("MT5ForConditionalGeneration", "MT5Config", _T5, 0, 1),
+    "m2m100": ("M2M100ForConditionalGeneration", "M2M100Config", _PAIR, 1, 2),
 }
 
 
@@ -49,7 +60,7 @@ def make(kind, seed=0, std=0.2, turned=False):
     name, config, settings, _, end = KINDS[kind]
     torch.manual_seed(seed)
     model = getattr(transformers, name)(getattr(transformers, config)(**settings, attn_implementation="eager"))
-    if kind == "t5-1.1":  # transformers 5 makes it tied, whatever the config says
+    if kind in ("t5-1.1", "mt5"):  # transformers 5 makes it tied, whatever the config says
         model.lm_head.weight = torch.nn.Parameter(torch.empty(VOCAB, 20))
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -69,6 +80,6 @@ def make(kind, seed=0, std=0.2, turned=False):
     if end is not None:
         generation = model.generation_config
         generation.eos_token_id, generation.pad_token_id, generation.forced_eos_token_id = end, KINDS[kind][3], None
-        generation.forced_bos_token_id = {"bart": 0, "mbart": 5}.get(kind)
+        generation.forced_bos_token_id = {"bart": 0, "mbart": 5, "m2m100": 7}.get(kind)
         generation.bad_words_ids = [[60]] if kind == "marian" else None
     return model.eval()

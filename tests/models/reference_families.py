@@ -39,6 +39,10 @@ def _embed(model, tokens, types, positions, own=None):
     if c.positions == "sinusoidal_halves":
         waves = sinusoids(positions, c.model_dim)
         x = x + np.concatenate([waves[:, 0::2], waves[:, 1::2]], axis=1)
+    if c.positions == "sinusoidal_fairseq":
+        half = c.model_dim // 2
+        angles = (positions + c.position_offset)[:, None] * 10_000.0 ** (-np.arange(half) / (half - 1))
+        x = x + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     if c.num_token_types:
         x = x + array(e.token_type)[types]
     x = _norm(own.norm, None, x, c) if c.use_embedding_norm else x
@@ -87,7 +91,7 @@ def _attend(module, layer, x, memory, c, allowed, positions, bias=0.0):
 
 def _feed_forward(mlp, layer, x, c):
     up = linear(mlp.up, layer, x)
-    gates = {"swiglu": "silu", "geglu": "gelu_tanh"}
+    gates = {"swiglu": "silu", "geglu": "gelu_tanh", "geglu_erf": "gelu"}
     activations = ACTIVATIONS | {"silu": lambda x: x / (1 + np.exp(-x))}
     if c.activation in gates:
         return linear(mlp.down, layer, activations[gates[c.activation]](linear(mlp.gate, layer, x)) * up)
@@ -99,9 +103,8 @@ def _stack(c, stack, x, *, causal, memory=None, positions=None):
     memory."""
     positions = np.arange(len(x)) if positions is None else positions
     distance = np.arange(len(x))[:, None] - np.arange(len(x))
-    allowed = distance >= 0 if causal else np.full(distance.shape, True)
-    if c.sliding_window is not None:
-        allowed &= np.abs(distance) < c.sliding_window
+    everywhere = distance >= 0 if causal else np.full(distance.shape, True)
+    kinds = c.of_places()
     blocks, maps, cross_maps, bias = stack.blocks, [], [], 0.0
     if c.positions == "relative":
         table = array(stack.relative.table)
@@ -110,12 +113,15 @@ def _stack(c, stack, x, *, causal, memory=None, positions=None):
 
     def sub_layer(x, norm_module, layer, function):
         if c.norm_position == "pre":
-            return x + function(_norm(norm_module, layer, x, c))
+            skips = norm_module is blocks.attention_norm and layer == 0 and not c.use_first_norm
+            return x + function(x if skips else _norm(norm_module, layer, x, c))
         return _norm(norm_module, layer, x + function(x), c)
 
     for layer in [0] * stack.num_layers if c.shared_layers else range(stack.num_layers):
         def self_attention(h, layer=layer):
-            out, attention = _attend(blocks.attention, layer, h, h, c, allowed, positions, bias)
+            kind = kinds[layer % len(kinds)]
+            allowed = everywhere & (np.abs(distance) < (kind.sliding_window or len(h)))
+            out, attention = _attend(blocks.attention, layer, h, h, kind, allowed, positions, bias)
             maps.append(attention)
             return out
 

@@ -13,7 +13,7 @@ from flax import nnx
 from reference_families import random_model
 
 import transformer_jax as tj
-from transformer_jax.config import LossConfig
+from transformer_jax.config import LayerKind, LossConfig
 from transformer_jax.models import functional
 from transformer_jax.nn import stack
 from transformer_jax.ops.attention import attention_weights
@@ -30,6 +30,10 @@ VARIANTS = {
     "alibi": dict(positions="alibi", num_heads=3, head_dim=4),
     "sinusoidal": dict(positions="sinusoidal", scale_embeddings=True, activation="relu", use_qk_norm=True),
     "relative": dict(positions="relative", relative_buckets=8, relative_max_distance=6, activation="silu"),
+    "modernbert": dict(
+        norm_position="pre", use_first_norm=False, use_bias=False, activation="geglu_erf", positions="rope",
+        rope_base=500.0, num_token_types=0, num_layers=4,
+        layer_pattern=(LayerKind(), LayerKind(3, rope_base=20.0), LayerKind(2, rope_base=20.0))),
     "sliding window": dict(sliding_window=3, tie_embeddings=False, norm_position="pre"),
 }
 LENGTHS = (9, 4)

@@ -40,6 +40,7 @@ VARIANTS = {
     "learned, pre-norm": dict(positions="learned", num_kv_heads=2, **PRE),
     "bart": dict(positions="learned", position_offset=2, use_embedding_norm=True, use_output_bias=True),
     "marian": dict(positions="sinusoidal_halves", activation="silu", use_output_bias=True),
+    "m2m100": dict(positions="sinusoidal_fairseq", position_offset=2, **PRE),
     "t5": dict(positions="relative", relative_buckets=8, relative_max_distance=6, attention_scale=1.0, head_dim=3,
                norm="rmsnorm", use_bias=False, activation="geglu", scale_embeddings=False, scale_logits=True, **PRE),
 }

@@ -131,6 +131,16 @@ def test_relative_buckets_of_t5():
     assert causal.tolist() == [0, 0, 15, 16, 31, 31, 31]
 
 
+def test_sinusoids_of_fairseq_reach_the_lowest_frequency():
+    """As fairseq's code: the frequencies are a geometric series from 1 to 1 / 10000, both
+    included."""
+    angles = np.arange(9)[:, None] * np.geomspace(1.0, 1e-4, 5)
+    made = sinusoidal(jnp.arange(9), 10, halves=True, closed=True)
+    np.testing.assert_allclose(made, np.concatenate([np.sin(angles), np.cos(angles)], axis=1), atol=1e-6)
+    with pytest.raises(ValueError, match="dim=2 has one frequency"):
+        sinusoidal(jnp.arange(3), 2, closed=True)
+
+
 def test_sinusoids_in_halves_are_those_in_pairs():
     pairs, halves = (np.asarray(sinusoidal(jnp.arange(7), 10, halves=halves)) for halves in (False, True))
     np.testing.assert_array_equal(halves, np.concatenate([pairs[:, 0::2], pairs[:, 1::2]], axis=1))

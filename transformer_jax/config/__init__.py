@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from transformer_jax.config.classifier import ClassifierConfig
     from transformer_jax.config.contrastive import ContrastiveConfig
     from transformer_jax.config.data import CorpusConfig, DataConfig, TokenizerConfig
+    from transformer_jax.config.electra import ElectraConfig
     from transformer_jax.config.experiment import ExperimentConfig
     from transformer_jax.config.experts import ExpertConfig
     from transformer_jax.config.families import ModelSettings, register_model_family
@@ -34,8 +35,8 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "CheckpointConfig", "ClassifierConfig", "ContrastiveConfig", "CorpusConfig", "DataConfig", "EvalConfig",
-    "ExperimentConfig", "ExpertConfig", "LatentConfig", "LayerKind", "Limits", "LoraConfig", "LossConfig",
+    "CheckpointConfig", "ClassifierConfig", "ContrastiveConfig", "CorpusConfig", "DataConfig", "ElectraConfig",
+    "EvalConfig", "ExperimentConfig", "ExpertConfig", "LatentConfig", "LayerKind", "Limits", "LoraConfig", "LossConfig",
     "MeshConfig", "MetricsConfig", "ModelConfig", "ModelSettings", "MupConfig", "OptimConfig", "PreferenceConfig",
     "RecurrentConfig", "ReinforcementConfig", "RopeLayout", "RopeScaling", "SampleConfig", "SparseAutoencoderConfig",
     "TokenizerConfig", "WordVectorConfig", "register_model_family",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from transformer_jax.config.classifier import CLASSIFIERS
 
 CHOICES = {
-    "family": ("decoder", "encoder", "encoder_decoder", "reward", *CLASSIFIERS),
-    "positions": ("sinusoidal", "sinusoidal_halves", "learned", "rope", "alibi", "relative", "none"),
+    "family": ("decoder", "encoder", "encoder_decoder", "reward", "electra", *CLASSIFIERS),
+    "positions": ("sinusoidal", "sinusoidal_halves", "sinusoidal_fairseq", "learned", "rope", "alibi", "relative",
+                  "none"),
     "norm": ("layernorm", "layernorm_without_weights", "rmsnorm", "rmsnorm_one_plus"),
     "norm_position": ("pre", "post", "both", "output"),
     "qk_norm_width": ("head", "all"),
     "residual": ("sequential", "parallel", "parallel_shared"),
-    "activation": ("relu", "relu_squared", "silu", "gelu", "gelu_tanh", "swiglu", "geglu", "swiglu_plus_one"),
+    "activation": ("relu", "relu_squared", "silu", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_erf",
+                   "swiglu_plus_one"),
     "head_activation": ("relu", "silu", "gelu", "gelu_tanh"),
     "dtype": ("float32", "bfloat16", "float16"),
     "param_dtype": ("float32", "bfloat16", "float16"),
@@ -20,7 +22,10 @@ CHOICES = {
     "remat": ("none", "dots", "full", "offload"),
 }
 # The activations that have a gate.
-GATED = ("swiglu", "geglu", "swiglu_plus_one")
+GATED = ("swiglu", "geglu", "geglu_erf", "swiglu_plus_one")
+
+# The families whose models are encoders, without a decoder.
+ENCODERS = ("encoder", "encoder_classifier", "encoder_token_classifier", "electra")
 
 # Names that a program has registered, such as the names of its own attention kernels.
 _REGISTERED_CHOICES: dict[str, list[str]] = {}

@@ -25,12 +25,15 @@ class ClassifierConfig:
       activation: The activation of a hidden layer between the pooled state and the logits: ``tanh``
         (as in BERT), ``gelu``, ``gelu_tanh``, ``relu``, ``silu``, or ``none`` for no such layer.
         ``None`` means ``tanh`` for an encoder that classifies texts, and ``none`` otherwise.
+      use_norm: Whether a norm follows this activation. The hidden layer is then the one that an
+        encoder has before it predicts tokens, as in ModernBERT: it has biases only if the model has.
       dropout: The dropout rate before the logits. ``None`` means the dropout rate of the model.
     """
 
     labels: tuple[str, ...] = ()
     pooling: str | None = None
     activation: str | None = None
+    use_norm: bool = False
     dropout: float | None = None
 
     def __post_init__(self):
@@ -66,4 +69,6 @@ class ClassifierConfig:
                 f"classifier.pooling={self.pooling!r} is for classifiers of texts, not {family!r}")
         pooling = None if of_tokens else self.pooling or ("first" if is_encoder else "last")
         activation = self.activation or ("tanh" if is_encoder and not of_tokens else "none")
+        require(not self.use_norm or activation != "none",
+                "classifier.use_norm=True needs a hidden layer; set classifier.activation, for example to gelu")
         return dataclasses.replace(self, pooling=pooling, activation=activation)

@@ -22,6 +22,7 @@ class Family(NamedTuple):
 
 _TRANSFORMER = "transformer_jax.config.model:ModelConfig"
 _RECURRENT = "transformer_jax.config.recurrent:RecurrentConfig"
+_ELECTRA = "transformer_jax.config.electra:ElectraConfig"
 _FAMILIES: dict[str, Family] = {
     "decoder": Family(_TRANSFORMER, "transformer_jax.models.decoder:Decoder", "decoder"),
     "encoder": Family(_TRANSFORMER, "transformer_jax.models.encoder:Encoder", "encoder"),
@@ -30,6 +31,7 @@ _FAMILIES: dict[str, Family] = {
     "reward": Family(_TRANSFORMER, "transformer_jax.models.heads:RewardModel", "reward"),
     **{f"{trunk}_{role}": Family(_TRANSFORMER, "transformer_jax.models.classifier:Classifier", role)
        for trunk in ("encoder", "decoder") for role in ("classifier", "token_classifier")},
+    "electra": Family(_ELECTRA, "transformer_jax.models.electra:Electra", "electra"),
     "recurrent": Family(_RECURRENT, "transformer_jax.baselines.recurrent:RecurrentModel", "decoder"),
     "recurrent_pairs": Family(_RECURRENT, "transformer_jax.baselines.recurrent_pairs:RecurrentPairs",
                               "encoder_decoder"),

@@ -18,8 +18,7 @@ from transformer_jax.config.ranges import check_fields
 from transformer_jax.config.rope_scaling import RopeLayout, RopeScaling
 from transformer_jax.settings import check_choice, check_field_names, require
 
-# Sizes that a caller may leave at None. The config then derives them, so that they are never None
-# afterwards.
+# Sizes that a caller may leave at None: the config then derives them, so that they are never None.
 if TYPE_CHECKING:
     _Derived = int
 else:
@@ -59,11 +58,12 @@ class ModelConfig(ModelSettings):
         ``rope`` rotates queries and keys (Su et al., 2021). ``alibi`` adds a linear bias to the
         scores (Press et al., 2021). ``relative`` adds a bias that is learned for each head and
         bucket of distances (T5, Raffel et al., 2020). ``sinusoidal_halves`` places all sines before
-        all cosines, as Marian and Pegasus do. ``none`` adds nothing. An encoder-decoder has its own
-        learned positions and its own embedding norm on each side.
-        ``transformer_jax.nn.register_positions`` adds further names.
+        all cosines, as Marian and Pegasus do; ``sinusoidal_fairseq`` does too, with the frequencies
+        of M2M100. ``none`` adds nothing. An encoder-decoder has its own learned positions and its
+        own embedding norm on each side. ``transformer_jax.nn.register_positions`` adds further
+        names.
       position_offset: Rows of the table of learned positions before position 0 (2 in RoBERTa and
-        BART).
+        BART), or the first position of ``sinusoidal_fairseq``.
       relative_buckets: Number of buckets of ``relative`` positions. Half of the buckets hold one
         distance each; each of the others holds a range of distances, which grows.
       relative_max_distance: All distances from this one on share a bucket.
@@ -80,9 +80,8 @@ class ModelConfig(ModelSettings):
       activation: The activation of the feed-forward layer. ``gelu`` is the exact (erf) version of
         GPT and BERT, ``gelu_tanh`` the approximation in the code of GPT-2, ``relu_squared`` the
         square of ``relu`` (So et al., 2021). ``swiglu`` and ``geglu`` (Shazeer, 2020) multiply the
-        up projection by a gate, to which SiLU or ``gelu_tanh`` is applied. ``swiglu_plus_one``
-        (gpt-oss) multiplies the up projection plus 1 by a gate g that becomes
-        g * sigmoid(1.702 g).
+        up projection by a gate after SiLU or ``gelu_tanh``, ``geglu_erf`` (ModernBERT) after
+        ``gelu``. ``swiglu_plus_one`` (gpt-oss) adds 1 to it; its gate is g * sigmoid(1.702 g).
       head_activation: The activation in the head of an encoder. BERT uses the same as in its
         layers; RoBERTa always uses ``gelu``.
       use_bias: Whether linear layers and LayerNorm have biases.
@@ -91,6 +90,7 @@ class ModelConfig(ModelSettings):
       use_mlp_bias: Whether the feed-forward layer has biases. ``None``: ``use_bias``.
       use_norm_bias: Whether LayerNorm has biases. ``None``: ``use_bias``.
       use_embedding_norm: Whether a norm follows the embeddings, as in BERT.
+      use_first_norm: Whether a norm precedes the first attention. In ModernBERT there is none.
       use_qk_norm: Whether RMSNorm is applied to queries and keys before the rotation (Dehghani et
         al., 2023).
       qk_norm_width: What this norm covers: each ``head`` alone, or ``all`` heads (OLMo 2).
@@ -172,6 +172,7 @@ class ModelConfig(ModelSettings):
     use_mlp_bias: bool | None = None
     use_norm_bias: bool | None = None
     use_embedding_norm: bool = False
+    use_first_norm: bool = True
     use_qk_norm: bool = False
     qk_norm_width: str = "head"
     use_sinks: bool = False
@@ -292,8 +293,7 @@ class ModelConfig(ModelSettings):
         """
         check_field_names(type(self), changes)
         for field, value in self.derived().items():
-            # If num_heads does not divide model_dim, head_dim was given, even if it equals the
-            # rounded quotient.
+            # If num_heads does not divide model_dim, head_dim was given.
             derived = field != "head_dim" or self.model_dim % self.num_heads == 0
             if derived and getattr(self, field) == value:
                 changes.setdefault(field, None)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, cast
 
-from transformer_jax.config.choices import GATED
+from transformer_jax.config.choices import ENCODERS, GATED
 from transformer_jax.config.layers import LayerKind
 from transformer_jax.config.rope_scaling import RopeLayout, RopeScaling
 from transformer_jax.settings import require
@@ -34,20 +34,25 @@ def check_model(config: ModelConfig, *, is_built_in: bool) -> None:
         require(config.positions == "rope" or config.rope_scaling.kind == "none",
                 f"rope_scaling.kind={config.rope_scaling.kind!r} is for positions='rope', not {config.positions!r}")
         config.rope_scaling.check_width(config.rope_layout.dim or head_dim)
-        require(config.positions not in ("sinusoidal", "sinusoidal_halves") or config.model_dim % 2 == 0,
+        require(not config.positions.startswith("sinusoidal") or config.model_dim % 2 == 0,
                 f"positions={config.positions!r} needs an even model_dim, not {config.model_dim}")
-        require(config.positions == "learned" or config.position_offset == 0,
-                f"position_offset={config.position_offset} is for positions='learned', not {config.positions!r}")
+        require(config.positions != "sinusoidal_fairseq" or config.model_dim >= 4,
+                f"positions='sinusoidal_fairseq' needs a model_dim of at least 4, not {config.model_dim}")
+        require(config.positions in ("learned", "sinusoidal_fairseq") or config.position_offset == 0,
+                f"position_offset={config.position_offset} is for positions='learned' and 'sinusoidal_fairseq', not "
+                f"{config.positions!r}")
     _check_blocks(config)
     _check_pattern(config)
     require(config.relative_buckets % 4 == 0 and config.relative_max_distance > config.relative_buckets // 2,
             f"relative_buckets={config.relative_buckets} must be a multiple of 4, and relative_max_distance="
             f"{config.relative_max_distance} more than half of it")
+    require(config.family != "electra" or hasattr(config, "generator_width"),
+            "family='electra' needs an ElectraConfig, which describes the generator too")
     require(config.family == "decoder" or not config.use_value_head,
             f"use_value_head is for family='decoder', not {config.family!r}")
     require(config.family in ("decoder", "encoder_decoder") or not config.use_output_bias,
             f"use_output_bias is for decoders and encoder-decoders, not family={config.family!r}")
-    is_encoder = config.family.startswith("encoder") and config.family != "encoder_decoder"
+    is_encoder = config.family in ENCODERS
     require(is_encoder or config.embedding_dim == config.model_dim,
             f"embedding_dim={config.embedding_dim} must be model_dim={config.model_dim}: only encoders can have "
             f"embeddings of another width, not family={config.family!r}")
@@ -68,6 +73,11 @@ def _check_blocks(config: ModelConfig) -> None:
     require(config.norm_position in ("pre", "post") or config.family != "encoder_decoder",
             f"norm_position={config.norm_position!r} is for families without cross-attention; "
             "family='encoder_decoder' has 'pre' and 'post'")
+    require(config.use_first_norm or (config.norm_position, config.residual) == ("pre", "sequential"),
+            f"use_first_norm=False needs norm_position='pre' and residual='sequential', not norm_position="
+            f"{config.norm_position!r} and residual={config.residual!r}")
+    require(config.use_first_norm or config.family != "encoder_decoder",
+            "use_first_norm=False is for families with one stack of layers, not for family='encoder_decoder'")
     require(config.norm == "layernorm" or not config.use_norm_bias,
             f"use_norm_bias=True is for norm='layernorm'; norm={config.norm!r} has no biases")
     require(not config.use_sinks or (config.family in ("decoder", "reward") and config.latent is None),

@@ -105,6 +105,8 @@ RANGES: dict[str, tuple[str, dict[str, Range]]] = {
         "entropy_coefficient": _NOT_NEGATIVE, "discount": _FRACTION, "trace_decay": _FRACTION,
         "kl_coefficient": _NOT_NEGATIVE, "kl_target": _POSITIVE, "max_step_kl": _POSITIVE}),
 }
+RANGES["ElectraConfig"] = ("", RANGES["ModelConfig"][1] | {
+    "generator_width": _PART_OR_ALL, "discriminator_weight": _POSITIVE})
 
 
 def check_fields(config: Any) -> None:

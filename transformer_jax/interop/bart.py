@@ -1,8 +1,10 @@
-"""The encoder-decoder families BART, mBART, Marian and Pegasus, whose tensors have the same names.
+"""The encoder-decoder families BART, mBART, Marian, Pegasus and M2M100, whose tensors have the same
+names. The models of NLLB are of the family M2M100.
 
-BART and Marian apply a norm after each sub-layer, mBART and Pegasus before it. BART and mBART have
-learned positions (in the encoder and in the decoder, starting at row 2 of a table) and a norm after
-the embeddings. Marian and Pegasus have sinusoidal positions, with all sines before all cosines.
+BART and Marian apply a norm after each sub-layer, the others before it. BART and mBART have learned
+positions (in the encoder and in the decoder, starting at row 2 of a table) and a norm after the
+embeddings. The others have sinusoidal positions, with all sines before all cosines; those of M2M100
+start after the id of the padding token, and have other frequencies.
 """
 
 from __future__ import annotations
@@ -52,8 +54,9 @@ _WEIGHTS = (
     Weight("embeddings.output", "lm_head.weight"),
 )
 
-def _settings(vocab_size: int) -> tuple[Setting, ...]:
-    """Makes the settings of a family; ``vocab_size`` is its default if config.json leaves it
+def _settings(vocab_size: int, activation: str = "gelu", scales: bool = False,
+              attention_dropout: float = 0.0) -> tuple[Setting, ...]:
+    """Makes the settings of a family; the arguments are its defaults if config.json leaves them
     out."""
     return (
         Setting("vocab_size", "vocab_size", vocab_size),
@@ -63,17 +66,17 @@ def _settings(vocab_size: int) -> tuple[Setting, ...]:
         Setting("num_heads", "encoder_attention_heads", 16, also=("decoder_attention_heads",)),
         Setting("model_dim", "d_model", 1024),
         Setting("mlp_dim", "encoder_ffn_dim", 4096, also=("decoder_ffn_dim",)),
-        Setting("activation", "activation_function", "gelu", values=ACTIVATIONS),
-        Setting("scale_embeddings", "scale_embedding", False),
+        Setting("activation", "activation_function", activation, values=ACTIVATIONS),
+        Setting("scale_embeddings", "scale_embedding", scales),
         Setting("tie_embeddings", "tie_word_embeddings", True),
         Setting("dropout", "dropout", 0.1),
-        Setting("attention_dropout", "attention_dropout", 0.0),
+        Setting("attention_dropout", "attention_dropout", attention_dropout),
         Setting("init_std", "init_std", 0.02),
     )
 
 
 def _read(vocab_size: int, start: int | None, settings: Settings) -> dict[str, Any]:
-    """Reads the start of a target, and checks the settings that the encoder and decoder share.
+    """Reads the start of a target, and checks the settings that both sides share.
 
     Args:
       vocab_size: the vocabulary size if config.json leaves it out.
@@ -102,6 +105,21 @@ def _write(model_type: str, config: ModelConfig) -> dict[str, Any]:
     return padding | {"is_encoder_decoder": True} | write_targets(config)
 
 
+def _read_m2m100(settings: Settings) -> dict[str, Any]:
+    """Reads the id of the padding token too, after which the positions start."""
+    offset = 1 + typed(settings, "pad_token_id", int, 1)
+    if offset < 1:
+        raise ValueError(f"pad_token_id={offset - 1}: expected 0 or more, because positions start after it")
+    return _read(128_112, 2, settings) | {"position_offset": offset}
+
+
+def _write_m2m100(config: ModelConfig) -> dict[str, Any]:
+    """Writes the id of the padding token too."""
+    if config.position_offset < 1:
+        raise ValueError("position_offset=0 (expected 1 or more)")
+    return _write("m2m_100", config) | {"pad_token_id": config.position_offset - 1}
+
+
 _LEARNED = {"positions": "learned", "position_offset": 2, "use_embedding_norm": True}
 _SINUSOIDS = {"positions": "sinusoidal_halves"}
 _POSITIONS = r"model\.(encoder|decoder)\.embed_positions\.weight"
@@ -111,6 +129,14 @@ def _sinusoids(length: int, dim: int) -> np.ndarray:
     """Computes sinusoidal positions with all sines before all cosines, ``[length, dim]``."""
     angles = np.arange(length)[:, None] / 10_000.0 ** (2 * np.arange(dim // 2) / dim)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def _m2m100_sinusoids(length: int, dim: int) -> np.ndarray:
+    """Computes the sinusoidal positions of M2M100, ``[length, dim]``, whose row of padding is 0."""
+    angles = np.arange(length)[:, None] / 10_000.0 ** (np.arange(dim // 2) / max(dim // 2 - 1, 1))
+    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    table[1] = 0.0  # published models have this id for padding
+    return table
 
 
 def _requires(norm_position: str, positions: dict[str, Any]) -> dict[str, Any]:
@@ -136,3 +162,8 @@ BART, MBART, MARIAN, PEGASUS = (
         ("mbart", "MBartForConditionalGeneration", "pre", _LEARNED, 50_265, None),
         ("marian", "MarianMTModel", "post", _SINUSOIDS, 58_101, 58_100),
         ("pegasus", "PegasusForConditionalGeneration", "pre", _SINUSOIDS, 50_265, 0)))
+M2M100 = Family(
+    "m2m_100", "M2M100ForConditionalGeneration", _WEIGHTS, _settings(128_112, "relu", True, 0.1),
+    fixed={"family": "encoder_decoder", "norm_position": "pre", "positions": "sinusoidal_fairseq"},
+    read=_read_m2m100, write=_write_m2m100, constants={rf"{_POSITIONS}s?": _m2m100_sinusoids},
+    renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),))

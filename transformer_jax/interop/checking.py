@@ -81,7 +81,7 @@ def with_stored_ties(family: Family, config: ModelConfig, files: TensorFiles, di
     Returns:
       The config.
     """
-    if family.tied_as_stored and "scale_decoder_outputs" in settings:
+    if family.tied_as_stored(settings):
         return config.replace(tie_embeddings=is_tied(family, files))
     if not config.tie_embeddings or is_tied(family, files):
         return config
@@ -179,9 +179,10 @@ def _absent(family: Family, rows: Mapping[str, Weight], names: set[str], setting
     absent = {path for path in lacking if rows[path].default is not None}
     head = {path for path in rows if is_of_head(path)}
     architectures = settings.get("architectures")
-    if head <= lacking and (not isinstance(architectures, list) or family.body in architectures
-                            or family.other_head(settings) is not None):
-        absent |= head
+    is_body = not isinstance(architectures, list) or family.body in architectures
+    # A head for another task may have a part of ours, such as the hidden layer of ModernBERT's heads.
+    if family.other_head(settings) is not None or (is_body and head <= lacking):
+        absent |= head & lacking
     return absent
 
 

@@ -15,6 +15,8 @@ from transformer_jax.interop.mapping import Weight, linear
 from transformer_jax.interop.setting import ACTIVATIONS, Settings, checked, shown, translated, typed
 
 _MOST_LABELS = 1_000_000  # more names would fill the memory before they can be compared with the tensors
+# The names of the poolings in files, and in our config.
+POOLINGS = {"cls": "first", "mean": "mean"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +30,18 @@ class Head:
       dropout: the setting that holds the dropout rate before the logits, and its default; ``None``
         if the family has no such setting.
       labels: the labels, for a head that always has the same ones.
+      use_norm: whether a norm follows the activation.
+      activation_setting: the setting that names the activation if ``activation`` is ``None``.
+      pooling_setting: the setting that names the pooling, for a head that has several of them.
     """
 
     weights: Sequence[Weight]
     activation: str | None = "none"
     dropout: tuple[str, float | None] | None = ("classifier_dropout", None)
     labels: tuple[str, ...] = ()
+    use_norm: bool = False
+    activation_setting: str = "hidden_act"
+    pooling_setting: str | None = None
 
 
 def with_classifiers(family: Family, *, texts: Head | None = None, tokens: Head | None = None,
@@ -93,8 +101,12 @@ def _classifier(family: Family, head: Head, suffix: str, role: str) -> Family:
         rate = None if head.dropout is None else typed(settings, head.dropout[0], float | None, head.dropout[1])
         activation = head.activation
         if activation is None:
-            activation = translated(settings.get("hidden_act", "gelu"), ACTIVATIONS, "hidden_act")
-        own = ClassifierConfig(head.labels or _read_labels(settings), activation=activation, dropout=rate)
+            name = head.activation_setting
+            activation = translated(settings.get(name, "gelu"), ACTIVATIONS, name)
+        pooling = None
+        if head.pooling_setting is not None:
+            pooling = translated(settings.get(head.pooling_setting, "cls"), POOLINGS, head.pooling_setting)
+        own = ClassifierConfig(head.labels or _read_labels(settings), pooling, activation, head.use_norm, rate)
         return {**fields, "classifier": own, **fixed}
 
     def write(config: ModelConfig) -> Mapping[str, Any]:
@@ -102,6 +114,9 @@ def _classifier(family: Family, head: Head, suffix: str, role: str) -> Family:
         settings = dict(family.write(config))
         if head.dropout is not None:
             settings[head.dropout[0]] = config.classifier.dropout
+        if head.pooling_setting is not None:
+            settings[head.pooling_setting] = next(
+                (name for name, ours in POOLINGS.items() if ours == config.classifier.pooling), "cls")
         if head.labels:
             return settings
         return {**settings, "id2label": {str(number): label for number, label in enumerate(labels)},

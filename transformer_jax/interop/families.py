@@ -6,7 +6,7 @@ from typing import Any
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.config.classifier import CLASSIFIERS
-from transformer_jax.interop.bart import BART, MARIAN, MBART, PEGASUS
+from transformer_jax.interop.bart import BART, M2M100, MARIAN, MBART, PEGASUS
 from transformer_jax.interop.bert import BERT, CAMEMBERT, ROBERTA, XLM_ROBERTA
 from transformer_jax.interop.classifiers import decoder_classifiers
 from transformer_jax.interop.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
@@ -16,13 +16,14 @@ from transformer_jax.interop.gpt2 import GPT2
 from transformer_jax.interop.gpt_oss import GPT_OSS
 from transformer_jax.interop.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from transformer_jax.interop.mixture import MIXTRAL, OLMOE, QWEN3_MOE
+from transformer_jax.interop.modernbert import MODERNBERT
 from transformer_jax.interop.neox import GPT_NEOX, GPTJ, PHI
 from transformer_jax.interop.olmo import OLMO, OLMO2, OLMO3, STABLELM
 from transformer_jax.interop.opt import OPT
 from transformer_jax.interop.phi3 import PHI3, SMOLLM3
 from transformer_jax.interop.setting import shown
 from transformer_jax.interop.small_encoders import ALBERT, DISTILBERT, ELECTRA
-from transformer_jax.interop.t5 import T5
+from transformer_jax.interop.t5 import MT5, T5
 
 FAMILIES: dict[str, Family] = {}
 
@@ -96,8 +97,28 @@ def heads_for(family: Family, config: ModelConfig) -> tuple[Family, ...]:
     return tuple(head for head in family.classifiers if head.fixed["family"] == config.family)
 
 
+def form_for(family: Family, config: ModelConfig) -> tuple[Family, dict[str, Any]]:
+    """Returns the first form of a family that can express a config, and the settings for its
+    ``config.json``.
+
+    Args:
+      family: the family.
+      config: the config of a model.
+
+    Raises:
+      ValueError: if no form can express the config; the message is that of the first form.
+    """
+    errors = []
+    for form in heads_for(family, config) or (family,):
+        try:
+            return form, form.write_config(config)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
 for _family in (decoder_classifiers(GPT2, "classifier"), *map(decoder_classifiers, (LLAMA, MISTRAL, QWEN2, QWEN3)),
                 MIXTRAL, QWEN3_MOE, OLMOE, DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, GPT_NEOX, GPTJ, PHI, OPT, STABLELM, OLMO,
                 OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, PHI3, SMOLLM3, BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT,
-                ELECTRA, ALBERT, BART, MBART, MARIAN, PEGASUS, T5):
+                ELECTRA, ALBERT, MODERNBERT, BART, MBART, MARIAN, PEGASUS, T5, MT5, M2M100):
     register_family(_family)

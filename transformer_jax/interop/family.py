@@ -64,8 +64,8 @@ class Family:
         raises an error if a stored tensor has other values.
       renames: pairs of a regular expression and a replacement, which convert tensor names in older
         files, and in files of models without their head, to the names in the table.
-      tied_as_stored: if True and ``config.json`` contains ``scale_decoder_outputs``, the stored
-        tensors decide whether the unembedding is tied, as in transformers 5 for T5.
+      tied_as_stored: a function from the settings in ``config.json`` to whether the stored tensors
+        decide if the unembedding is tied, as in transformers 5 for T5.
       skipped_layers: the setting with the number of further layers that files may hold after those
         of the model, such as those that predict more tokens. The loader leaves them out.
       quantizations: the names of the formats of few bits (``quant_method``) that ``convert`` reads.
@@ -84,7 +84,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     constants: Mapping[str, Callable[[int, int], np.ndarray]] = dataclasses.field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
-    tied_as_stored: bool = False
+    tied_as_stored: Callable[[Settings], bool] = lambda settings: False
     skipped_layers: str | None = None
     quantizations: tuple[str, ...] = ()
     convert: Callable[[TensorFiles], TensorFiles] = lambda files: files

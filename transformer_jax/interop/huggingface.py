@@ -22,7 +22,7 @@ from transformer_jax.files import naming
 from transformer_jax.interop import tensors
 from transformer_jax.interop.checking import check_sizes, check_tensors, stored_dtype, with_stored_ties
 from transformer_jax.interop.classifiers import variant
-from transformer_jax.interop.families import family_for, get_family, heads_for
+from transformer_jax.interop.families import family_for, form_for, get_family
 from transformer_jax.interop.family import Family
 from transformer_jax.interop.mapping import Weight, describe, map_parameters, parameters
 from transformer_jax.interop.model_files import (
@@ -114,12 +114,14 @@ def to_huggingface(bundle: Bundle, directory: str | pathlib.Path, *, model_type:
     if not isinstance(bundle.config, ModelConfig):
         raise ValueError(f"a model of family {bundle.config.family!r} cannot be written in the Hugging Face format, "
                          "which is for Transformers only; use tj.save")
+    if bundle.config.family == "electra":
+        raise ValueError("this bundle holds two models, the generator and the discriminator of ELECTRA; write one of "
+                         "them: tj.Bundle(model.discriminator, tokenizer, model.discriminator.config)")
     directory = checked_path("directory", directory)
     if model_type is None:
         family, settings = family_for(bundle.config, first=earlier_model_type(bundle.files))
     else:
-        family = next(iter(heads_for(get_family(model_type), bundle.config)), get_family(model_type))
-        settings = family.write_config(bundle.config)
+        family, settings = form_for(get_family(model_type), bundle.config)
     directory.mkdir(parents=True, exist_ok=True)
     with naming(directory):
         tensors.write(directory, _their_tensors(family, bundle.model))

@@ -43,6 +43,8 @@ class Weight:
       default: the value of every entry if a file lacks the tensor; ``None`` if the file must have
         the tensor.
       layers: the layer in the file of each index on our axis of layers, if these differ.
+      first_layer: the first layer for which the file has a tensor. The model does not use our
+        parameter in the layers before it, where every entry gets the value ``default``.
     """
 
     ours: str
@@ -58,6 +60,7 @@ class Weight:
     requires: str | None = None
     default: float | None = None
     layers: tuple[int, ...] = ()
+    first_layer: int = 0
 
     def their_name(self, index: tuple[int, ...]) -> str:
         """Returns the name of a tensor in the file.
@@ -83,7 +86,8 @@ class Weight:
           The name for each index of the first ``tensor_axes`` axes; the index of a row without
           these axes is ``()``.
         """
-        return {index: self.their_name(index) for index in np.ndindex(*shape[:self.tensor_axes])}
+        return {index: self.their_name(index) for index in np.ndindex(*shape[:self.tensor_axes])
+                if not index or index[0] >= self.first_layer}
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Computes the shape of each tensor in the file.

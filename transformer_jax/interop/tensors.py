@@ -142,6 +142,9 @@ class TensorFiles:
         parts = list(weight.places(shape[-1], *inside[-1]))
         for place in np.ndindex(*(stop - start for start, stop in own)):
             index_there = tuple(start + offset for (start, _), offset in zip(own, place, strict=True))
+            if weight.first_layer > 0 and index_there[0] < weight.first_layer:
+                result[place] = weight.default
+                continue
             # Each tensor is mapped only while it is read, because the pages that were read from a
             # mapped file count as used memory.
             values = self.tensors[weight.their_name(index_there)].values()

@@ -16,7 +16,7 @@ from transformer_jax.models.decoder import Decoder
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.inputs import check_config
 from transformer_jax.models.output import Output
-from transformer_jax.nn.layers import Linear, dropout
+from transformer_jax.nn.layers import Linear, Norm, dropout
 from transformer_jax.nn.mlp import ACTIVATIONS
 from transformer_jax.nn.printing import Printed
 from transformer_jax.nn.sites import Intervene
@@ -26,7 +26,8 @@ _ACTIVATIONS = ACTIVATIONS | {"tanh": jnp.tanh}
 
 
 class ClassificationHead(nnx.Module):
-    """The logits of labels: an optional hidden layer with an activation, and a linear map.
+    """The logits of labels: an optional hidden layer with an activation and perhaps a norm, and a
+    linear map.
 
     The linear map has no bias if it classifies texts on a decoder, as in transformers.
     """
@@ -37,7 +38,8 @@ class ClassificationHead(nnx.Module):
         self.activation = head.activation
         self.rate = config.dropout if head.dropout is None else head.dropout
         self.hidden = None if head.activation == "none" else Linear(D, D, ("embed", None), config, key=hidden_key,
-                                                                    has_bias=True)
+                                                                    has_bias=None if head.use_norm else True)
+        self.norm = Norm(D, config) if head.use_norm else None
         self.output = Linear(D, len(head.labels), ("embed", None), config, key=output_key,
                              has_bias=config.family != "decoder_classifier")
 
@@ -46,6 +48,8 @@ class ClassificationHead(nnx.Module):
         ``[..., labels]``. A key switches dropout on."""
         if self.hidden is not None:
             hidden = _ACTIVATIONS[cast(str, self.activation)](self.hidden(hidden))
+        if self.norm is not None:
+            hidden = self.norm(hidden)
         return self.output(dropout(hidden, self.rate, key)).astype(jnp.float32)
 
 

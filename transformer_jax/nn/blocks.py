@@ -147,7 +147,7 @@ class Block(nnx.Module):
         rate, sites = self.config.dropout, Sites(intervene, layer)
 
         x_BTD = sites("residual", x_BTD)
-        read_BTD = cast(Norm, self.attention_norm)(x_BTD) if pre else x_BTD
+        read_BTD = self.read_by_attention(x_BTD, layer)
         trace, cache = self_attention(self.attention, x_BTD, read_BTD, context, sites, cache=cache, key=keys[0],
                                       output_norm=self.attention_output_norm)
         if self.config.residual != "sequential":
@@ -171,6 +171,22 @@ class Block(nnx.Module):
         trace = with_feed_forward(trace, self.mlp, read_BTD, sites, self.mlp_output_norm)
         x_BTD = x_BTD + dropout(cast(jax.Array, trace.mlp_output), rate, keys[4])
         return cast(Norm, self.mlp_norm)(x_BTD) if post else x_BTD, trace, cache
+
+    def read_by_attention(self, x_BTD: Float[Array, "*tokens D"],
+                          layer: jax.Array | int) -> Float[Array, "*tokens D"]:
+        """Computes what attention reads: the normalized stream, or in post-norm models the stream.
+
+        Args:
+          x_BTD: The residual stream that enters the layer.
+          layer: The index of the layer, which may be traced.
+
+        Returns:
+          The input of attention.
+        """
+        if self.attention_norm is None or self.config.norm_position == "post":
+            return x_BTD
+        read_BTD = self.attention_norm(x_BTD)
+        return read_BTD if self.config.use_first_norm else jnp.where(layer == 0, x_BTD, read_BTD)
 
     def for_single_tokens(self) -> Self:
         """Rearranges the weights so that decoding token by token reads them fastest.

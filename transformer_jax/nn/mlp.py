@@ -16,7 +16,7 @@ from transformer_jax.nn.sites import Sites
 from transformer_jax.ops.linear import gelu, relu_squared
 
 ACTIVATIONS = {"relu": jax.nn.relu, "relu_squared": relu_squared, "silu": jax.nn.silu, "gelu": gelu,
-               "gelu_tanh": jax.nn.gelu, "swiglu": jax.nn.silu, "geglu": jax.nn.gelu,
+               "gelu_tanh": jax.nn.gelu, "swiglu": jax.nn.silu, "geglu": jax.nn.gelu, "geglu_erf": gelu,
                "swiglu_plus_one": lambda x: x * jax.nn.sigmoid(1.702 * x)}
 
 

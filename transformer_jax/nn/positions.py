@@ -192,21 +192,14 @@ class Learned(PositionEncoding):
 
 
 class Sinusoidal(PositionEncoding):
-    """The sinusoidal embeddings of Vaswani et al. (2017)."""
+    """The sinusoidal embeddings of Vaswani et al. (2017), or a variant of ``ops.sinusoidal``."""
 
-    name = "sinusoidal"
-    halves = False
+    def __init__(self, name: str, **variant: bool):
+        self.name, self.variant = name, variant
 
     def embed(self, config: ModelConfig, weights: Any, positions_BT: Int[Array, "#B T"]) -> jax.Array:
         del weights
-        return sinusoidal(positions_BT, config.model_dim, halves=self.halves)
-
-
-class SinusoidalHalves(Sinusoidal):
-    """Sinusoidal embeddings with all sines before all cosines, as in Marian and Pegasus."""
-
-    name = "sinusoidal_halves"
-    halves = True
+        return sinusoidal(positions_BT + config.position_offset, config.model_dim, **self.variant)
 
 
 class Rotary(PositionEncoding):
@@ -264,8 +257,9 @@ class NoPositions(PositionEncoding):
     name = "none"
 
 
-BUILT_IN: dict[str, PositionEncoding] = {kind.name: kind() for kind in (
-    Learned, Sinusoidal, SinusoidalHalves, Rotary, Alibi, Relative, NoPositions)}
+BUILT_IN: dict[str, PositionEncoding] = {encoding.name: encoding for encoding in (
+    Learned(), Sinusoidal("sinusoidal"), Sinusoidal("sinusoidal_halves", halves=True),
+    Sinusoidal("sinusoidal_fairseq", halves=True, closed=True), Rotary(), Alibi(), Relative(), NoPositions())}
 ENCODINGS: dict[str, PositionEncoding] = {}
 
 

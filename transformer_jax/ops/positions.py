@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def sinusoidal(positions: Int[Array, "*tokens"], dim: int, *, halves: bool = False) -> Float[Array, "*tokens D"]:
+def sinusoidal(positions: Int[Array, "*tokens"], dim: int, *, halves: bool = False,
+               closed: bool = False) -> Float[Array, "*tokens D"]:
     """Computes sinusoidal position embeddings.
 
     PE(pos, 2i) = sin(pos / 10000^(2i/dim)) and PE(pos, 2i+1) = cos(pos / 10000^(2i/dim)).
@@ -24,16 +25,22 @@ def sinusoidal(positions: Int[Array, "*tokens"], dim: int, *, halves: bool = Fal
       dim: The number of channels, which must be even.
       halves: If true, all sines come before all cosines, as in Marian. Otherwise sines and cosines
         alternate.
+      closed: If true, the lowest frequency is exactly 1 / 10000, as in fairseq: 2i / (dim - 2)
+        takes the place of 2i / dim.
 
     Returns:
       float32 ``[..., dim]``.
 
     Raises:
-      ValueError: ``dim`` is odd.
+      ValueError: ``dim`` is odd, or less than 4 with ``closed``.
     """
     if dim % 2:
         raise ValueError(f"sinusoidal positions come in pairs of sine and cosine: dim={dim} must be even")
-    angles = positions[..., None] * jnp.exp(jnp.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
+    if closed and dim < 4:
+        raise ValueError(f"dim={dim} has one frequency, which cannot be both the highest and the lowest: expected at "
+                         "least 4")
+    period = dim - 2 if closed else dim
+    angles = positions[..., None] * jnp.exp(jnp.arange(0, dim, 2) * (-math.log(10_000.0) / period))
     waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-2 if halves else -1)
     return waves.reshape(*positions.shape, dim)
 

@@ -138,10 +138,8 @@ class MaskedLanguageModel(Task):
             raise ValueError("the model has no config of its training, so its training text is unknown; measure the "
                              "workdir of a training run")
         tokenizer, max_len = tokenizer_of(bundle), bundle.config.max_len
-        lines, held_out = (list(texts_of(part)) for part in self.read())
-        if data is not None:
-            is_path = isinstance(data, (str, pathlib.Path))
-            held_out = text_lines(read_documents(data, key=self.config.data.text_key) if is_path else check_texts(data))
+        lines = list(texts_of(self.read()[0]))
+        held_out = self._measured_lines(data)
         train, validation = (LineRows.build(part, tokenizer, max_len) for part in (lines, held_out))
         masking = self._masking(tokenizer)
         guesses = {"unigram": unigram_guesses(train, tokenizer), "bigram": bigram_guesses(train, tokenizer)}
@@ -182,6 +180,13 @@ class MaskedLanguageModel(Task):
     def next_command(self, workdir: str) -> str:
         """Returns the command that fills in masks with the trained model."""
         return f'transformer-jax fill-mask --workdir={workdir} --text="... <mask> ..."'
+
+    def _measured_lines(self, data: str | Iterable[str] | None) -> list[str]:
+        """Returns the lines of a path or of documents, or without them the held-out lines."""
+        if data is None:
+            return list(texts_of(self.read()[1]))
+        is_path = isinstance(data, (str, pathlib.Path))
+        return text_lines(read_documents(data, key=self.config.data.text_key) if is_path else check_texts(data))
 
     def _masking(self, tokenizer: Tokenizer) -> Masking:
         return Masking.of(tokenizer, self.config.data.mask_probability, self.config.data.mask_whole_words)

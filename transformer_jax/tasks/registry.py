@@ -15,6 +15,7 @@ from transformer_jax.training.bundle import Bundle
 _TASKS: dict[str, type[Task] | str] = {
     "language_model": "language_model:LanguageModel",
     "masked_language_model": "masked_language_model:MaskedLanguageModel",
+    "replaced_tokens": "replaced_tokens:ReplacedTokenDetection",
     "bidirectional_language_model": "bidirectional_language_model:BidirectionalLanguageModel",
     "translation": "translation:Translation",
     "classify": "classification:TextClassification",
@@ -30,8 +31,8 @@ _TASKS: dict[str, type[Task] | str] = {
 _DEFAULT_TASK_OF_FAMILY = {"decoder": "language_model", "encoder": "masked_language_model",
                            "encoder_decoder": "translation", "reward": "reward",
                            "classifier": "classify", "token_classifier": "classify_tokens",
-                           "elmo": "bidirectional_language_model", "word_vectors": "word_vectors",
-                           "sparse_autoencoder": "sparse_autoencoder"}
+                           "electra": "replaced_tokens", "elmo": "bidirectional_language_model",
+                           "word_vectors": "word_vectors", "sparse_autoencoder": "sparse_autoencoder"}
 
 
 def register(task: type[Task], *, replace: bool = False) -> type[Task]:

@@ -109,7 +109,7 @@ class EdgeStack(nnx.Module):
         def normed(read: jax.Array, norm: Norm | None) -> jax.Array:
             return norm(read) if pre and norm is not None else read
 
-        read = normed(stream.read(weights_RU[:N + 2 * K], B), block.attention_norm)
+        read = block.read_by_attention(stream.read(weights_RU[:N + 2 * K], B), index)
         q, k, v = (_own_heads(lambda x, which=which: attention.project(x, context)[which], x_RBTD)
                    for which, x_RBTD in enumerate(jnp.split(read, (N, N + K))))
         stream = _attended(stream, attention, attention.attend(q, k, v, context.mask, context.bias, None), place)
