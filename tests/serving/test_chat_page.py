@@ -147,3 +147,25 @@ def test_text_of_a_model_is_never_run_as_html(page):
     write(page, "<img src=x onerror='window.harmed = 1'>", max_tokens=3)
     finish(page)
     assert page.run("window.harmed === undefined && document.querySelectorAll('main img').length === 0")
+
+
+def test_the_passages_that_a_reply_used_are_shown(browser, tmp_path):
+    pytest.importorskip("bm25s", reason='needs pip install "transformer_jax[documents]"')
+    (tmp_path / "fox.txt").write_text("the <b>quick</b> fox jumps\n\nthe lazy dog sleeps")
+    tokenizer = tj.Tokenizer.train(running.TEXT, kind="char", chat=True)
+    shape = running.SHAPE | dict(vocab_size=tokenizer.vocab_size, num_layers=1, max_len=128)
+    model = tj.Decoder(tj.ModelConfig(**shape), key=jax.random.key(0))
+    chat = running.ServedModel("chat", model, tokenizer, running.Engine(model, tokenizer=tokenizer, max_batch=1),
+                               documents=tj.tools.Passages.read(tmp_path, max_words=6))
+    with running.served({"chat": chat}) as address:
+        browser.open(address)
+        browser.run("localStorage.clear()")
+        browser.open(address)
+        write(browser, "the quick fox", max_tokens=3)
+        finish(browser)
+        shown = browser.run("document.querySelector('.passages').textContent")
+        assert shown.startswith("2 passages used") and "fox.txt, passage 1" in shown and "<b>quick</b>" in shown
+        browser.run("settings.documents = false, 0")
+        browser.click(".again")
+        browser.until("!running && current.turns[0].replies.chat.reason === 'length'")
+        assert browser.run("document.querySelector('.passages').hidden")

@@ -169,6 +169,8 @@ def test_a_grammar_masks_the_tokens_of_its_row_only(engine, model):
     class Alternating:
         """Allows token 7, then 9, then 7 and so on, five times."""
 
+        definition = "7 9 7 9 7"
+
         def __init__(self):
             self.tokens, self.is_complete = itertools.cycle([7, 9]), False
             self.next, self.left = next(self.tokens), 5

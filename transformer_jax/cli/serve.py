@@ -3,22 +3,29 @@
 python -m experiments.serve --workdir=DIR [--port=8000 --max_batch=32 --max_context=1024]
 python -m experiments.serve --model=openai-community/gpt2 --host=0.0.0.0 --api_key=SECRET
 python -m experiments.serve --workdir=runs/base --workdir=runs/sft --workdir=runs/ppo
+python -m experiments.serve --workdir=runs/sft --documents=FOLDER [--encoder=runs/book
+--num_passages=3] python -m experiments.serve --workdir=DIR --allow_inspection
+[--steering_vectors=vectors.npz]
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
+import zipfile
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from transformer_jax.cli import loading
 from transformer_jax.cli.flags import run
 from transformer_jax.decoding.logits import Sampling
+from transformer_jax.runs.bases import load_base
 from transformer_jax.serving.engine import Engine
 from transformer_jax.serving.replies import TextRequest
 from transformer_jax.tasks.inputs import tokenizer_of
+from transformer_jax.tools.passages import Passages
 
 _WORKDIR = flags.DEFINE_multi_string("workdir", [], "The directory of a run; may be repeated, to serve several models.")
 _MODEL = flags.DEFINE_multi_string("model", [], "A directory or an id of Hugging Face; may be repeated.")
@@ -33,6 +40,16 @@ _MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "The largest number of 
                                     "default that of the model.", lower_bound=2)
 _QUEUE_LIMIT = flags.DEFINE_integer("queue_limit", 256, "The largest number of texts that wait for the others.",
                                     lower_bound=1)
+_DOCUMENTS = flags.DEFINE_string("documents", None, "A folder of texts: passages that fit a question are put before it "
+                                 "in the prompt of a chat, and the response lists them.")
+_ENCODER = flags.DEFINE_string("encoder", None, "With --documents: searches by the embeddings of this model instead of "
+                               "by words.")
+_NUM_PASSAGES = flags.DEFINE_integer("num_passages", 3, "With --documents: the largest number of passages.",
+                                     lower_bound=1)
+_ALLOW_INSPECTION = flags.DEFINE_boolean("allow_inspection", False, "Requests may read attention, logit lens and "
+                                         "residual streams of their texts, add steering vectors, and ablate heads.")
+_STEERING_VECTORS = flags.DEFINE_string("steering_vectors", None, "With --allow_inspection: a file .npz with vectors "
+                                        "as wide as the model, which requests name.")
 
 
 def _main() -> None:
@@ -59,6 +76,7 @@ def _models() -> dict[str, Any]:
 
     if not _WORKDIR.value and not _MODEL.value:
         loading.check(None, None)
+    documents, vectors = _documents(), _vectors()
     sources = [(workdir, None) for workdir in _WORKDIR.value] + [(None, model) for model in _MODEL.value]
     twice = next((source for place, source in enumerate(sources) if source in sources[:place]), None)
     if twice is not None:
@@ -76,8 +94,37 @@ def _models() -> dict[str, Any]:
                             max_context=_MAX_CONTEXT.value, queue_limit=_QUEUE_LIMIT.value)
             # A short request compiles the programs for a few requests before the first one comes.
             engine.submit(TextRequest([0] * min(20, engine.max_context - 1), 1, Sampling(temperature=0))).result()
-        models[name] = ServedModel(name, bundle.model, tokenizer, engine)
+        fitting = {key: vector for key, vector in vectors.items() if vector.shape == (bundle.config.model_dim,)}
+        if len(fitting) < len(vectors):
+            raise ValueError(f"{_STEERING_VECTORS.value} has vectors of other shapes than [{bundle.config.model_dim}], "
+                             f"the width of {source}: {', '.join(vectors.keys() - fitting.keys())}")
+        models[name] = ServedModel(name, bundle.model, tokenizer, engine, _ALLOW_INSPECTION.value, fitting, documents,
+                                   _NUM_PASSAGES.value)
     return models
+
+
+def _documents() -> Any:
+    """Reads and indexes the documents; returns None without any."""
+    if _DOCUMENTS.value is None:
+        if _ENCODER.value is not None:
+            raise ValueError("--encoder searches documents, so it needs --documents")
+        return None
+    encoder = None if _ENCODER.value is None else load_base(_ENCODER.value)
+    return Passages.read(_DOCUMENTS.value, encoder=encoder)
+
+
+def _vectors() -> dict[str, np.ndarray]:
+    """Reads the steering vectors."""
+    path = _STEERING_VECTORS.value
+    if path is None:
+        return {}
+    if not _ALLOW_INSPECTION.value:
+        raise ValueError("--steering_vectors needs --allow_inspection")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: np.asarray(file[name], np.float32) for name in file.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"--steering_vectors={path} is not a file .npz with arrays of numbers: {error}") from error
 
 
 def main() -> None:

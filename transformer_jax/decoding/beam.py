@@ -11,7 +11,7 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.data.tokens import TextTokenizer, text_after
 from transformer_jax.decoding.batch import Texts, bucket, check_family, decodable, pad_left, whole_number
 from transformer_jax.decoding.beam_loop import Finished, Rules, search
-from transformer_jax.decoding.loop import Generator
+from transformer_jax.decoding.packed import Generator
 from transformer_jax.decoding.prepare import prepared
 from transformer_jax.decoding.request import Request
 from transformer_jax.decoding.rules import check_intervention

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transformer_jax.decoding.batch import bucket
 from transformer_jax.decoding.failures import not_finite
-from transformer_jax.decoding.loop import Generator, Sources, read, start
+from transformer_jax.decoding.loop import Sources, read, start
+from transformer_jax.decoding.packed import Generator
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.sites import Intervene
 

@@ -1,46 +1,28 @@
 """Follows grammars while text is generated: which tokens each row may draw next.
 
-The host knows the last token of each row, so it computes the masks between the steps. The compiled
-step receives them as an argument, in which a token is one bit, and applies them before it draws.
+The host knows the last token of each row, so it computes the masks between the calls of the
+compiled loop. The loop receives them as an argument, in which a token is one bit, and applies them
+before it draws. Masks of later steps are guessed; see ``transformer_jax.decoding.mask_table``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt32
+from jaxtyping import Bool, UInt32
 
 from transformer_jax.data.tokens import TextTokenizer
 from transformer_jax.decoding.grammar import Grammar, load_llguidance
-from transformer_jax.decoding.rules import History
+from transformer_jax.decoding.mask_guesses import GuessedRow, Lookahead
+from transformer_jax.decoding.mask_table import AllowedTokens, MaskTable, guesses_for
 
 _BITS = 32
 _BYTES_OF_UTF8 = [bytes([byte]) for byte in range(256) if byte not in (0xC0, 0xC1) and byte < 0xF5]
 _LACKS_TOKEN = "the vocabulary of the tokenizer has no token for the characters that must come next"
 _SPECIAL = b"\xff"  # llguidance's mark of a token that is not text
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class AllowedTokens:
-    """A sampling rule that sets the logits of all tokens to minus infinity, except those allowed.
-
-    Attributes:
-      bits_BW: for each row one bit for each token, beginning with the lowest bit of the first word.
-    """
-
-    bits_BW: UInt32[Array | np.ndarray, "B W"]
-
-    def __call__(self, logits_BV: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
-        B, V = logits_BV.shape
-        bits_BWb = (self.bits_BW[:, :, None] >> jnp.arange(_BITS, dtype=jnp.uint32)) & 1
-        return jnp.where(bits_BWb.reshape(B, -1)[:, :V] == 1, logits_BV, -jnp.inf)
 
 
 class GrammarVocabulary:
@@ -100,6 +82,27 @@ class GrammarVocabulary:
             ids.append(self._ids[data[:size]])
             data = data[size:]
         return ids
+
+    def bytes_of(self, token: int) -> bytes:
+        """Returns the text of a token; nothing for one that is not text."""
+        return self._bytes[token] if token < len(self._bytes) else b""
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - vocabularies are few, and are kept anyway
+    def without_tokens_beyond(self, mark: bytes, *, after_first: bool) -> UInt32[np.ndarray, " W"]:
+        """Returns the mask of all tokens with which a text can end, or go on, at a mark of two
+        bytes, but not beyond it.
+
+        Args:
+          mark: the mark.
+          after_first: whether the text ends with the first byte of the mark.
+
+        Returns:
+          The mask, one bit a token.
+        """
+        prefix = mark[:1] * after_first
+        ends = {self.eos_token_id, *self.special_token_ids}
+        return _packed([token in ends or (bool(data) and mark not in (prefix + data)[:-1])
+                        for token, data in enumerate(self.tokens)], self.num_words)
 
     def can_spell(self, data: bytes) -> bool:
         """Returns True if tokens can spell some bytes.
@@ -170,6 +173,7 @@ class RowConstraint:
     """The state of a grammar in one row.
 
     Attributes:
+      definition: the grammar in the form that llguidance reads.
       is_complete: True if the text is complete, and the grammar allows nothing after it.
     """
 
@@ -181,6 +185,7 @@ class RowConstraint:
           vocabulary: the tokens of the model's tokenizer.
           starts_text: whether no text stands before the new tokens.
         """
+        self.definition = grammar.definition
         self._vocabulary = vocabulary
         self._matcher = load_llguidance().LLMatcher(vocabulary.llguidance, grammar.definition, log_level=0)
         self._removed_W = vocabulary.leading_space_W if starts_text else None
@@ -224,20 +229,42 @@ class RowConstraint:
 
 
 class Constraints:
-    """The grammars of all rows of a batch."""
+    """The grammars of all rows of a batch.
 
-    def __init__(self, rows: Sequence[RowConstraint | None], num_words: int):
-        self._rows = list(rows)
-        self._num_words = num_words
+    The loop may draw several tokens in a call, if masks can be guessed.
+    """
+
+    def __init__(self, rows: Sequence[RowConstraint | None], vocab_size: int):
+        """Starts to follow the grammars.
+
+        Args:
+          rows: the grammar of each row, or ``None``.
+          vocab_size: the number of tokens.
+        """
+        guesses = guesses_for(vocab_size)
+        self._rows = [None if row is None else GuessedRow(row, vocab_size, guesses) for row in rows]
+        self._lookahead = Lookahead(vocab_size, guesses)
 
     def rule(self, ended: Sequence[bool]) -> AllowedTokens:
         """Returns the rule for the next token. Rows without a grammar, and those that have ended,
         may draw every token."""
-        bits_BW = np.full((len(self._rows), self._num_words), 2**_BITS - 1, np.uint32)
-        for row, constraint in enumerate(self._rows):
-            if constraint is not None and not ended[row]:
-                bits_BW[row] = constraint.allowed()
-        return AllowedTokens(bits_BW)
+        return self._lookahead.rule(self._live(ended), len(self._rows))
+
+    def masks(self, ended: Sequence[bool], *, can_discard: bool) -> tuple[tuple[MaskTable, np.ndarray], int]:
+        """Returns the masks for the next tokens, and for how many tokens they can be followed.
+
+        Args:
+          ended: True for rows that have ended.
+          can_discard: whether tokens can be discarded after they were drawn, so that masks may be
+            guessed.
+        """
+        masks = self._lookahead.masks(self._live(ended), len(self._rows), can_discard=can_discard)
+        return masks, self._lookahead.steps
+
+    def _live(self, ended: Sequence[bool]) -> list[tuple[int, GuessedRow]]:
+        """Returns the rows whose grammar is followed further."""
+        return [(row, constraint) for row, constraint in enumerate(self._rows)
+                if constraint is not None and not ended[row]]
 
     def push(self, row: int, token: int) -> bool:
         """Takes the token that a row drew, and returns True if the text is complete and nothing may
@@ -247,3 +274,17 @@ class Constraints:
             return False
         constraint.push(token)
         return constraint.is_complete
+
+    def are_right(self, ended: Sequence[bool]) -> bool:
+        """Tells whether the masks of the next step, after the tokens that were pushed last, were
+        guessed right."""
+        return all([self._lookahead.is_right(row) for _, row in self._live(ended)])
+
+    def end_call(self, num_kept: int, *, are_right: bool) -> None:
+        """Takes note that the tokens of a call were pushed.
+
+        Args:
+          num_kept: the number of steps whose tokens were pushed.
+          are_right: whether none of its tokens had to be discarded.
+        """
+        self._lookahead.end_call(num_kept, are_right=are_right)

@@ -14,14 +14,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer_jax.decoding.logits import Settings, apply, sample
+from transformer_jax.decoding.mask_table import MaskTable
+from transformer_jax.decoding.packed import Generator, PackedModel, unpacked
 from transformer_jax.decoding.rules import History, Processor
-from transformer_jax.models.decoder import Decoder
-from transformer_jax.models.encoder_decoder import EncoderDecoder
 from transformer_jax.models.output import Output
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.sites import Intervene
 
-Generator = Decoder | EncoderDecoder
 Ids = Int[Array | np.ndarray, "B T"]
 Sources = tuple[Ids, Ids]  # token ids and segment ids [B, S] of an encoder's sources
 
@@ -69,13 +68,13 @@ def read(model: Generator, tokens_BT: Int[Array, "B T"], cache: KVCache, **optio
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
-def prefill(model: Generator, tokens_BP: Int[Array, "B P"], segment_ids_BP: Int[Array, "B P"],
+def prefill(model: Generator | PackedModel, tokens_BP: Int[Array, "B P"], segment_ids_BP: Int[Array, "B P"],
             keys_B: Key[Array, " B"], num_new: Int[Array, ""], settings: Settings, sources: Sources | tuple[()] = (),
             processors: tuple[Processor, ...] = (), intervene: Intervene | None = None, *,
             capacity: int) -> DecodeState:
     """Reads the sources and the prompts (padded on the left with segment id 0), and draws one token
     per row."""
-    B, P = tokens_BP.shape
+    model, (B, P) = unpacked(model), tokens_BP.shape
     out, cache = read(model, tokens_BP, start(model, B, capacity, sources, intervene),
                       segment_ids_BT=segment_ids_BP, intervene=intervene)
     state = DecodeState(
@@ -85,18 +84,49 @@ def prefill(model: Generator, tokens_BP: Int[Array, "B P"], segment_ids_BP: Int[
 
 
 @functools.partial(jax.jit, donate_argnames="state")
-def decode(model: Generator, state: DecodeState, settings: Settings, limit: Int[Array, ""],
-           processors: tuple[Processor, ...] = (), intervene: Intervene | None = None) -> DecodeState:
-    """Draws tokens until every row has ended or ``limit`` tokens are drawn."""
-    def unfinished(state: DecodeState) -> jax.Array:
-        return (state.num_new < limit) & ~state.done_B.all()
+def decode(model: Generator | PackedModel, state: DecodeState, settings: Settings, limit: Int[Array, ""],
+           processors: tuple[Processor, ...] = (), intervene: Intervene | None = None,
+           masks: tuple[MaskTable, Int[Array, " B"]] | None = None) -> DecodeState:
+    """Draws tokens until every row has ended or ``limit`` tokens are drawn. With ``masks``, the
+    table and the place of each row in it, it also stops where no mask was guessed."""
+    model = unpacked(model)
+    table, places_B = (None, None) if masks is None else masks
 
-    def step(state: DecodeState) -> DecodeState:
+    def unfinished(carry: tuple[DecodeState, jax.Array | None]) -> jax.Array:
+        state, places_B = carry
+        goes_on = (state.num_new < limit) & ~state.done_B.all()
+        return goes_on if places_B is None else goes_on & (MaskTable.is_known(places_B) | state.done_B).all()
+
+    def step(carry: tuple[DecodeState, jax.Array | None]) -> tuple[DecodeState, jax.Array | None]:
+        state, places_B = carry
         last_B1 = jax.lax.dynamic_slice_in_dim(state.history_BS, state.cache.length, 1, axis=1)
         out, cache = read(model, last_B1, state.cache, intervene=intervene)
-        return _draw(dataclasses.replace(state, cache=cache), out.logits[:, -1], settings, processors)
+        state = dataclasses.replace(state, cache=cache)
+        if table is None or places_B is None:
+            return _draw(state, out.logits[:, -1], settings, processors), None
+        state = _draw(state, out.logits[:, -1], settings, (table.rule(places_B), *processors))
+        token_B1 = jax.lax.dynamic_slice_in_dim(state.history_BS, cache.length, 1, axis=1)
+        places_B = table.after(places_B, token_B1[:, 0])
+        return dataclasses.replace(state, done_B=state.done_B | MaskTable.has_ended(places_B)), places_B
 
-    return jax.lax.while_loop(unfinished, step, state)
+    return jax.lax.while_loop(unfinished, step, (state, places_B))[0]
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def discard(state: DecodeState, num_tokens: Int[Array, ""], done_B: Bool[Array, " B"]) -> DecodeState:
+    """Removes the last ``num_tokens`` tokens of every row, which ``decode`` drew. The cache must
+    keep all tokens.
+
+    Args:
+      state: the state after them.
+      num_tokens: their number.
+      done_B: True for rows that had ended before.
+
+    Returns:
+      The state before them.
+    """
+    return dataclasses.replace(state, cache=state.cache.without_last(num_tokens), done_B=done_B,
+                               num_new=state.num_new - num_tokens)
 
 
 def _draw(state: DecodeState, logits_BV: jax.Array, settings: Settings,

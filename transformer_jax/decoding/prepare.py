@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 
 from transformer_jax.decoding.batch import check_family
-from transformer_jax.decoding.loop import Generator
+from transformer_jax.decoding.packed import Generator
 from transformer_jax.models.functional import Model
 from transformer_jax.nn.layers import Linear, parameter
 from transformer_jax.nn.quantised import Weights, rounded, with_quantised_linears

@@ -26,7 +26,7 @@ from transformer_jax.decoding.batch import (
     vocab_size_of,
     whole_number,
 )
-from transformer_jax.decoding.loop import Generator
+from transformer_jax.decoding.packed import Generator
 
 # Approximate memory of one token in Python lists; a row takes about ten times as much.
 _HOST_BYTES = 100

@@ -12,7 +12,7 @@ from transformer_jax.decoding.batch import Texts, check_family, pad_right
 from transformer_jax.decoding.grammar import Grammars
 from transformer_jax.decoding.keys import Keys
 from transformer_jax.decoding.logits import Sampling
-from transformer_jax.decoding.loop import Generator
+from transformer_jax.decoding.packed import Generator
 from transformer_jax.decoding.prepare import prepared
 from transformer_jax.decoding.rules import Processor
 from transformer_jax.decoding.session import Session
@@ -100,8 +100,8 @@ def generate(model: Model, prompts: Texts, *, tokenizer: TextTokenizer | None = 
         forward pass over each finished text.
       grammar: a ``tj.Grammar``, or a list with one (or ``None``) for each prompt. The new text is one
         that the grammar allows, unless it ends by ``"length"`` or by a stop string; then it is the
-        beginning of one. The host computes which tokens are allowed, so each token is a call of the
-        compiled step.
+        beginning of one. The host follows the grammar, so a call of the compiled loop draws only as
+        many tokens as it can guess the allowed tokens for: one, until it has seen similar texts.
       speculation: guesses several tokens at a time, by a draft model or from the text itself, and
         lets the model check them in one pass. The tokens are those of plain decoding with the same
         key, up to the rounding of float32; the result has an ``acceptance_rate``. For decoders;

@@ -18,12 +18,14 @@ from transformer_jax.decoding.failures import draw_failure
 from transformer_jax.decoding.grammar import Grammars, check_grammars
 from transformer_jax.decoding.keys import Keys, row_keys
 from transformer_jax.decoding.logits import Sampling, Settings
-from transformer_jax.decoding.loop import DecodeState, Generator, decode, prefill
+from transformer_jax.decoding.loop import DecodeState, decode, discard, prefill
 from transformer_jax.decoding.new_text import NewText
+from transformer_jax.decoding.packed import Generator, packed
 from transformer_jax.decoding.prepare import prepared
 from transformer_jax.decoding.request import Request
 from transformer_jax.decoding.rules import Processor, check_intervention, check_processors
 from transformer_jax.decoding.speculation import SpeculationState
+from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.sites import Intervene
 from transformer_jax.settings import shown
 
@@ -60,6 +62,7 @@ class Session:
         self.sources = request.padded_sources(num_samples)
         self.contexts = [list(start) for start in request.starts for _ in range(num_samples)]
         self.model = prepared(model)
+        self._packed = packed(self.model)
         # Without stop strings, only a stream uses a text before it is complete.
         self.rows = [NewText(start, tokenizer, set(request.ends), self.stop,
                              incremental=bool(self.stop) or function == "stream") for start in self.contexts]
@@ -79,7 +82,7 @@ class Session:
         assert self.tokenizer is not None  # grammar_vocabulary has checked it
         return Constraints([one and RowConstraint(one, vocabulary, starts_text=not self.tokenizer.decode(
             decodable(start, self.tokenizer))) for one, start in zip(grammars, self.contexts, strict=True)],
-            vocabulary.num_words)
+            request.vocab_size)
 
     def _check_room(self, request: Request, slide: bool) -> None:
         """Raises ValueError if the new tokens would exceed the model's context and ``slide`` does
@@ -100,21 +103,28 @@ class Session:
     def advance(self, num_tokens: int) -> None:
         """Draws up to ``num_tokens`` more tokens of every unfinished row."""
         target = min(self.num_new + num_tokens, self.max_new_tokens)
-        at_once = num_tokens if self._constraints is None else 1  # the host must see a token to mask the next one
         while self.num_new < target and not self.finished:
             room = self.end_slot - self.next_slot
             if self.state is None or room == 0:
                 state = self._prefill()
             else:
-                limit = jnp.int32(min(target, self.num_new + room, self.num_new + at_once))
-                state = decode(self.model, self.state, self.settings, limit, self._rules(), self.intervene)
+                state = self._decode(min(target, self.num_new + room))
             self.state = self._collect(state)
 
-    def _rules(self) -> tuple[Processor, ...]:
-        """Returns the user's rules, after the rule that allows only what the grammars allow next."""
-        if self._constraints is None:
-            return self.processors
-        return self._constraints.rule([row.reason is not None for row in self.rows]), *self.processors
+    def _decode(self, limit: int) -> DecodeState:
+        """Draws tokens until ``limit`` are drawn; with a grammar, fewer, because the host follows
+        it."""
+        assert self.state is not None
+        masks = None
+        if self._constraints is not None:
+            masks, steps = self._constraints.masks(self._ended, can_discard=_keeps_all_tokens(self.state.cache))
+            limit = min(limit, self.num_new + steps)
+        return decode(self._packed, self.state, self.settings, np.int32(limit), self.processors, self.intervene, masks)
+
+    @property
+    def _ended(self) -> list[bool]:
+        """True for rows that have ended."""
+        return [row.reason is not None for row in self.rows]
 
     def _prefill(self) -> DecodeState:
         """Reads every row and draws its next token; of a row that fills the context, only the last
@@ -134,8 +144,11 @@ class Session:
             room = min([room, *(self.boundary - len(context) + 1 for context in self.contexts
                                 if len(context) <= self.boundary)])
         self.next_slot, self.end_slot = padded, padded + room
-        state = prefill(self.model, *pad_left(self.contexts, padded), self.keys_B, jnp.int32(self.num_new),
-                        self.settings, self.sources, self._rules(), self.intervene, capacity=bucket(self.end_slot))
+        rules = self.processors
+        if self._constraints is not None:
+            rules = (self._constraints.rule(self._ended), *rules)
+        state = prefill(self._packed, *pad_left(self.contexts, padded), self.keys_B, jnp.int32(self.num_new),
+                        self.settings, self.sources, rules, self.intervene, capacity=bucket(self.end_slot))
         return self._mark_ended(state) if any(row.reason for row in self.rows) else state
 
     def _mark_ended(self, state: State) -> State:
@@ -149,18 +162,38 @@ class Session:
         num_drawn = int(state.num_new) - self.num_new
         drawn = slice(self.next_slot, self.next_slot + num_drawn)
         history_BS, logprobs_BS = (np.asarray(x)[:, drawn] for x in (state.history_BS, state.logprobs_BS))
-        self.next_slot += num_drawn
-        self.num_new += num_drawn
-        stopped = False
-        for index, row in enumerate(self.rows):
-            was_ended = row.reason is not None
-            self._append(index, history_BS[index].tolist(), logprobs_BS[index].tolist())
-            stopped |= not was_ended and row.reason in ("stop", "grammar")
+        before = self._ended
+        num_kept, were_right = self._add(history_BS, logprobs_BS, num_drawn)
+        self.next_slot += num_kept
+        self.num_new += num_kept
         if self.num_new == self.max_new_tokens:
             for row in self.rows:
                 if row.reason is None:
                     row.end("length")
+        if not were_right:  # also after the last token, because the loop may have taken its row for complete
+            return discard(state, np.int32(num_drawn - num_kept), np.array(self._ended))
+        stopped = any(row.reason in ("stop", "grammar") and not ended
+                      for row, ended in zip(self.rows, before, strict=True))
         return self._mark_ended(state) if stopped else state
+
+    def _add(self, history_BS: np.ndarray, logprobs_BS: np.ndarray, num_drawn: int) -> tuple[int, bool]:
+        """Adds the tokens of a call to the rows, as far as they were drawn with the right masks.
+        Returns the number of steps that were added, and whether all masks were right."""
+        tokens, logprobs = history_BS.tolist(), logprobs_BS.tolist()
+        if self._constraints is None:
+            for index in range(len(self.rows)):
+                self._append(index, tokens[index], logprobs[index])
+            return num_drawn, True
+        num_kept, are_right = 0, True
+        while are_right and num_kept < num_drawn:
+            step = slice(num_kept, num_kept + 1)
+            for index in range(len(self.rows)):
+                self._append(index, tokens[index][step], logprobs[index][step])
+            num_kept += 1
+            if self.num_new + num_kept < self.max_new_tokens:
+                are_right = self._constraints.are_right(self._ended)
+        self._constraints.end_call(num_kept, are_right=num_kept == num_drawn)
+        return num_kept, are_right
 
     def _append(self, index: int, tokens: list[int], logprobs: list[float]) -> None:
         """Adds new tokens to a row until it ends; raises ValueError if one could not be drawn."""
@@ -189,3 +222,9 @@ def stop_strings(stop: str | Sequence[str], tokenizer: TextTokenizer | None) -> 
     if "" in strings:
         raise ValueError("a stop string is empty: it would stop every text before its first token")
     return strings
+
+
+def _keeps_all_tokens(cache: KVCache) -> bool:
+    """True if a cache keeps all tokens, so that the last ones can be discarded. The state of a
+    recurrent network, in place of a cache, does not."""
+    return isinstance(cache, KVCache) and not any(map(cache.keeps_window, range(len(cache.keys))))

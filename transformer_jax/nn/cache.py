@@ -264,6 +264,20 @@ class KVCache:
         """
         return dataclasses.replace(self, length=self.length + num_tokens)
 
+    def without_last(self, num_tokens: Int[Array, ""] | int) -> Self:
+        """Removes the last tokens of every row.
+
+        Args:
+          num_tokens: The number of tokens. No layer may keep only its sliding window, because the
+            tokens have taken the places of older ones there.
+
+        Returns:
+          The changed cache.
+        """
+        length = self.length - num_tokens
+        is_kept_S = jnp.arange(self.capacity) < length
+        return dataclasses.replace(self, length=length, segment_ids_BS=jnp.where(is_kept_S, self.segment_ids_BS, 0))
+
 
 def _rows_and_heads(x_BSKH: jax.Array) -> jax.Array:
     """Merges the axes of rows and heads, the form in which the cache stores arrays."""

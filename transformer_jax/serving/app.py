@@ -20,11 +20,12 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from transformer_jax.serving import inspecting
-from transformer_jax.serving.completions import ChoiceStream, Completion, choice, parse
+from transformer_jax.serving.completions import Completion, event, parse
 from transformer_jax.serving.engine import ClosedError, QueueFullError
 from transformer_jax.serving.fields import ApiError, Fields, read_body
 from transformer_jax.serving.metrics import Metrics
 from transformer_jax.serving.replies import Reply
+from transformer_jax.serving.responses import ChoiceStream, choice, inspected
 from transformer_jax.serving.served_model import ServedModel, find
 
 _PAGE = pathlib.Path(__file__).with_name("chat.html")
@@ -192,34 +193,42 @@ class _Server:
         finally:
             for reply in replies:
                 reply.cancel()
-        choices = [choice(completion, index, reply) for index, reply in enumerate(replies)]
-        return JSONResponse(completion.envelope(choices) | {"usage": completion.usage(replies)})
+        def choices() -> list[dict[str, Any]]:
+            return [choice(completion, index, reply) for index, reply in enumerate(replies)]
+
+        made = choices() if completion.wanted is None else await run_in_threadpool(choices)
+        return JSONResponse(completion.envelope(made) | {"usage": completion.usage(replies)})
 
     async def _events(self, completion: Completion, replies: list[Reply],
                       changed: asyncio.Event) -> AsyncIterator[str]:
-        """Yields the parts of a stream as server-sent events. If the client goes away, the generator
-        is closed, which cancels the replies."""
+        """Yields the parts of a stream as server-sent events. If the client goes away, the
+        generator is closed, which cancels the replies."""
         deadline = time.monotonic() + self._limits.seconds
         streams = [ChoiceStream(completion, index, reply) for index, reply in enumerate(replies)]
         begin, is_first = time.perf_counter(), True
         try:
+            if completion.passages:
+                yield event(completion.envelope([], is_chunk=True) | {"passages": completion.described_passages()})
             while not all(stream.is_finished for stream in streams):
                 await asyncio.wait_for(changed.wait(), max(deadline - time.monotonic(), 0.0))
                 changed.clear()
                 _raise_errors(replies)
-                for stream in streams:
-                    for part in () if stream.is_finished else stream.parts():
-                        if is_first:
-                            self._metrics.first_token(time.perf_counter() - begin)
-                            is_first = False
-                        yield _event(completion.envelope([part], is_chunk=True))
+                parts = [part for stream in streams if not stream.is_finished for part in stream.parts()]
+                if parts and is_first:
+                    self._metrics.first_token(time.perf_counter() - begin)
+                    is_first = False
+                if parts:
+                    yield "".join(map(completion.event, parts))
+            for index, reply in enumerate(replies) if completion.wanted is not None else ():
+                found = await run_in_threadpool(inspected, completion, index, reply)
+                yield event(completion.envelope([streams[index].empty_part() | found], is_chunk=True))
             if completion.includes_usage:
-                yield _event(completion.envelope([], is_chunk=True) | {"usage": completion.usage(replies)})
+                yield event(completion.envelope([], is_chunk=True) | {"usage": completion.usage(replies)})
             yield "data: [DONE]\n\n"
         except TimeoutError:
-            yield _event(ApiError("the reply took too long", status=504, code="timeout").body())
+            yield event(ApiError("the reply took too long", status=504, code="timeout").body())
         except (ApiError, ValueError) as error:
-            yield _event((error if isinstance(error, ApiError) else ApiError(str(error), status=500)).body())
+            yield event((error if isinstance(error, ApiError) else ApiError(str(error), status=500)).body())
         finally:
             for reply in replies:
                 reply.cancel()
@@ -255,8 +264,9 @@ def _submit(completion: Completion, changed: asyncio.Event) -> list[Reply]:
     loop, engine = asyncio.get_running_loop(), completion.served.generator()
 
     def listener() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(changed.set)
+        if not changed.is_set():  # otherwise the loop has yet to see the last change
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(changed.set)
 
     replies: list[Reply] = []
     try:
@@ -274,11 +284,6 @@ def _raise_errors(replies: list[Reply]) -> None:
     for reply in replies:
         if reply.error is not None:
             raise ApiError(f"the text could not be generated: {reply.error}", status=500) from reply.error
-
-
-def _event(value: dict[str, Any]) -> str:
-    """Formats a server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 def _error(error: ApiError) -> JSONResponse:

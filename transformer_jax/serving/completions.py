@@ -1,29 +1,36 @@
-"""Completions and chat completions: from the fields of a request to replies, and from replies to
-JSON."""
+"""Completions and chat completions: from the fields of a request to the texts to generate."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from transformer_jax.decoding.keys import row_keys
 from transformer_jax.decoding.logits import Sampling
+from transformer_jax.decoding.mask_guesses import Constraint
 from transformer_jax.decoding.setting_ranges import checked_setting
 from transformer_jax.serving.fields import ApiError, Fields
 from transformer_jax.serving.replies import Reply, TextRequest
 from transformer_jax.serving.served_model import ServedModel
 from transformer_jax.serving.slots import MOST_ALTERNATIVES
-from transformer_jax.serving.structured import constraint_of, grammar_of
+from transformer_jax.serving.structured import calculator_constraint, constraint_of, grammar_of
+from transformer_jax.serving.tool_calls import must_call, offers_calculator, without_calls
+from transformer_jax.serving.tracing import Wanted, text_edits, wanted
+from transformer_jax.tools.passages import Passage
 
 _MOST_CHOICES = 128
 _MOST_STOPS = 16
 _LARGEST_SEED = 2**63
 _NOT_HERE = "this server generates text only"
+_NOT_IN_CHAT = "it is for /v1/chat/completions"
+_MOST_RESERVED = 256  # tokens for the answer, beside passages of documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +51,9 @@ class Completion:
       streams: whether the response is streamed.
       includes_usage: whether a stream ends with the numbers of tokens.
       shows_ids: whether the response has the token ids of the prompt and of the text.
+      offers_calculator: whether the text may end with a call of the calculator.
+      passages: the passages of documents in the prompt.
+      wanted: what to return of the computation of each text, or ``None``.
     """
 
     served: ServedModel
@@ -58,6 +68,9 @@ class Completion:
     streams: bool
     includes_usage: bool
     shows_ids: bool
+    offers_calculator: bool = False
+    passages: Sequence[Passage] = ()
+    wanted: Wanted | None = None
 
     @property
     def object_name(self) -> str:
@@ -67,8 +80,23 @@ class Completion:
     def envelope(self, choices: list[dict[str, Any]], *, is_chunk: bool = False) -> dict[str, Any]:
         """Returns a response, or a part of a streamed one, with these choices."""
         name = "chat.completion.chunk" if self.is_chat and is_chunk else self.object_name
-        return {"id": self.identity, "object": name, "created": self.created, "model": self.served.name,
+        passages = {"passages": self.described_passages()} if self.passages and not is_chunk else {}
+        return {"id": self.identity, "object": name, "created": self.created, "model": self.served.name, **passages,
                 "choices": choices}
+
+    def described_passages(self) -> list[dict[str, Any]]:
+        """Returns the passages of documents in the prompt, as the response shows them."""
+        return [{"source": one.source, "number": one.number, "score": round(one.score, 4), "text": one.text}
+                for one in self.passages]
+
+    @functools.cached_property
+    def _event_begin(self) -> str:
+        """What all events of a stream have before their choice."""
+        return event(self.envelope([], is_chunk=True)).rpartition("]")[0]
+
+    def event(self, part: dict[str, Any]) -> str:
+        """Formats a server-sent event with one choice."""
+        return f"{self._event_begin}{json.dumps(part, ensure_ascii=False)}]}}\n\n"
 
     def usage(self, replies: Sequence[Reply]) -> dict[str, Any]:
         """Returns the numbers of tokens."""
@@ -92,9 +120,15 @@ def parse(served: ServedModel, fields: Fields, *, is_chat: bool) -> Completion:
     Raises:
       ApiError: if a field is not valid.
     """
-    fields.refuse(tools=_NOT_HERE, functions=_NOT_HERE, audio=_NOT_HERE, suffix=_NOT_HERE)
-    engine = served.generator()
-    prompts = [served.chat_prompt(fields.get("messages"))] if is_chat else served.prompts(fields.get("prompt", ""))
+    fields.refuse(functions=_NOT_HERE, audio=_NOT_HERE, suffix=_NOT_HERE,
+                  **({} if is_chat else {"tools": _NOT_IN_CHAT, "documents": _NOT_IN_CHAT}))
+    engine, passages = served.generator(), []
+    has_calculator = is_chat and offers_calculator(fields)
+    if is_chat:
+        prompt, passages = _chat_prompt(served, fields, engine.max_context)
+        prompts = [prompt]
+    else:
+        prompts = served.prompts(fields.get("prompt", ""))
     kept = fields.whole("truncate_prompt_tokens", None, 1)  # the last tokens, as other servers understand it
     prompts = prompts if kept is None or is_chat else [prompt[-kept:] for prompt in prompts]
     n = fields.whole("n", 1, 1, _MOST_CHOICES)
@@ -115,12 +149,30 @@ def parse(served: ServedModel, fields: Fields, *, is_chat: bool) -> Completion:
                        code="context_length_exceeded", param="messages" if is_chat else "prompt")
     options = fields.get("stream_options", {})
     requests = _requests(served, fields, prompts, n, max_new_tokens=limit, is_chat=is_chat,
+                         has_calculator=has_calculator,
                          wants_alternatives=bool(num_alternatives),
                          scores_prompt=echo and num_alternatives is not None)
     return Completion(served, is_chat, ("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(12),
                       int(time.time()), prompts, n, requests, num_alternatives, echo, fields.flag("stream"),
                       isinstance(options, dict) and options.get("include_usage") is True,
-                      fields.flag("return_token_ids"))
+                      fields.flag("return_token_ids"), has_calculator, passages, wanted(fields, served))
+
+
+def _chat_prompt(served: ServedModel, fields: Fields, max_context: int) -> tuple[list[int], list[Passage]]:
+    """Encodes the messages of a request, with the passages of documents that fit the question.
+    Returns the tokens and the passages."""
+    messages, begun = without_calls(fields.get("messages"))
+    wants_documents = fields.flag("documents", served.documents is not None)
+    if wants_documents and served.documents is None:
+        raise ApiError("the server has no documents; it can be started with --documents", param="documents")
+    asked = fields.whole("max_completion_tokens", fields.whole("max_tokens", _MOST_RESERVED, 1), 1)
+    room = max_context - min(asked, max_context // 2)
+    return served.chat_prompt(messages, begun, room if wants_documents else None)
+
+
+def event(value: dict[str, Any]) -> str:
+    """Formats a server-sent event."""
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 def _num_alternatives(fields: Fields, is_chat: bool) -> int | None:
@@ -134,7 +186,7 @@ def _num_alternatives(fields: Fields, is_chat: bool) -> int | None:
 
 
 def _requests(served: ServedModel, fields: Fields, prompts: list[list[int]], n: int, *, is_chat: bool,
-              **shared: Any) -> list[TextRequest]:
+              has_calculator: bool, **shared: Any) -> list[TextRequest]:
     """Makes one request for each text. The keys are those of ``tj.generate`` with ``num_samples=n``
     and the key of the seed."""
     sampling = _sampling(served, fields)
@@ -146,9 +198,17 @@ def _requests(served: ServedModel, fields: Fields, prompts: list[list[int]], n: 
         raise ApiError("stop has an empty string, which would end every text before its first token", param="stop")
     end_ids = served.chat_end_ids() if is_chat else served.tokenizer.end_ids
     end_ids = () if fields.flag("ignore_eos") else end_ids
-    grammar = grammar_of(fields)
+    grammar, edits = grammar_of(fields), text_edits(fields, served)
+    if has_calculator and grammar is not None:
+        raise ApiError("tools and a form of the text exclude each other", param="tools")
+
+    def constraint(prompt: list[int]) -> Constraint | None:
+        if has_calculator:
+            return calculator_constraint(served, end_ids, begins_with_call=must_call(fields))
+        return constraint_of(grammar, served, prompt, end_ids)
+
     return [TextRequest(prompt, sampling=sampling, key=keys_B[index * n + choice], stop=stop, end_ids=end_ids,
-                        constraint=constraint_of(grammar, served, prompt, end_ids), **shared)
+                        constraint=constraint(prompt), edits=edits, **shared)
             for index, prompt in enumerate(prompts) for choice in range(n)]
 
 
@@ -175,101 +235,3 @@ def _sampling(served: ServedModel, fields: Fields) -> Sampling:
         raise ApiError(f"logit_bias must be an object from token ids below {vocab_size} to numbers from -100 to 100",
                        param="logit_bias")
     return Sampling(**settings, bias={int(token): float(value) for token, value in bias.items()})
-
-
-def finish_reason(reply: Reply) -> str:
-    """Returns why a text ended, in the words of the API."""
-    return "length" if reply.new.reason == "length" else "stop"
-
-
-def choice(completion: Completion, index: int, reply: Reply) -> dict[str, Any]:
-    """Returns the entry of a complete text."""
-    prompt = completion.prompts[index // completion.num_choices]
-    text = reply.new.text
-    if completion.echo:
-        text = completion.served.tokenizer.decode(prompt) + text
-    result: dict[str, Any] = {"index": index, "finish_reason": finish_reason(reply),
-                              "logprobs": _logprobs(completion, reply, 0, len(reply.new.tokens))}
-    if completion.is_chat:
-        result["message"] = {"role": "assistant", "content": text, "refusal": None}
-    else:
-        result["text"] = text
-    if completion.shows_ids:
-        result |= {"prompt_token_ids": prompt, "token_ids": reply.new.tokens}
-    return result
-
-
-class ChoiceStream:
-    """The parts of one streamed text."""
-
-    def __init__(self, completion: Completion, index: int, reply: Reply):
-        self._completion, self._index, self.reply = completion, index, reply
-        self._num_chars = self._num_tokens = 0
-        self._is_started = self.is_finished = False
-
-    def parts(self) -> Iterator[dict[str, Any]]:
-        """Yields the entries for the text and the tokens that came after the last call."""
-        completion = self._completion
-        text, num_tokens, is_done = self.reply.seen()
-        prompt = completion.prompts[self._index // completion.num_choices]
-        new_text, first = text[self._num_chars:], not self._is_started
-        if first and (num_tokens or is_done):
-            self._is_started = True
-            extra = {"prompt_token_ids": prompt} if completion.shows_ids else {}
-            if completion.is_chat:
-                yield self._entry({"role": "assistant", "content": ""}, None) | extra
-            elif completion.echo:
-                yield self._entry(completion.served.tokenizer.decode(prompt), _logprobs(completion, self.reply, 0, 0))
-            elif extra:
-                yield self._entry("", None) | extra
-        if num_tokens > self._num_tokens or new_text:
-            logprobs = _logprobs(completion, self.reply, self._num_tokens, num_tokens, with_prompt=False)
-            ids = {"token_ids": self.reply.new.tokens[self._num_tokens:num_tokens]} if completion.shows_ids else {}
-            self._num_chars, self._num_tokens = len(text), num_tokens
-            if new_text or logprobs is not None or ids:
-                yield self._entry({"content": new_text} if completion.is_chat else new_text, logprobs) | ids
-        if is_done and self.reply.error is None:
-            self.is_finished = True
-            yield self._entry({} if completion.is_chat else "", None) | {"finish_reason": finish_reason(self.reply)}
-
-    def _entry(self, content: Any, logprobs: Any) -> dict[str, Any]:
-        return {"index": self._index, "delta" if self._completion.is_chat else "text": content, "logprobs": logprobs,
-                "finish_reason": None}
-
-
-def _logprobs(completion: Completion, reply: Reply, start: int, stop: int, *,
-              with_prompt: bool = True) -> dict[str, Any] | None:
-    """Returns the log-probabilities of the new tokens from ``start`` to ``stop`` and, if they were
-    requested, of the prompt's tokens before them."""
-    if completion.num_alternatives is None:
-        return None
-    served, new = completion.served, reply.new
-    entries: list[tuple[int, float | None, list[tuple[int, float]]]] = []
-    if reply.prompt_scores is not None and with_prompt:
-        scores = reply.prompt_scores
-        entries.append((new.start[0], None, []))
-        entries += [(token, logprob, list(zip(ids, tops, strict=True))) for token, logprob, ids, tops in zip(
-            new.start[1:], scores.logprobs, scores.top_tokens, scores.top_logprobs, strict=True)]
-    entries += [(token, logprob, list(zip(ids, tops, strict=True))) for token, logprob, ids, tops in zip(
-        new.tokens[start:stop], new.logprobs[start:stop], reply.top_tokens[start:stop],
-        reply.top_logprobs[start:stop], strict=True)]
-    number = completion.num_alternatives
-    if not completion.is_chat:
-        offsets, offset = [], 0
-        for token, _, _ in entries:
-            offsets.append(offset)
-            offset += len(served.token_text(token))
-        return {"tokens": [served.token_text(token) for token, _, _ in entries],
-                "token_logprobs": [logprob for _, logprob, _ in entries], "text_offset": offsets,
-                "top_logprobs": [None if logprob is None else {served.token_text(token): value
-                                                               for token, value in tops[:number]}
-                                 for _, logprob, tops in entries] if number else None,
-                "token_ids": [token for token, _, _ in entries],
-                "bytes": [served.token_bytes(token) for token, _, _ in entries]}
-
-    def described(token: int, logprob: float | None) -> dict[str, Any]:
-        return {"token": served.token_text(token), "logprob": logprob, "bytes": served.token_bytes(token),
-                "token_id": token}
-
-    return {"content": [described(token, logprob) | {"top_logprobs": [described(*top) for top in tops[:number]]}
-                        for token, logprob, tops in entries], "refusal": None}

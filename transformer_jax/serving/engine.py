@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import math
 import threading
 from collections.abc import Callable
@@ -16,16 +15,18 @@ from transformer_jax.data.tokens import TextTokenizer
 from transformer_jax.decoding.batch import check_family, ending_ids, never_drawn, token_ids, vocab_size_of, whole_number
 from transformer_jax.decoding.failures import draw_failure
 from transformer_jax.decoding.logits import Sampling, Settings
+from transformer_jax.decoding.mask_guesses import GuessedRow
+from transformer_jax.decoding.mask_table import guesses_for
 from transformer_jax.decoding.new_text import NewText
+from transformer_jax.decoding.packed import packed
 from transformer_jax.decoding.prepare import prepared
 from transformer_jax.decoding.session import stop_strings
 from transformer_jax.models.functional import Model
 from transformer_jax.nn.cache import KVCache
-from transformer_jax.serving.batch import Batch
-from transformer_jax.serving.prompts import CHUNKS, Prefixes, PromptReader
+from transformer_jax.serving.batch import Batch, Joining, Row
+from transformer_jax.serving.prompts import CHUNKS, Prefixes
 from transformer_jax.serving.replies import Reply, TextRequest
-
-_TOKENS_READ_BETWEEN_STEPS = 512  # of prompts, while other requests wait for their next token
+from transformer_jax.serving.waiting import Queue, Waiting
 
 
 class QueueFullError(RuntimeError):
@@ -34,16 +35,6 @@ class QueueFullError(RuntimeError):
 
 class ClosedError(RuntimeError):
     """The engine takes no more requests."""
-
-
-@dataclasses.dataclass
-class _Waiting:
-    """A request that has no row yet."""
-
-    reply: Reply
-    settings: Settings
-    key: jax.Array
-    reader: PromptReader | None = None
 
 
 class Engine:
@@ -77,6 +68,7 @@ class Engine:
         """
         decoder = check_family("Engine", model, "decoder")
         self._model: Any = prepared(decoder)
+        self._packed = packed(self._model)
         if not isinstance(jax.eval_shape(lambda: self._model.start_cache(1, 1)), KVCache):
             raise ValueError(f"Engine needs a model with a cache of keys and values; one of family "
                              f"{model.config.family} has none, so use tj.generate")
@@ -85,14 +77,15 @@ class Engine:
         longest = model.config.max_len
         self.max_context = longest if max_context is None else whole_number("max_context", max_context, most=longest)
         self._queue_limit = whole_number("queue_limit", queue_limit)
-        self._prompt_capacity = -(-self.max_context // CHUNKS[-1]) * CHUNKS[-1] + CHUNKS[-1]
-        self._batch = Batch(self._model, whole_number("max_batch", max_batch), self.max_context,
+        self._batch = Batch(self._packed, model.config, whole_number("max_batch", max_batch), self.max_context,
                             self._settings(Sampling(), []))
         self._prefixes = Prefixes(whole_number("num_prefixes", num_prefixes, least=0))
-        self._queue: collections.deque[_Waiting] = collections.deque()
         self._changed = threading.Condition()
         self._is_closed = False
         self.counts: collections.Counter[str] = collections.Counter()
+        self._prompt_capacity = -(-self.max_context // CHUNKS[-1]) * CHUNKS[-1] + CHUNKS[-1]
+        self._queue = Queue(self._packed, model.config, self._prompt_capacity, self._prefixes, self._batch,
+                            self.counts, self._changed, self._end)
         self._thread = threading.Thread(target=self._run, name="transformer_jax engine", daemon=True)
         self._thread.start()
 
@@ -125,15 +118,17 @@ class Engine:
         ends = [token for token in token_ids("end_ids", ending_ids(request.end_ids, self._tokenizer))
                 if token < self._vocab_size]
         new = NewText(prompt, self._tokenizer, set(ends), stop_strings(request.stop, self._tokenizer), incremental=True)
-        reply = Reply(request, new, listener)
+        grammar = None if request.constraint is None else GuessedRow(request.constraint, self._vocab_size,
+                                                                     guesses_for(self._vocab_size))
+        reply = Reply(request, new, grammar, listener)
         key = jax.random.key(0) if request.key is None else request.key
-        waiting = _Waiting(reply, self._settings(request.sampling, ends), key)
+        waiting = Waiting(Joining(reply, self._settings(request.sampling, ends), np.asarray(jax.random.key_data(key))))
         with self._changed:
             if self._is_closed:
                 raise ClosedError("the engine is closing and takes no more requests")
             if len(self._queue) >= self._queue_limit:
                 raise QueueFullError(f"{len(self._queue)} requests are waiting, and no more are taken; try again later")
-            self._queue.append(waiting)
+            self._queue.add(waiting)
             self.counts["requests"] += 1
             self._changed.notify_all()
         return reply
@@ -175,18 +170,18 @@ class Engine:
 
     def _replies(self) -> list[Reply]:
         """Returns the replies that are not complete."""
-        return [waiting.reply for waiting in self._queue] + [row.reply for _, row in self._batch.active]
+        return [waiting.reply for waiting in self._queue.waiting] + [row.reply for _, row in self._batch.active]
 
     def _run(self) -> None:
         """Answers requests until the engine is closed."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._batch.active or self._is_closed)
-                if self._is_closed and not self._queue and not self._batch.active:
+                self._changed.wait_for(lambda: len(self._queue) or self._batch.active or self._is_closed)
+                if self._is_closed and not len(self._queue) and not self._batch.active:
                     return
             try:
                 self._drop_cancelled()
-                self._read_prompts()
+                self._queue.read_prompts()
                 if self._batch.active:
                     self._decode()
             except Exception as error:  # those who wait must learn of any failure
@@ -195,7 +190,7 @@ class Engine:
     def _fail(self, error: Exception) -> None:
         """Ends all requests with an error."""
         with self._changed:
-            replies = self._replies()
+            replies = list(dict.fromkeys(self._replies()))  # a request that was joining is in both places
             self._queue.clear()
         self._batch.rows = []
         for reply in replies:
@@ -204,11 +199,7 @@ class Engine:
 
     def _drop_cancelled(self) -> None:
         """Removes requests that nobody waits for any more."""
-        with self._changed:
-            cancelled = [waiting for waiting in self._queue if waiting.reply.is_cancelled]
-            for waiting in cancelled:
-                self._queue.remove(waiting)
-        for waiting in cancelled:
+        for waiting in self._queue.remove_cancelled():
             self._end(waiting.reply, "cancelled")
         for index, row in self._batch.active:
             if row.reply.is_cancelled:
@@ -220,81 +211,53 @@ class Engine:
         self.counts[count] += 1
         reply.changed(is_done=True)
 
-    def _read_prompts(self) -> None:
-        """Reads chunks of the prompts of the first requests in the queue, which then join the
-        batch."""
-        budget = _TOKENS_READ_BETWEEN_STEPS if self._batch.active else math.inf
-        while self._queue and self._batch.has_room and budget > 0:
-            waiting = self._queue[0]
-            if waiting.reply.is_cancelled:
-                return
-            if waiting.reader is None:
-                waiting.reader = self._start_reading(waiting.reply)
-            reader = waiting.reader
-            while not reader.is_done and budget > 0:
-                num_read = reader.advance()
-                self.counts["prompt_tokens_read"] += num_read
-                budget -= num_read
-            if reader.is_done:
-                with self._changed:
-                    self._queue.popleft()
-                self._finish_reading(waiting, reader)
-                budget -= CHUNKS[-1]
-
-    def _start_reading(self, reply: Reply) -> PromptReader:
-        """Starts to read a prompt; all of it if it is only scored, else without the last token,
-        which the batch reads."""
-        request, prompt = reply.request, reply.new.start
-        tokens = prompt if request.max_new_tokens == 0 or request.scores_prompt else prompt[:-1]
-        reader = PromptReader(self._model, tokens, self._prompt_capacity, self._prefixes,
-                              is_scored=request.scores_prompt)
-        reply.num_reused = reader.num_reused
-        self.counts["prompt_tokens"] += len(prompt)
-        self.counts["prompt_tokens_reused"] += reader.num_reused
-        return reader
-
-    def _finish_reading(self, waiting: _Waiting, reader: PromptReader) -> None:
-        """Moves a request whose prompt was read from the queue to the batch."""
-        reply = waiting.reply
-        if reply.request.scores_prompt:
-            reply.prompt_scores = reader.scores()
-        if reply.request.max_new_tokens == 0:
-            reply.new.end("length")
-            self._end(reply, "completed")
-            return
-        prefix = reader.prefix()
-        self._prefixes.add(prefix)
-        self._batch.join(reply, prefix, waiting.settings, waiting.key)
-
     def _decode(self) -> None:
         """Draws the next tokens of all rows, and ends the replies that are complete."""
-        steps, errors = self._batch.decode(), dict(self._batch.mask_errors)
-        active = self._batch.active  # which decode may have moved
-        for step in steps:
+        drawn = self._batch.decode()
+        active, errors = self._batch.active, self._batch.mask_errors  # decode may have moved the rows
+        num_steps, num_kept = len(drawn[0]), 0
+        # With a grammar, the tokens of a step count only if its masks were guessed right.
+        at_once = 1 if self._batch.follows_grammar else num_steps
+        are_right = True
+        while num_kept < num_steps and are_right:
+            steps = slice(num_kept, num_kept + at_once)
             for index, row in active:
                 if row.reply.new.reason is None and index not in errors:
                     try:
-                        self._add(row.reply, *(x[index] for x in step))
+                        self._add(row.reply, *(x[steps, index] for x in drawn))
                     except ValueError as error:
                         errors[index] = error
+            num_kept += at_once
+            are_right = not self._batch.follows_grammar or self._batch.are_right()
+        if self._batch.follows_grammar:
+            self._batch.keep(num_kept, num_steps)
+        self._end_rows(active, errors)
+
+    def _end_rows(self, active: list[tuple[int, Row]], errors: dict[int, ValueError]) -> None:
+        """Frees the rows whose replies are complete or have failed, and tells those who wait."""
+        ended = [index for index, row in active if row.reply.new.reason is not None and index not in errors]
+        plain = [index for index, row in active if index in ended and row.reply.request.edits is None]
+        for index in plain[-self._prefixes.most:] if self._prefixes.most else ():
+            self._prefixes.add(self._batch.prefix(index, self._prompt_capacity))
         for index, row in active:
             if index in errors:
                 self._batch.leave(index)
                 self.counts["failed"] += 1
                 row.reply.changed(error=errors[index])
             elif row.reply.new.reason is not None:
-                self._prefixes.add(self._batch.prefix(index, self._prompt_capacity))
                 self._batch.leave(index)
                 self._end(row.reply, "completed")
             else:
                 row.reply.changed()
 
-    def _add(self, reply: Reply, token: np.ndarray, logprob: np.ndarray, top_tokens: np.ndarray,
+    def _add(self, reply: Reply, tokens: np.ndarray, logprobs: np.ndarray, top_tokens: np.ndarray,
              top_logprobs: np.ndarray) -> None:
-        """Adds a drawn token to a reply. Raises ValueError if no token could be drawn, or if the
-        grammar cannot be followed further."""
-        if not logprob < math.inf:
-            raise draw_failure(self._model, float(logprob), f"new token {len(reply.new.tokens) + 1}")
-        self.counts["tokens"] += 1
-        wanted = reply.request.wants_alternatives
-        reply.add(int(token), float(logprob), *((x.tolist() if wanted else []) for x in (top_tokens, top_logprobs)))
+        """Adds drawn tokens to a reply until it ends. Raises ValueError if a token could not be
+        drawn, or if the grammar does not allow it."""
+        has_failed = ~(logprobs < math.inf)
+        num = int(has_failed.argmax()) if has_failed.any() else len(tokens)
+        empty: list[list] = [[]] * num
+        tops = (x[:num].tolist() if reply.request.wants_alternatives else empty for x in (top_tokens, top_logprobs))
+        self.counts["tokens"] += reply.add(tokens[:num].tolist(), logprobs[:num].tolist(), *tops)
+        if num < len(tokens) and reply.new.reason is None:
+            raise draw_failure(self._model, float(logprobs[num]), f"new token {len(reply.new.tokens) + 1}")

@@ -1,5 +1,5 @@
-"""The routes that answer at once: embeddings, scores, translations, masks, tokens, and where a token
-attended."""
+"""The routes that answer at once: embeddings, scores, translations, masks, tokens, and where a
+token attended."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from transformer_jax.decoding.score import score
 from transformer_jax.models.functional import trace
 from transformer_jax.serving.fields import ApiError, Fields
 from transformer_jax.serving.served_model import ServedModel
+from transformer_jax.serving.tool_calls import without_calls
 
 
 def embeddings(served: ServedModel, fields: Fields) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def embeddings(served: ServedModel, fields: Fields) -> dict[str, Any]:
 
 
 def scores(served: ServedModel, fields: Fields) -> dict[str, Any]:
-    """Answers ``/v1/score``: the log-probability of each text and of each of its tokens, in nats."""
+    """Answers ``/v1/score``: the log-probability of each text and of each of its tokens, in
+    nats."""
     result = score(served.model, _inputs(fields), tokenizer=served.tokenizer)
     data = [{"object": "score", "index": index, "total": total, "logprobs": logprobs, "token_ids": tokens,
              "tokens": [served.token_text(token) for token in tokens]} for index, (total, logprobs, tokens) in
@@ -78,7 +80,7 @@ def masks(served: ServedModel, fields: Fields) -> dict[str, Any]:
 def tokens(served: ServedModel, fields: Fields) -> dict[str, Any]:
     """Answers ``/tokenize``: the tokens of a prompt, or of the messages of a conversation."""
     if fields.get("messages") is not None:
-        ids = served.chat_prompt(fields.get("messages"))
+        ids, _ = served.chat_prompt(*without_calls(fields.get("messages")))
     else:
         text = fields.text("prompt")
         ids = served.tokenizer.encode_masked(text) if served.role == "encoder" else (

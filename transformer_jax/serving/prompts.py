@@ -13,11 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.decoding.loop import read
-from transformer_jax.models.decoder import Decoder
+from transformer_jax.decoding.packed import PackedModel, unpacked
 from transformer_jax.nn.cache import KVCache
+from transformer_jax.nn.sites import Intervene
 from transformer_jax.serving.slots import MOST_ALTERNATIVES, Slots, start_cache, window
 
 CHUNKS = (256, 64, 16)  # lengths; every prompt is padded to a multiple of the last
+GROUP_SIZE = 8  # prompts that are read in one call
+_GROUP_LENGTHS = (16, 32, 64, 128)  # to which they are padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +55,23 @@ class Prefixes:
         """
         best, found = 0, None
         for stored in self._stored:
-            shared = _common(stored.tokens, tokens)
+            shared = num_common(stored.tokens, tokens)
             shared -= (shared - len(tokens)) % CHUNKS[-1]
             if shared > best:
                 best, found = shared, stored
         if found is not None:
             self._stored = [*(stored for stored in self._stored if stored is not found), found]
         return best, found
+
+    @property
+    def most(self) -> int:
+        """The largest number of texts that are stored."""
+        return self._most
+
+    def num_shared(self, tokens: Sequence[int]) -> int:
+        """Returns the length of the longest beginning that a text has in common with a stored
+        one."""
+        return max((num_common(stored.tokens, tokens) for stored in self._stored), default=0)
 
     def add(self, prefix: Prefix) -> None:
         """Stores a text, and forgets those that it continues and the one that was not used for the
@@ -69,7 +82,7 @@ class Prefixes:
         self._stored = [*kept, prefix][-self._most:]
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def num_common(a: Sequence[int], b: Sequence[int]) -> int:
     """Returns the number of tokens that two texts begin with in common."""
     size = min(len(a), len(b))
     differs = np.asarray(a[:size]) != np.asarray(b[:size])
@@ -94,8 +107,8 @@ class PromptScores:
 class PromptReader:
     """Reads one prompt, one chunk a call, into a cache of one row."""
 
-    def __init__(self, model: Decoder, tokens: Sequence[int], capacity: int, prefixes: Prefixes, *,
-                 is_scored: bool = False):
+    def __init__(self, model: PackedModel, tokens: Sequence[int], capacity: int, prefixes: Prefixes, *,
+                 is_scored: bool = False, edits: Intervene | None = None):
         """Starts with the longest stored beginning.
 
         Args:
@@ -105,9 +118,11 @@ class PromptReader:
           prefixes: the stored texts.
           is_scored: whether to compute the log-probabilities of the tokens too. All of them are
             then read.
+          edits: an intervention. With one, no stored beginning is used, because it was read
+            without.
         """
-        self._model, self._tokens, self._capacity = model, tuple(tokens), capacity
-        self.num_reused, prefix = (0, None) if is_scored else prefixes.find(self._tokens)
+        self._model, self._tokens, self._capacity, self._edits = model, tuple(tokens), capacity, edits
+        self.num_reused, prefix = (0, None) if is_scored or edits is not None else prefixes.find(self._tokens)
         if prefix is None:
             self.cache, self._padding = start_cache(model, 1, capacity), -len(self._tokens) % CHUNKS[-1]
         else:
@@ -133,9 +148,10 @@ class PromptReader:
         next_1T[0, padding:padding + len(following)] = following
         self._num_read += len(ids)
         if self._scores is None:
-            self.cache = read_chunk(self._model, self.cache, tokens_1T, segment_ids_1T)
+            self.cache = read_chunk(self._model, self.cache, tokens_1T, segment_ids_1T, self._edits)
         else:
-            self.cache, *arrays = read_and_score(self._model, self.cache, tokens_1T, segment_ids_1T, next_1T)
+            self.cache, *arrays = read_and_score(self._model, self.cache, tokens_1T, segment_ids_1T, next_1T,
+                                                 self._edits)
             self._scores.append([np.asarray(x)[padding:padding + len(following)] for x in arrays])
         return size
 
@@ -150,20 +166,52 @@ class PromptReader:
                               for parts in zip(*self._scores, strict=True)))
 
 
+def group_length(most_tokens: int, max_len: int) -> int | None:
+    """Returns the length to which the prompts of a group are padded.
+
+    Args:
+      most_tokens: the largest number of tokens to read.
+      max_len: the context of the model.
+
+    Returns:
+      The length; ``None`` if the prompts are too long to be read together.
+    """
+    return next((length for length in _GROUP_LENGTHS if most_tokens <= length <= max_len), None)
+
+
+def padded_group(rows: Sequence[Sequence[int]], length: int) -> tuple[Int[np.ndarray, "R T"], Int[np.ndarray, "R T"]]:
+    """Returns the token ids and the segment ids of a group of prompts, which end at the same
+    slot."""
+    tokens_RT, segment_ids_RT = (np.zeros((GROUP_SIZE, length), np.int32) for _ in range(2))
+    for index, row in enumerate(rows):
+        tokens_RT[index, length - len(row):], segment_ids_RT[index, length - len(row):] = row, 1
+    return tokens_RT, segment_ids_RT
+
+
+@jax.jit
+def read_group(model: PackedModel, tokens_RT: Int[Array, "R T"], segment_ids_RT: Int[Array, "R T"]) -> KVCache:
+    """Reads short prompts together, and returns a cache in whose last slots they end."""
+    R, T = tokens_RT.shape
+    cache = start_cache(model, R, _GROUP_LENGTHS[-1])
+    cache = dataclasses.replace(cache, length=jnp.int32(_GROUP_LENGTHS[-1] - T))
+    return read(unpacked(model), tokens_RT, cache, segment_ids_BT=segment_ids_RT)[1]
+
+
 @functools.partial(jax.jit, donate_argnames="cache")
-def read_chunk(model: Decoder, cache: KVCache, tokens_1T: Int[Array, "1 T"],
-               segment_ids_1T: Int[Array, "1 T"]) -> KVCache:
+def read_chunk(model: PackedModel, cache: KVCache, tokens_1T: Int[Array, "1 T"], segment_ids_1T: Int[Array, "1 T"],
+               edits: Intervene | None = None) -> KVCache:
     """Reads a chunk of a prompt into a cache."""
-    return read(model, tokens_1T, cache, segment_ids_BT=segment_ids_1T)[1]
+    return read(unpacked(model), tokens_1T, cache, segment_ids_BT=segment_ids_1T, intervene=edits)[1]
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def read_and_score(model: Decoder, cache: KVCache, tokens_1T: Int[Array, "1 T"], segment_ids_1T: Int[Array, "1 T"],
-                   next_1T: Int[Array, "1 T"]) -> tuple[KVCache, Float[Array, " T"], Int[Array, "T K"],
-                                                        Float[Array, "T K"]]:
-    """Reads a chunk, and returns the log-probabilities of the tokens ``next_1T`` that follow each of
-    its tokens, the most probable tokens, and the log-probabilities of those."""
-    out, cache = read(model, tokens_1T, cache, segment_ids_BT=segment_ids_1T)
+def read_and_score(model: PackedModel, cache: KVCache, tokens_1T: Int[Array, "1 T"], segment_ids_1T: Int[Array, "1 T"],
+                   next_1T: Int[Array, "1 T"],
+                   edits: Intervene | None = None) -> tuple[KVCache, Float[Array, " T"], Int[Array, "T K"],
+                                                            Float[Array, "T K"]]:
+    """Reads a chunk, and returns the log-probabilities of the tokens ``next_1T`` that follow each
+    of its tokens, the most probable tokens, and the log-probabilities of those."""
+    out, cache = read(unpacked(model), tokens_1T, cache, segment_ids_BT=segment_ids_1T, intervene=edits)
     logprobs_TV = jax.nn.log_softmax(out.logits[0], axis=-1)
     top_TK, tokens_TK = jax.lax.top_k(logprobs_TV, min(MOST_ALTERNATIVES, logprobs_TV.shape[-1]))
     return cache, jnp.take_along_axis(logprobs_TV, next_1T[0][:, None], axis=-1)[:, 0], tokens_TK, top_TK

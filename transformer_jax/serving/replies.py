@@ -5,32 +5,15 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import numpy as np
 
 from transformer_jax.decoding.logits import Sampling
+from transformer_jax.decoding.mask_guesses import Constraint, GuessedRow
 from transformer_jax.decoding.new_text import NewText
+from transformer_jax.serving.edits import TextEdits
 from transformer_jax.serving.prompts import PromptScores
-
-
-class Constraint(Protocol):
-    """The state of a grammar that the new text must follow.
-
-    Attributes:
-      is_complete: True if the text is complete, and nothing may follow.
-    """
-
-    is_complete: bool
-
-    def allowed(self) -> np.ndarray:
-        """Returns the mask of the tokens that may come next, one bit a token, uint32 ``[W]``."""
-        ...
-
-    def push(self, token: int) -> None:
-        """Takes the token that was drawn."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +31,7 @@ class TextRequest:
       wants_alternatives: whether to return the most probable tokens in the place of each new one.
       scores_prompt: whether to compute the log-probabilities of the prompt's tokens.
       constraint: the grammar that the text follows, or ``None``.
+      edits: changes to the model's computation for this text, or ``None``.
     """
 
     prompt: Sequence[int]
@@ -59,6 +43,7 @@ class TextRequest:
     wants_alternatives: bool = False
     scores_prompt: bool = False
     constraint: Constraint | None = None
+    edits: TextEdits | None = None
 
 
 class Reply:
@@ -67,6 +52,7 @@ class Reply:
     Attributes:
       request: the request.
       new: the new tokens, their log-probabilities and their text.
+      grammar: the state of the grammar that the text follows, or ``None``.
       top_tokens: for each new token, the most probable tokens in its place.
       top_logprobs: the log-probabilities of these tokens.
       prompt_scores: the log-probabilities of the prompt's tokens, if they were requested.
@@ -74,15 +60,17 @@ class Reply:
       error: why the text could not be completed, or ``None``.
     """
 
-    def __init__(self, request: TextRequest, new: NewText, listener: Callable[[], Any] | None = None):
+    def __init__(self, request: TextRequest, new: NewText, grammar: GuessedRow | None = None,
+                 listener: Callable[[], Any] | None = None):
         """Makes a reply without tokens.
 
         Args:
           request: the request.
           new: the text, without tokens.
+          grammar: the grammar that the text follows, at its beginning.
           listener: called after every change, in the engine's thread.
         """
-        self.request, self.new = request, new
+        self.request, self.new, self.grammar = request, new, grammar
         self.top_tokens: list[list[int]] = []
         self.top_logprobs: list[list[float]] = []
         self.prompt_scores: PromptScores | None = None
@@ -147,32 +135,40 @@ class Reply:
         """Reads the present state of the reply.
 
         Returns:
-          The text that no later token can change, the number of new tokens, and whether the reply is
-          complete.
+          The text that no later token can change, the number of new tokens, and whether the reply
+          is complete.
         """
         with self._changed:
             return self.new.text[:self.new.num_final], len(self.new.tokens), self._is_done
 
-    def add(self, token: int, logprob: float, top_tokens: list[int], top_logprobs: list[float]) -> None:
-        """Adds a token. Only the engine calls this, and then ``changed``.
+    def add(self, tokens: Sequence[int], logprobs: Sequence[float], top_tokens: Sequence[list[int]],
+            top_logprobs: Sequence[list[float]]) -> int:
+        """Adds tokens until the text ends. Only the engine calls this, and then ``changed``.
 
         Args:
-          token: the token.
-          logprob: its log-probability.
-          top_tokens: the most probable tokens in its place.
+          tokens: the tokens.
+          logprobs: their log-probabilities.
+          top_tokens: the most probable tokens in the place of each one.
           top_logprobs: the log-probabilities of these tokens.
+
+        Returns:
+          How many tokens were added.
         """
+        new, before = self.new, len(self.new.tokens)
         with self._changed:
-            self.top_tokens.append(top_tokens)
-            self.top_logprobs.append(top_logprobs)
-            self.new.append(token, logprob)
-            constraint = self.request.constraint
-            if constraint is not None:
-                constraint.push(token)
-                if constraint.is_complete and self.new.reason is None:
-                    self.new.end("grammar")
-            if self.new.reason is None and len(self.new.tokens) == self.request.max_new_tokens:
-                self.new.end("length")
+            for token, logprob, top_ids, top in zip(tokens, logprobs, top_tokens, top_logprobs, strict=True):
+                if new.reason is not None:
+                    break
+                self.top_tokens.append(top_ids)
+                self.top_logprobs.append(top)
+                new.append(token, logprob)
+                if self.grammar is not None:
+                    self.grammar.push(token)
+                    if self.grammar.is_complete and new.reason is None:
+                        new.end("grammar")
+                if new.reason is None and len(new.tokens) == self.request.max_new_tokens:
+                    new.end("length")
+        return len(new.tokens) - before
 
     def changed(self, *, is_done: bool = False, error: Exception | None = None) -> None:
         """Tells those who wait that the reply has changed. Only the engine calls this.

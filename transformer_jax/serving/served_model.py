@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from transformer_jax.data.conversations import Message, answer_end_ids, encode_prompt
 from transformer_jax.data.message_forms import messages_of
 from transformer_jax.data.tokens import TextTokenizer
@@ -15,6 +17,7 @@ from transformer_jax.models.functional import Model
 from transformer_jax.serving.engine import Engine
 from transformer_jax.serving.fields import ApiError
 from transformer_jax.settings import shown
+from transformer_jax.tools.passages import Passage, Passages, with_passages
 
 _MOST_PROMPTS = 128
 
@@ -28,6 +31,10 @@ class ServedModel:
       model: the model.
       tokenizer: its tokenizer.
       engine: generates texts, if the model is a decoder.
+      allows_inspection: whether requests may read and change what the model computes.
+      steering_vectors: stored steering vectors by name, each ``[D]``.
+      documents: the passages that are searched for an answer, or ``None``.
+      num_passages: the largest number of passages in a prompt.
       created: when it was loaded, in seconds since 1970.
     """
 
@@ -35,6 +42,10 @@ class ServedModel:
     model: Model
     tokenizer: TextTokenizer
     engine: Engine | None
+    allows_inspection: bool = False
+    steering_vectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    documents: Passages | None = None
+    num_passages: int = 3
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
     @property
@@ -61,6 +72,8 @@ class ServedModel:
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "transformer_jax",
                 "family": config.family, "role": self.role, "can_chat": self.can_chat,
                 "max_model_len": config.max_len if self.engine is None else self.engine.max_context,
+                "has_documents": self.documents is not None, "allows_inspection": self.allows_inspection,
+                "steering_vectors": list(self.steering_vectors),
                 "num_layers": getattr(config, "num_layers", None), "num_heads": getattr(config, "num_heads", None)}
 
     def generator(self) -> Engine:
@@ -76,9 +89,18 @@ class ServedModel:
                            param="model")
         return self.engine
 
-    def chat_prompt(self, messages: Any) -> list[int]:
+    def chat_prompt(self, messages: Any, begun: str = "", room: int | None = None) -> tuple[list[int], list[Passage]]:
         """Encodes the messages of a conversation. Names of special tokens in them are ordinary
         text.
+
+        Args:
+          messages: the messages, as the API has them.
+          begun: the beginning of the answer, which the model is to continue.
+          room: the largest number of tokens of the prompt with passages of the documents; ``None``
+            to search for none.
+
+        Returns:
+          The token ids, and the passages among them.
 
         Raises:
           ApiError: if the messages are not valid, or the model has no format for conversations.
@@ -91,7 +113,11 @@ class ServedModel:
                            param="model")
         try:
             conversation: Sequence[Message] = messages_of({"messages": messages}, "messages")
-            return encode_prompt(conversation, self._any_tokenizer)
+            answer, used = self.tokenizer.encode(begun, allow_special=False) if begun else [], []
+            if room is not None and self.documents is not None and conversation[-1].role == "user":
+                found = self.documents.find(conversation[-1].content, self.num_passages)
+                conversation, used = with_passages(conversation, found, self._any_tokenizer, room - len(answer))
+            return encode_prompt(conversation, self._any_tokenizer) + answer, used
         except ValueError as error:
             raise ApiError(str(error), param="messages") from error
 

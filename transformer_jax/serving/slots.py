@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from transformer_jax.decoding.constraints import AllowedTokens
 from transformer_jax.decoding.logits import Settings
 from transformer_jax.decoding.loop import draw, read
-from transformer_jax.decoding.rules import History
-from transformer_jax.models.decoder import Decoder
+from transformer_jax.decoding.mask_table import MaskTable
+from transformer_jax.decoding.packed import PackedModel, unpacked
+from transformer_jax.decoding.rules import History, Processor
 from transformer_jax.nn.cache import KVCache
+from transformer_jax.nn.sites import Intervene
 
 MOST_STEPS = 32  # of one call
 MOST_ALTERNATIVES = 20  # tokens whose log-probability is returned with each new token
@@ -37,7 +38,6 @@ class Slots:
       history_BS: token ids, in the slots of the cache; the last token of each row has the slot
         ``cache.length``.
       num_new_B1: the number of tokens that were drawn for each row.
-      is_active_B: True for rows that draw a token in the next step.
       keys_B: one PRNG key per row.
       settings: the sampling settings, with one entry per row.
     """
@@ -45,7 +45,6 @@ class Slots:
     cache: KVCache
     history_BS: Int[Array, "B S"]
     num_new_B1: Int[Array, "B 1"]
-    is_active_B: Bool[Array, " B"]
     keys_B: Key[Array, " B"]
     settings: Settings
 
@@ -73,26 +72,28 @@ class Drawn:
     top_logprobs_NBK: Float[Array, "N B K"]
 
 
-def empty(model: Decoder, num_rows: int, capacity: int, settings: Settings) -> Slots:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def empty(model: PackedModel, num_rows: int, capacity: int, settings: Settings) -> Slots:
     """Makes a batch without requests.
 
     Args:
-      model: the model.
+      model: the model, in the form for decoding.
       num_rows: the number of rows.
       capacity: the number of slots of each row.
       settings: the settings of any row, which give the shapes.
     """
     return Slots(cache=start_cache(model, num_rows, capacity),
                  history_BS=jnp.zeros((num_rows, capacity), jnp.int32),
-                 num_new_B1=jnp.zeros((num_rows, 1), jnp.int32), is_active_B=jnp.zeros(num_rows, bool),
-                 keys_B=jax.random.split(jax.random.key(0), num_rows),
+                 num_new_B1=jnp.zeros((num_rows, 1), jnp.int32), keys_B=jax.random.split(jax.random.key(0), num_rows),
                  settings=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_rows, *np.shape(leaf))), settings))
 
 
-def start_cache(model: Decoder, num_rows: int, capacity: int) -> KVCache:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def start_cache(model: PackedModel, num_rows: int, capacity: int) -> KVCache:
     """Makes an empty cache, in which layers with a sliding window keep all tokens too, so that rows
-    can be moved."""
-    return model.start_cache(num_rows, capacity, keeps_all=True)
+    can be moved, and tokens discarded."""
+    decoder: Any = unpacked(model)
+    return decoder.start_cache(num_rows, capacity, keeps_all=True)
 
 
 def settings_of_row(settings: Settings) -> Settings:
@@ -103,22 +104,27 @@ def settings_of_row(settings: Settings) -> Settings:
 
 
 @functools.partial(jax.jit, donate_argnames="slots")
-def decode(model: Decoder, slots: Slots, limit: Int[Array, ""], wants_alternatives: Bool[Array, ""],
-           allowed_BW: UInt32[Array, "B W"] | None = None) -> tuple[Slots, Drawn]:
+def decode(model: PackedModel, slots: Slots, is_active_B: Bool[Array, " B"], limit: Int[Array, ""],
+           wants_alternatives: Bool[Array, ""], masks: tuple[MaskTable, Int[Array, " B"]] | None = None,
+           edits: Intervene | None = None) -> tuple[Slots, Drawn]:
     """Draws up to ``limit`` tokens of every active row; fewer, if all rows end before.
 
     Args:
       model: the model, in the form for decoding.
       slots: the batch. The cache must have room for ``limit`` tokens.
+      is_active_B: True for the rows in use.
       limit: the number of steps, at most ``MOST_STEPS``.
       wants_alternatives: whether to return the most probable tokens of each step.
-      allowed_BW: the tokens that each row may draw, one bit a token, the lowest bit first; ``None``
-        allows all. With it, ``limit`` must be 1, because the next mask depends on the token.
+      masks: the masks of grammars, and the place of each row among them. Drawing stops where no
+        mask was guessed.
+      edits: an intervention that changes each row in its own way.
 
     Returns:
       The batch and the tokens.
     """
+    generator: Any = unpacked(model)
     B, vocab_size = slots.num_rows, slots.settings.ends_V.shape[-1]
+    table, places_B = (None, jnp.zeros(B, jnp.int32)) if masks is None else masks
     num_alternatives = min(MOST_ALTERNATIVES, vocab_size)
     drawn = Drawn(*(jnp.zeros((MOST_STEPS, B, *shape), dtype) for shape, dtype in (
         ((), jnp.int32), ((), jnp.float32), ((num_alternatives,), jnp.int32), ((num_alternatives,), jnp.float32))))
@@ -130,81 +136,91 @@ def decode(model: Decoder, slots: Slots, limit: Int[Array, ""], wants_alternativ
     def no_alternatives(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.zeros((B, num_alternatives), jnp.int32), jnp.zeros((B, num_alternatives), jnp.float32)
 
-    def step(carry: tuple[jax.Array, Slots, Drawn]) -> tuple[jax.Array, Slots, Drawn]:
-        index, slots, drawn = carry
-        logits_BV, slots = _logits(model, slots)
-        slots, token_B, logprob_B = _draw(slots, logits_BV, allowed_BW)
+    def goes_on(carry: tuple[jax.Array, ...]) -> jax.Array:
+        index, places_B, is_active_B, *_ = carry
+        return (index < limit) & is_active_B.any() & (MaskTable.is_known(places_B) | ~is_active_B).all()
+
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        index, places_B, is_active_B, slots, drawn = carry
+        logits_BV, slots = _logits(generator, slots, is_active_B, edits)
+        rules = () if table is None else (table.rule(places_B),)
+        slots, token_B, logprob_B, is_end_B = _draw(slots, logits_BV, rules)
         rows = (token_B, logprob_B, *jax.lax.cond(wants_alternatives, alternatives, no_alternatives, logits_BV))
         names = [field.name for field in dataclasses.fields(Drawn)]
         drawn = Drawn(*(jax.lax.dynamic_update_index_in_dim(getattr(drawn, name), row, index, 0)
                         for name, row in zip(names, rows, strict=True)))
-        return index + 1, slots, drawn
+        if table is not None:
+            places_B = table.after(places_B, token_B)
+        return index + 1, places_B, is_active_B & ~is_end_B & ~MaskTable.has_ended(places_B), slots, drawn
 
-    _, slots, drawn = jax.lax.while_loop(lambda carry: (carry[0] < limit) & carry[1].is_active_B.any(), step,
-                                         (jnp.int32(0), slots, drawn))
+    *_, slots, drawn = jax.lax.while_loop(goes_on, step, (jnp.int32(0), places_B, is_active_B, slots, drawn))
     return slots, drawn
 
 
-def _logits(model: Decoder, slots: Slots) -> tuple[jax.Array, Slots]:
+def _logits(model: Any, slots: Slots, is_active_B: jax.Array,
+            edits: Intervene | None) -> tuple[jax.Array, Slots]:
     """Reads the last token of every active row, and returns the logits of the next ones."""
     last_B1 = jax.lax.dynamic_slice_in_dim(slots.history_BS, slots.cache.length, 1, axis=1)
-    out, cache = read(model, last_B1, slots.cache, segment_ids_BT=slots.is_active_B[:, None].astype(jnp.int32))
+    out, cache = read(model, last_B1, slots.cache, segment_ids_BT=is_active_B[:, None].astype(jnp.int32),
+                      intervene=edits)
     return out.logits[:, -1], dataclasses.replace(slots, cache=cache)
 
 
-def _draw(slots: Slots, logits_BV: jax.Array, allowed_BW: jax.Array | None) -> tuple[Slots, jax.Array, jax.Array]:
-    """Draws the next token of every row, and ends rows at an end token."""
+def _draw(slots: Slots, logits_BV: jax.Array,
+          rules: tuple[Processor, ...]) -> tuple[Slots, jax.Array, jax.Array, jax.Array]:
+    """Draws the next token of every row. Returns the batch, the tokens, their log-probabilities,
+    and True for rows that end there."""
     settings = slots.settings
     history = History(slots.history_BS, slots.cache.segment_ids_BS != 0, slots.num_new_B1, settings.ends_V)
-    processors = () if allowed_BW is None else (AllowedTokens(allowed_BW),)
-    token_B, logprob_B = draw(logits_BV, history, slots.keys_B, settings, processors)
+    token_B, logprob_B = draw(logits_BV, history, slots.keys_B, settings, rules)
     is_end_B = jnp.take_along_axis(jnp.asarray(settings.ends_V), token_B[:, None], axis=1)[:, 0]
     history_BS = jax.lax.dynamic_update_slice_in_dim(slots.history_BS, token_B[:, None], slots.cache.length, axis=1)
-    return dataclasses.replace(
-        slots, history_BS=history_BS, num_new_B1=slots.num_new_B1 + 1,
-        is_active_B=slots.is_active_B & ~is_end_B & (logprob_B < jnp.inf)), token_B, logprob_B
+    return (dataclasses.replace(slots, history_BS=history_BS, num_new_B1=slots.num_new_B1 + 1), token_B, logprob_B,
+            is_end_B | ~(logprob_B < jnp.inf))
 
 
 @functools.partial(jax.jit, donate_argnames="slots")
-def join(slots: Slots, row: Int[Array, ""], prompt: KVCache, shift: Int[Array, ""], tokens_S: Int[Array, " S"],
-         key: Key[Array, ""], settings: Settings) -> Slots:
-    """Puts a request into a row.
+def discard(slots: Slots, num_tokens: Int[Array, ""]) -> Slots:
+    """Removes the last ``num_tokens`` tokens of every row, which are then drawn again."""
+    return dataclasses.replace(slots, cache=slots.cache.without_last(num_tokens),
+                               num_new_B1=slots.num_new_B1 - num_tokens)
+
+
+@functools.partial(jax.jit, donate_argnames="slots")
+def join(slots: Slots, rows_R: Int[Array, " R"], prompts: KVCache, shift: Int[Array, ""], tokens_RS: Int[Array, "R S"],
+         keys_R: UInt32[Array, "R ..."], settings: Settings) -> Slots:
+    """Puts requests into rows.
 
     Args:
       slots: the batch.
-      row: the row.
-      prompt: the cache of one row with the tokens of the prompt. The last one is left out, because
-        the next step reads it.
-      shift: the slot of a token in ``prompt``, less its slot in the batch.
-      tokens_S: the row of ``history_BS``.
-      key: the PRNG key of the row.
-      settings: the settings of the request, in the form of ``settings_of_row``.
+      rows_R: the row of each request; one that does not exist for an entry that is no request.
+      prompts: the cache with the tokens of the prompts, all of which end at the same slot. Their
+        last tokens are left out, because the next step reads them.
+      shift: the slot of a token in ``prompts``, less its slot in the batch.
+      tokens_RS: the rows of ``history_BS``.
+      keys_R: the data of the rows' PRNG keys.
+      settings: the settings of the requests, each in the form of ``settings_of_row``, stacked.
 
     Returns:
       The batch.
     """
-    placed = window(prompt, shift, slots.cache.capacity)
+    placed = window(prompts, shift, slots.cache.capacity)
     is_before_S = jnp.arange(slots.cache.capacity) < slots.cache.length
     placed = dataclasses.replace(placed, segment_ids_BS=jnp.where(is_before_S, placed.segment_ids_BS, 0))
 
     def put(stored: jax.Array, new: jax.Array) -> jax.Array:
+        return stored.at[rows_R].set(new, mode="drop")
+
+    def put_cached(stored: jax.Array, new: jax.Array) -> jax.Array:
         if stored.ndim == 0:  # the number of slots in use is the same for all rows
             return stored
-        num = stored.shape[0] // slots.num_rows
-        return jax.lax.dynamic_update_slice_in_dim(stored, new, row * num, axis=0)
+        by_row = stored.reshape(slots.num_rows, -1, *stored.shape[1:])
+        return put(by_row, new.reshape(len(rows_R), *by_row.shape[1:])).reshape(stored.shape)
 
-    def put_row(stored: jax.Array, new: jax.Array) -> jax.Array:
-        return stored.at[row].set(new)
-
-    return Slots(cache=jax.tree.map(put, slots.cache, placed), history_BS=put_row(slots.history_BS, tokens_S),
-                 num_new_B1=slots.num_new_B1.at[row].set(0), is_active_B=slots.is_active_B.at[row].set(True),
-                 keys_B=slots.keys_B.at[row].set(key), settings=jax.tree.map(put_row, slots.settings, settings))
-
-
-@jax.jit
-def leave(slots: Slots, row: Int[Array, ""]) -> Slots:
-    """Ends the request of a row, which then waits for another."""
-    return dataclasses.replace(slots, is_active_B=slots.is_active_B.at[row].set(False))
+    keys = jax.random.wrap_key_data(keys_R, impl=jax.random.key_impl(slots.keys_B))
+    return Slots(cache=jax.tree.map(put_cached, slots.cache, placed), history_BS=put(slots.history_BS, tokens_RS),
+                 num_new_B1=put(slots.num_new_B1, jnp.zeros((len(rows_R), 1), jnp.int32)),
+                 keys_B=put(slots.keys_B, keys), settings=jax.tree.map(put, slots.settings, settings))
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
@@ -232,7 +248,7 @@ def moved(slots: Slots, rows_B: Int[Array, " B"] | None, length: Int[Array, ""],
 
     cache = dataclasses.replace(window(jax.tree.map(take_cached, slots.cache), start, capacity), length=length)
     return Slots(cache=cache, history_BS=_window(take(slots.history_BS), start, capacity),
-                 num_new_B1=take(slots.num_new_B1), is_active_B=take(slots.is_active_B), keys_B=take(slots.keys_B),
+                 num_new_B1=take(slots.num_new_B1), keys_B=take(slots.keys_B),
                  settings=jax.tree.map(take, slots.settings))
 
 

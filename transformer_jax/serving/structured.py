@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformer_jax.decoding.batch import decodable, never_drawn
-from transformer_jax.decoding.constraints import RowConstraint, grammar_vocabulary
+from transformer_jax.decoding.constraints import GrammarVocabulary, RowConstraint, grammar_vocabulary
 from transformer_jax.decoding.grammar import Grammar
 from transformer_jax.serving.fields import ApiError, Fields
 from transformer_jax.serving.served_model import ServedModel
+from transformer_jax.serving.tool_calls import CalculatorConstraint
 from transformer_jax.settings import shown
 
 _MOST_CHARACTERS = 100_000
@@ -89,10 +90,40 @@ def constraint_of(grammar: Grammar | None, served: ServedModel, prompt: Sequence
     """
     if grammar is None:
         return None
-    config, tokenizer = served.model.config, served.tokenizer
-    ends = [token for token in end_ids if token < (config.vocab_size or 0)]
+    tokenizer = served.tokenizer
     try:
-        vocabulary = grammar_vocabulary(tokenizer, never_drawn(config, tokenizer, ends), ends)
+        vocabulary = _vocabulary(served, end_ids)
         return RowConstraint(grammar, vocabulary, starts_text=not tokenizer.decode(decodable(prompt, tokenizer)))
     except ValueError as error:
         raise ApiError(str(error), code="unsupported_parameter") from error
+
+
+def calculator_constraint(served: ServedModel, end_ids: Sequence[int], *,
+                          begins_with_call: bool) -> CalculatorConstraint:
+    """Starts to follow a text that may call the calculator.
+
+    Args:
+      served: the model.
+      end_ids: the token ids that end the text.
+      begins_with_call: whether the text must begin with a call.
+
+    Returns:
+      The constraint.
+
+    Raises:
+      ApiError: if the model's tokenizer cannot be used with a grammar, or llguidance is not
+        installed.
+    """
+    try:
+        return CalculatorConstraint(_vocabulary(served, end_ids), begins_with_call=begins_with_call)
+    except ValueError as error:
+        raise ApiError(str(error), code="unsupported_parameter", param="tools") from error
+    except ImportError as error:
+        raise ApiError(str(error), status=501, code="unsupported_parameter", param="tools") from error
+
+
+def _vocabulary(served: ServedModel, end_ids: Sequence[int]) -> GrammarVocabulary:
+    """Returns the tokens of a model for its grammars."""
+    config = served.model.config
+    ends = [token for token in end_ids if token < (config.vocab_size or 0)]
+    return grammar_vocabulary(served.tokenizer, never_drawn(config, served.tokenizer, ends), ends)
