@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from transformer_jax.config.alignment import PreferenceConfig, ReinforcementConfig
     from transformer_jax.config.classifier import ClassifierConfig
     from transformer_jax.config.contrastive import ContrastiveConfig
+    from transformer_jax.config.cross_layer_transcoder import CrossLayerTranscoderConfig
     from transformer_jax.config.data import CorpusConfig, DataConfig, TokenizerConfig
     from transformer_jax.config.experiment import ExperimentConfig
     from transformer_jax.config.experts import ExpertConfig
@@ -34,9 +35,9 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "CheckpointConfig", "ClassifierConfig", "ContrastiveConfig", "CorpusConfig", "DataConfig", "EvalConfig",
-    "ExperimentConfig", "ExpertConfig", "LatentConfig", "LayerKind", "Limits", "LoraConfig", "LossConfig",
-    "MeshConfig", "MetricsConfig", "ModelConfig", "ModelSettings", "MupConfig", "OptimConfig", "PreferenceConfig",
-    "RecurrentConfig", "ReinforcementConfig", "RopeLayout", "RopeScaling", "SampleConfig", "SparseAutoencoderConfig",
-    "TokenizerConfig", "WordVectorConfig", "register_model_family",
+    "CheckpointConfig", "ClassifierConfig", "ContrastiveConfig", "CorpusConfig", "CrossLayerTranscoderConfig",
+    "DataConfig", "EvalConfig", "ExperimentConfig", "ExpertConfig", "LatentConfig", "LayerKind", "Limits",
+    "LoraConfig", "LossConfig", "MeshConfig", "MetricsConfig", "ModelConfig", "ModelSettings", "MupConfig",
+    "OptimConfig", "PreferenceConfig", "RecurrentConfig", "ReinforcementConfig", "RopeLayout", "RopeScaling",
+    "SampleConfig", "SparseAutoencoderConfig", "TokenizerConfig", "WordVectorConfig", "register_model_family",
 ]
