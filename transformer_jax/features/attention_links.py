@@ -76,6 +76,9 @@ def attention_links(bundle_or_model: Any, transcoders: Transcoders, graph: Attri
     effects_LNTS = np.stack([weights * np.einsum("tnh,snh->nts", gradient, values) for weights, gradient, values in
                              zip(weights_LNTS, gradient_LTNH, values_LSNH, strict=True)])
     order = np.argsort(-np.abs(effects_LNTS).ravel(), kind="stable")[:count]
-    places = zip(*np.unravel_index(order, effects_LNTS.shape), strict=True)
-    return [Link(*map(int, each), float(weights_LNTS[each]), float(effects_LNTS[each])) for each in places
-            if effects_LNTS[each]]
+    links = []
+    for layer, head, query, key in zip(*np.unravel_index(order, effects_LNTS.shape), strict=True):
+        if effect := float(effects_LNTS[layer, head, query, key]):
+            weight = float(weights_LNTS[layer, head, query, key])
+            links.append(Link(int(layer), int(head), int(query), int(key), weight, effect))
+    return links

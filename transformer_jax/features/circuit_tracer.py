@@ -48,7 +48,7 @@ def from_circuit_tracer(directory: str | pathlib.Path, *, site: str | None = Non
     need_safetensors("from_circuit_tracer reads safetensors files")
     directory = checked_path("directory", directory)
     num_layers = len(list(directory.glob("W_enc_*.safetensors")))
-    require(num_layers, f"{directory} has no W_enc_0.safetensors; expected a directory of circuit-tracer")
+    require(num_layers > 0, f"{directory} has no W_enc_0.safetensors; expected a directory of circuit-tracer")
     text = (directory / CONFIG).read_text("utf-8") if (directory / CONFIG).is_file() else ""
     settings = _settings(text)
     require(settings.get("model_kind", _KIND) == _KIND, f"{directory / CONFIG}: model_kind="

@@ -91,7 +91,9 @@ def graph_report(bundle: Any, transcoders: Transcoders, graph: AttributionGraph,
     for node in graph.nodes:
         if node.kind == "feature":
             numbers.setdefault(node.layer, set()).add(node.number)
-    for layer, chosen in numbers.items() if texts is not None else ():
+    for layer, chosen in numbers.items():
+        if texts is None:
+            break
         found = examine(bundle, _of_layer(transcoders, layer), texts, features=sorted(chosen),
                         num_examples=num_examples, width=12, tokenizer=tokenizer)
         features |= {(layer, feature.number): feature for feature in found.features}
@@ -123,7 +125,7 @@ def _data(report: GraphReport) -> dict[str, Any]:
     for place, probability in zip(graph.logits, graph.probabilities, strict=True):
         nodes[place]["probability"] = _rounded(probability)
     place_of = {node[:4]: place for place, node in enumerate(graph.nodes)}
-    edges = [[int(source), int(target), _rounded(graph.edges[target, source])]
+    edges = [[int(source), int(target), _rounded(float(graph.edges[target, source]))]
              for target, source in np.argwhere(graph.edges)]
     layers = max((node.layer for node in graph.nodes if node.kind == "logit"), default=0)
     return {"title": report.title, "tokens": report.tokens, "layers": layers, "nodes": nodes, "edges": edges,

@@ -6,7 +6,7 @@ A cross-layer transcoder has the same losses. Its arrays have an axis of layers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
 import jax
@@ -147,7 +147,8 @@ def _gated(model: SparseAutoencoder, x_BD: jax.Array, y_BE: jax.Array) -> _Coded
     return _Coded(model.reconstruct(features_BF), penalty, (features_BF > 0).sum(0))
 
 
-_CODES = {"relu": _relu, "topk": _top_k, "batch_topk": _batch_top_k, "jumprelu": _jump_relu, "gated": _gated}
+_CODES: dict[str, Callable[..., _Coded]] = {
+    "relu": _relu, "topk": _top_k, "batch_topk": _batch_top_k, "jumprelu": _jump_relu, "gated": _gated}
 
 
 def _revival(model: FeatureModel, x_BD: jax.Array, error_BE: jax.Array) -> jax.Array:
@@ -183,9 +184,10 @@ def _chosen(model: FeatureModel, x_BD: jax.Array, places_BK: jax.Array, function
         pre_BF = model.pre_activations(x_BD)
         values_BK = function(jnp.take_along_axis(pre_BF, places_BK, -1))
         return model.write(jnp.put_along_axis(jnp.zeros_like(pre_BF), places_BK, values_BK, -1, inplace=False))
-    encoder_BKD, bias_BK = model.encoder[...][places_BK], model.encoder_bias[...][places_BK]
-    values_BK = function(jnp.einsum("bd,bkd->bk", model.centered(x_BD), encoder_BKD) + bias_BK)
-    return jnp.einsum("bk,bke->be", values_BK, model.decoder[...][places_BK])
+    single = cast(SparseAutoencoder, model)
+    encoder_BKD, bias_BK = single.encoder[...][places_BK], single.encoder_bias[...][places_BK]
+    values_BK = function(jnp.einsum("bd,bkd->bk", single.centered(x_BD), encoder_BKD) + bias_BK)
+    return jnp.einsum("bk,bke->be", values_BK, single.decoder[...][places_BK])
 
 
 def _threshold(values: jax.Array, count: int) -> jax.Array:
