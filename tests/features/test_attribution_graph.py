@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
-from transformer_jax.config import SparseAutoencoderConfig
+from tests.compiles import count_compiles
+from transformer_jax.config import CrossLayerTranscoderConfig, SparseAutoencoderConfig
 from transformer_jax.features.autoencoder import SparseAutoencoder
+from transformer_jax.features.linearised import pulled_back
+from transformer_jax.features.source_nodes import SourceNodes
 
 CONFIG = tj.ModelConfig(vocab_size=19, max_len=12, num_layers=3, num_heads=4, num_kv_heads=2, model_dim=16, mlp_dim=24,
                         positions="rope", use_output_bias=True)
@@ -29,6 +32,13 @@ def transcoder(layer, activation="topk"):
         activation=activation, subtract_bias=False, scale=0.5, target_scale=2.0)
     made = randomized(SparseAutoencoder(config, key=jax.random.key(layer)), layer, 0.1)
     return made
+
+
+def cross_layer(activation="topk"):
+    config = CrossLayerTranscoderConfig(
+        num_layers=3, input_dim=16, num_features=24, k=3, activation=activation, scales=(0.5, 1.0, 2.0),
+        target_scales=(2.0, 4.0, 1.0))
+    return randomized(tj.features.CrossLayerTranscoder(config, key=jax.random.key(0)), 5, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +77,100 @@ def test_they_add_up_in_other_decoders_too(changes):
     for place, node in enumerate(graph.nodes):
         if node.kind in ("feature", "logit"):
             np.testing.assert_allclose(graph.edges[place].sum() + graph.bias[place], node.value, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["topk", "relu"])
+def test_edges_of_a_cross_layer_transcoder_add_up(model, activation):
+    made = cross_layer(activation)
+    graph = tj.features.attribution_graph(model, made, TEXT, num_logits=2, max_features=60)
+    logits = np.asarray(tj.forward(model, np.array([TEXT]))[0, -1])
+    encoded = np.asarray(made.encode(tj.trace(model, np.array([TEXT]))["mlp_input"]))[:, 0]
+    assert {node.layer for node in graph.nodes if node.kind == "feature"} == {0, 1, 2}
+    for place, node in enumerate(graph.nodes):
+        if node.kind == "feature":
+            assert node.value == pytest.approx(encoded[node.layer, node.position, node.number], abs=1e-5)
+        if node.kind in ("feature", "logit"):
+            expected = node.value if node.kind == "feature" else logits[node.number]
+            np.testing.assert_allclose(graph.edges[place].sum() + graph.bias[place], expected, atol=1e-4)
+            assert all(graph.nodes[source].layer < node.layer and graph.nodes[source].position <= node.position
+                       for source in np.flatnonzero(graph.edges[place]))
+
+
+def test_an_edge_of_a_cross_layer_feature_is_what_it_writes_to_all_layers(model):
+    """To a logit at the same position: directly, and through attention if its value is read."""
+    made = cross_layer()
+    graph = tj.features.attribution_graph(model, made, TEXT, num_logits=1)
+    final = np.asarray(tj.trace(model, np.array([TEXT])).final[0, -1], np.float64)
+    scale = np.asarray(model.final_norm.scale[...], np.float64) / np.sqrt(final.var() + model.config.norm_epsilon)
+    unembedding = np.asarray(model.embeddings.unembedding_VD[graph.nodes[-1].number])
+    checked = 0
+    for source, node in enumerate(graph.nodes):
+        if node.kind == "feature" and node.layer == 2 and node.position == 5:
+            written = node.value * np.asarray(made.decoder[2][...], np.float64)[node.number, 0]
+            expected = (written - written.mean()) * scale @ unembedding
+            assert graph.edges[-1, source] == pytest.approx(expected, abs=1e-5)
+            checked += 1
+    assert checked == 3
+    # What a feature of layer 0 writes to the layers 1 and 2 is a part of its edge: without attention
+    # in these layers, the edge is the sum of three direct effects.
+    still = jax.tree.map(lambda leaf: leaf, model)
+    still.stack.blocks.attention.value.kernel.set_value(still.stack.blocks.attention.value.kernel[...] * 0)
+    graph = tj.features.attribution_graph(still, made, TEXT, num_logits=1)
+    final = np.asarray(tj.trace(still, np.array([TEXT])).final[0, -1], np.float64)
+    scale = np.asarray(still.final_norm.scale[...], np.float64) / np.sqrt(final.var() + still.config.norm_epsilon)
+    unembedding = np.asarray(still.embeddings.unembedding_VD[graph.nodes[-1].number])
+    for source, node in enumerate(graph.nodes):
+        if node.kind == "feature" and node.layer == 0 and node.position == 5:
+            written = node.value * (np.asarray(made.decoder[0][...], np.float64)[node.number] / np.array(
+                [[2.0], [4.0], [1.0]])).sum(0)
+            assert graph.edges[-1, source] == pytest.approx((written - written.mean()) * scale @ unembedding, abs=1e-5)
+
+
+def test_removing_a_cross_layer_feature_subtracts_what_it_writes_and_holds_the_rest(model):
+    made = cross_layer("relu")
+    graph = tj.features.attribution_graph(model, made, TEXT, num_logits=2)
+    logits, tokens = list(graph.logits), np.array([TEXT])
+    features = [place for place, node in enumerate(graph.nodes) if node.kind == "feature" and node.position == 5]
+    place = next(place for place in features if graph.nodes[place].layer == 1)
+    node, outputs = graph.nodes[place], np.array(tj.trace(model, tokens)["mlp_output"])
+    outputs[1:, 0, 5] -= node.value * np.asarray(made.decoder[1][...])[node.number] / np.array([[4.0], [1.0]])
+    edits = [tj.inspection.patch("mlp_output", layer, outputs[layer]) for layer in (1, 2)]
+    changed = tj.forward(model, tokens, intervene=tj.inspection.together(*edits)) - tj.forward(model, tokens)
+    expected = [float(changed[0, -1, graph.nodes[logit].number]) for logit in logits]
+    np.testing.assert_allclose(tj.features.measured_without(model, made, graph, place)[logits], expected, atol=1e-5)
+    # In the last layer only the final norm reacts, and little to a small feature: the graph is right.
+    place = min((place for place in features if graph.nodes[place].layer == 2),
+                key=lambda place: graph.nodes[place].value)
+    direct = -graph.edges[logits, place]
+    measured = tj.features.measured_without(model, made, graph, place)[logits]
+    np.testing.assert_allclose(measured, direct, atol=0.15 * np.abs(direct).max() + 1e-4)
+
+
+def test_one_program_serves_all_edges_and_all_removals(model):
+    made = cross_layer()
+    pulled_back.clear_cache()
+    graph = tj.features.attribution_graph(model, made, TEXT, num_logits=2)
+    tj.features.attribution_graph(model, made, TEXT[::-1], num_logits=1, max_features=7)
+    assert pulled_back._cache_size() == 1
+    features = [place for place, node in enumerate(graph.nodes) if node.kind == "feature"]
+    tj.features.measured_without(model, made, graph, features[0])
+    with count_compiles() as compiles:
+        for place in features[1::7]:
+            tj.features.measured_without(model, made, graph, place)
+    assert compiles == []
+
+
+def test_memory_does_not_grow_with_the_number_of_edges(model, monkeypatch):
+    """The gradients of a few functions are held at a time."""
+    held, original = [], SourceNodes.contributions
+
+    def contributions(self, of_outputs, of_embeddings):
+        held.append(of_outputs.shape)
+        return original(self, of_outputs, of_embeddings)
+
+    monkeypatch.setattr(SourceNodes, "contributions", contributions)
+    graph = tj.features.attribution_graph(model, cross_layer("relu"), TEXT, num_logits=1)
+    assert len(graph.nodes) > 100 and len(held) > 5 and max(held) == (16, 3, 6, 16)
 
 
 def test_an_edge_of_the_last_layer_is_the_direct_effect(model, graph):

@@ -12,7 +12,7 @@ from flax import nnx
 from random_biases import with_random_biases
 
 import transformer_jax as tj
-from tests.inspection.test_interventions import count_compiles
+from tests.compiles import count_compiles
 from transformer_jax.inspection import circuits
 from transformer_jax.models.functional import make_model
 

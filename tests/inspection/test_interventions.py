@@ -1,7 +1,6 @@
 """Interventions compared with edited weights, edited tokens and NumPy; and the number of compiled
 programs."""
 
-import contextlib
 import functools
 import re
 
@@ -12,6 +11,7 @@ import pytest
 from random_biases import with_random_biases
 
 import transformer_jax as tj
+from tests.compiles import count_compiles
 from transformer_jax.inspection.causal import head_ablation_table, mean_token_loss, patching_grid, path_effect
 from transformer_jax.inspection.interventions import ablate_head, knock_out_edge, patch, steer, together
 from transformer_jax.models.functional import make_model
@@ -57,21 +57,6 @@ def continue_from(model, stream_1TD, first):
     tail.embeddings.config = tail.config
     tail.embeddings.token = model.embeddings.token.replace(stream_1TD[0].astype(jnp.float32))
     return tail(jnp.arange(T)[None]).logits
-
-
-@contextlib.contextmanager
-def count_compiles():
-    compiles = []
-
-    def listen(event, *_, **__):
-        if "backend_compile" in event:
-            compiles.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield compiles
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_one_program_for_every_layer_head_and_position():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
-from tests.inspection.test_interventions import count_compiles
+from tests.compiles import count_compiles
 from transformer_jax import inspection
 
 RNG = np.random.default_rng(0)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from transformer_jax.config.alignment import PreferenceConfig, ReinforcementConfig
     from transformer_jax.config.classifier import ClassifierConfig
     from transformer_jax.config.contrastive import ContrastiveConfig
+    from transformer_jax.config.cross_layer_transcoder import CrossLayerTranscoderConfig
     from transformer_jax.config.data import CorpusConfig, DataConfig, TokenizerConfig
     from transformer_jax.config.electra import ElectraConfig
     from transformer_jax.config.experiment import ExperimentConfig
@@ -35,9 +36,9 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "CheckpointConfig", "ClassifierConfig", "ContrastiveConfig", "CorpusConfig", "DataConfig", "ElectraConfig",
-    "EvalConfig", "ExperimentConfig", "ExpertConfig", "LatentConfig", "LayerKind", "Limits", "LoraConfig", "LossConfig",
-    "MeshConfig", "MetricsConfig", "ModelConfig", "ModelSettings", "MupConfig", "OptimConfig", "PreferenceConfig",
-    "RecurrentConfig", "ReinforcementConfig", "RopeLayout", "RopeScaling", "SampleConfig", "SparseAutoencoderConfig",
-    "TokenizerConfig", "WordVectorConfig", "register_model_family",
+    "CheckpointConfig", "ClassifierConfig", "ContrastiveConfig", "CorpusConfig", "CrossLayerTranscoderConfig",
+    "DataConfig", "ElectraConfig", "EvalConfig", "ExperimentConfig", "ExpertConfig", "LatentConfig", "LayerKind",
+    "Limits", "LoraConfig", "LossConfig", "MeshConfig", "MetricsConfig", "ModelConfig", "ModelSettings", "MupConfig",
+    "OptimConfig", "PreferenceConfig", "RecurrentConfig", "ReinforcementConfig", "RopeLayout", "RopeScaling",
+    "SampleConfig", "SparseAutoencoderConfig", "TokenizerConfig", "WordVectorConfig", "register_model_family",
 ]

@@ -39,6 +39,9 @@ _FAMILIES: dict[str, Family] = {
                            "transformer_jax.baselines.word_vectors:WordVectors", "word_vectors"),
     "sparse_autoencoder": Family("transformer_jax.config.sparse_autoencoder:SparseAutoencoderConfig",
                                  "transformer_jax.features.autoencoder:SparseAutoencoder", "sparse_autoencoder"),
+    "cross_layer_transcoder": Family("transformer_jax.config.cross_layer_transcoder:CrossLayerTranscoderConfig",
+                                     "transformer_jax.features.cross_layer:CrossLayerTranscoder",
+                                     "sparse_autoencoder"),
     "elmo": Family(_RECURRENT, "transformer_jax.baselines.elmo:Elmo", "elmo"),
 }
 

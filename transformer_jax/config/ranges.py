@@ -38,6 +38,11 @@ _RATE = Range("be in [0, 1)", 0, _BELOW_ONE)
 _PART = Range("be in (0, 1)", _TINY, _BELOW_ONE)
 _PART_OR_ALL = Range("be in (0, 1]", _TINY, 1)
 
+_OF_FEATURES = {
+    "vocab_size": _COUNT, "max_len": _COUNT, "num_layers": _COUNT, "input_dim": _COUNT, "output_dim": _COUNT,
+    "num_features": _COUNT, "k": _COUNT, "sparsity": _NOT_NEGATIVE, "bandwidth": _POSITIVE,
+    "first_threshold": _NOT_NEGATIVE, "dead_after": Range("be from 1 to 2**24", 1, 2**24), "revival": _NOT_NEGATIVE}
+
 # For each class: the prefix of its field names in error messages, and the range of each numeric
 # field. A field that may be None must be in the range if it is not None.
 RANGES: dict[str, tuple[str, dict[str, Range]]] = {
@@ -61,11 +66,8 @@ RANGES: dict[str, tuple[str, dict[str, Range]]] = {
         "vocab_size": _COUNT, "max_len": _COUNT, "num_layers": _COUNT, "model_dim": _COUNT,
         "window": Range("be from 1 to 32", 1, 32), "negatives": _COUNT, "subsample": _NOT_NEGATIVE,
         "min_count": _COUNT}),
-    "SparseAutoencoderConfig": ("", {
-        "vocab_size": _COUNT, "max_len": _COUNT, "num_layers": _COUNT, "input_dim": _COUNT, "output_dim": _COUNT,
-        "num_features": _COUNT, "k": _COUNT, "sparsity": _NOT_NEGATIVE, "bandwidth": _POSITIVE,
-        "first_threshold": _NOT_NEGATIVE, "dead_after": Range("be from 1 to 2**24", 1, 2**24),
-        "revival": _NOT_NEGATIVE, "scale": _POSITIVE, "target_scale": _POSITIVE}),
+    "SparseAutoencoderConfig": ("", _OF_FEATURES | {"scale": _POSITIVE, "target_scale": _POSITIVE}),
+    "CrossLayerTranscoderConfig": ("", _OF_FEATURES),
     "RopeScaling": ("rope_scaling.", {
         "factor": _FACTOR, "low_frequency_factor": _POSITIVE, "high_frequency_factor": _POSITIVE,
         "original_max_len": _COUNT, "attention_factor": _POSITIVE, "beta_fast": _POSITIVE, "beta_slow": _POSITIVE}),

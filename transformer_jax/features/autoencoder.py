@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -36,6 +38,8 @@ class SparseAutoencoder(nnx.Module):
         ``config.dead_after``.
     """
 
+    gathers_rows = True  # see transformer_jax.features.objective
+
     def __init__(self, config: SparseAutoencoderConfig, *, key: jax.Array):
         """Creates the model: random directions of length 1, read and written alike.
 
@@ -45,8 +49,8 @@ class SparseAutoencoder(nnx.Module):
         """
         decoder_key, encoder_key = jax.random.split(key)
         F, D, E = config.num_features, config.input_dim, config.out_dim
-        decoder_FE = _of_length_1(jax.random.normal(decoder_key, (F, E)))
-        encoder_FD = decoder_FE if D == E else _of_length_1(jax.random.normal(encoder_key, (F, D)))
+        decoder_FE = of_length_1(jax.random.normal(decoder_key, (F, E)))
+        encoder_FD = decoder_FE if D == E else of_length_1(jax.random.normal(encoder_key, (F, D)))
         if config.activation not in ("topk", "batch_topk"):  # about half of all features are active at first
             encoder_FD = encoder_FD * min(1.0, 2 * D / F)
         self.config = config
@@ -95,6 +99,18 @@ class SparseAutoencoder(nnx.Module):
         """
         return self.reconstruct(features) / self.config.out_scale
 
+    def read(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Reads the activations of a batch.
+
+        Args:
+          batch: Activations ``[B, dim]`` by name.
+
+        Returns:
+          The activation to read ``[B, D]`` and the one to compute ``[B, E]``, float32.
+        """
+        x, y = (jnp.asarray(batch[name], jnp.float32) for name in (self.config.site, self.config.targets))
+        return x, y
+
     def scaled(self, x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
         """Brings activations to the units of the weights.
 
@@ -105,6 +121,17 @@ class SparseAutoencoder(nnx.Module):
           The activations times ``config.scale``, float32.
         """
         return jnp.asarray(x, jnp.float32) * self.config.scale
+
+    def scaled_target(self, y: Float[Array, "*N E"]) -> Float[Array, "*N E"]:
+        """Brings activations to compute to the units of the weights.
+
+        Args:
+          y: Activations.
+
+        Returns:
+          The activations times ``config.target_scale``.
+        """
+        return y * self.config.out_scale
 
     def pre_activations(self, x: Float[Array, "*N D"]) -> Float[Array, "*N F"]:
         """Computes what the activation function reads (for ``gated`` features, the gate).
@@ -153,9 +180,24 @@ class SparseAutoencoder(nnx.Module):
         Returns:
           The activations times ``config.target_scale``.
         """
+        return self.write(features) + self.decoder_bias[...]
+
+    def write(self, features: Float[Array, "*N F"]) -> Float[Array, "*N E"]:
+        """Adds up what features write, without the bias.
+
+        Args:
+          features: The features.
+
+        Returns:
+          The sums in the units of the weights.
+        """
         decoder_FE = gather_weight(self.decoder[...], ("mlp", "embed"))
         rows = linear(features.reshape(-1, features.shape[-1]), decoder_FE)
-        return rows.reshape(*features.shape[:-1], -1) + self.decoder_bias[...]
+        return rows.reshape(*features.shape[:-1], -1)
+
+    def normalize(self) -> None:
+        """Gives the rows of the decoder the length 1 again."""
+        self.decoder.set_value(of_length_1(self.decoder[...]))
 
     @property
     def is_dead(self) -> Float[Array, " F"]:
@@ -179,6 +221,13 @@ def keep_largest(pre: Float[Array, "*N F"], k: int) -> Float[Array, "*N F"]:
     return jnp.zeros_like(pre).at[(*rows, places)].set(jax.nn.relu(values))
 
 
-def _of_length_1(rows: jax.Array) -> jax.Array:
-    """Divides each row by its length."""
+def of_length_1(rows: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+    """Divides each row by its length.
+
+    Args:
+      rows: The rows.
+
+    Returns:
+      Rows of length 1; a row of zeros stays zero.
+    """
     return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-8)

@@ -31,9 +31,9 @@ _ARCHITECTURES = {"standard": ("relu", False), "topk": ("topk", False), "jumprel
 _TENSORS = {"encoder": "W_enc", "encoder_bias": "b_enc", "decoder": "W_dec", "decoder_bias": "b_dec",
             "threshold": "threshold", "magnitude_scale": "r_mag", "magnitude_bias": "b_mag"}
 # Our site -> the name of the hook in TransformerLens.
-_HOOKS = {"residual": "hook_resid_pre", "mlp_output": "hook_mlp_out", "attention_output": "hook_attn_out",
+HOOKS = {"residual": "hook_resid_pre", "mlp_output": "hook_mlp_out", "attention_output": "hook_attn_out",
           "mlp_input": "ln2.hook_normalized", "neurons": "mlp.hook_post", "head_output": "attn.hook_z"}
-_DTYPES = {"float32": np.dtype(np.float32), "torch.float32": np.dtype(np.float32),
+DTYPES = {"float32": np.dtype(np.float32), "torch.float32": np.dtype(np.float32),
            "bfloat16": np.dtype(ml_dtypes.bfloat16), "torch.bfloat16": np.dtype(ml_dtypes.bfloat16),
            "float16": np.dtype(np.float16), "torch.float16": np.dtype(np.float16)}
 
@@ -130,7 +130,7 @@ def to_saelens(directory: str | pathlib.Path, bundle_or_model: Any) -> None:
     model: SparseAutoencoder = getattr(bundle_or_model, "model", bundle_or_model)
     kept = json.loads(getattr(bundle_or_model, "files", {}).get(CONFIG, "{}"))
     settings = kept | _settings(model.config, kept)
-    model, dtype = in_own_units(model), _DTYPES[settings["dtype"]]
+    model, dtype = in_own_units(model), DTYPES[settings["dtype"]]
     tensors = {theirs: np.asarray(getattr(model, ours)[...]) for ours, theirs in _names(model.config).items()}
     tensors["W_enc"] = tensors["W_enc"].T
     if "threshold" in tensors:
@@ -164,7 +164,7 @@ def _config(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], path
     if architecture not in _ARCHITECTURES:
         raise ValueError(f"{path}: architecture={architecture!r} is not one of {', '.join(_ARCHITECTURES)}")
     for name, allowed in (("normalize_activations", ("none", None)), ("finetuning_scaling_factor", (False, None)),
-                          ("rescale_acts_by_decoder_norm", (False, None)), ("dtype", (*_DTYPES, None))):
+                          ("rescale_acts_by_decoder_norm", (False, None)), ("dtype", (*DTYPES, None))):
         if settings.get(name) not in allowed:
             raise ValueError(f"{path}: {name}={settings[name]!r} is not supported; in SAELens, fold it into the "
                              "weights, for example with sae.fold_W_dec_norm(), and save the result")
@@ -220,11 +220,11 @@ def _our_name(hook: str) -> str:
         return hook
     if found[2] == "hook_resid_post":
         return f"layers.{int(found[1]) + 1}.residual"
-    ours = {theirs: site for site, theirs in _HOOKS.items()}
+    ours = {theirs: site for site, theirs in HOOKS.items()}
     return f"layers.{found[1]}.{ours[found[2]]}" if found[2] in ours else hook
 
 
 def _their_name(name: str) -> str:
     """Returns the name of the hook of TransformerLens for one of our activations."""
     *layer, site = name.split(".")
-    return f"blocks.{layer[1]}.{_HOOKS[site]}" if len(layer) == 2 and site in _HOOKS else name
+    return f"blocks.{layer[1]}.{HOOKS[site]}" if len(layer) == 2 and site in HOOKS else name

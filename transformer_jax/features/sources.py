@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from transformer_jax.config.cross_layer_transcoder import CrossLayerTranscoderConfig
 from transformer_jax.config.sparse_autoencoder import SparseAutoencoderConfig
 from transformer_jax.inspection.collecting import ActivationBatches
 from transformer_jax.settings import nearest
@@ -109,7 +110,7 @@ class Selected:
             "tokens": found.get("tokens", np.zeros(len(found[any_name]), np.int32))}
 
 
-def check_source(config: SparseAutoencoderConfig, dims: Mapping[str, int]) -> None:
+def check_source(config: SparseAutoencoderConfig | CrossLayerTranscoderConfig, dims: Mapping[str, int]) -> None:
     """Checks that activations fit a model.
 
     Args:
@@ -119,7 +120,8 @@ def check_source(config: SparseAutoencoderConfig, dims: Mapping[str, int]) -> No
     Raises:
       ValueError: If a site is missing, or has another number of values.
     """
-    for field, name, wanted in (("site", config.site, config.input_dim), ("target", config.targets, config.out_dim)):
+    wanted_dims = [("site", *item) for item in config.inputs.items()]
+    for field, name, wanted in [*wanted_dims, *(("target", *item) for item in config.outputs.items())]:
         if name not in dims:
             raise ValueError(f"model.{field}={name!r} is not one of the activations given, "
                              f"{', '.join(dims)}{nearest(name, dims)}")
@@ -159,6 +161,42 @@ def fit_config(activations: ActivationSource | ActivationBatches, site: str, tar
         "num_features": 8 * dims[site] if num_features is None else num_features, "scale": _scale(sample[site]),
         "target_scale": _scale(sample[target]) if target is not None and is_transcoder else None,
         "subtract_bias": not is_transcoder} | settings)
+
+
+def fit_cross_layer_config(activations: ActivationSource | ActivationBatches, *, site: str = "mlp_input",
+                           target: str = "mlp_output", num_features: int | None = None,
+                           **settings: Any) -> CrossLayerTranscoderConfig:
+    """Makes the config of a cross-layer transcoder for given activations, as ``fit_config`` does.
+
+    Args:
+      activations: What the model will be trained on: both sites in every layer, as
+        ``tj.inspection.collect(..., ["mlp_input", "mlp_output"], ...)`` makes them.
+      site: The site to read in every layer.
+      target: The site to compute in every layer.
+      num_features: The number of features of each layer; by default 8 for each value of the input.
+      **settings: Further fields of the config, such as ``activation``.
+
+    Returns:
+      The config.
+
+    Raises:
+      ValueError: If the activations do not have the sites in the same layers from 0 on, or a
+        setting is not valid.
+    """
+    dims = activations.dims
+    num_layers = sum(name.startswith("layers.") and name.endswith(f".{site}") for name in dims)
+    names = [[f"layers.{layer}.{each}" for layer in range(num_layers)] for each in (site, target)]
+    missing = [name for name in names[0] + names[1] if name not in dims]
+    if missing or not num_layers:
+        raise ValueError(f"a cross-layer transcoder reads {site!r} and computes {target!r} in every layer, but "
+                         f"{missing[0] if missing else f'layers.0.{site}'} is not one of the activations given, "
+                         f"{', '.join(dims)}")
+    sample, input_dim = _sample(activations), dims[names[0][0]]
+    return CrossLayerTranscoderConfig(**{
+        "num_layers": num_layers, "site": site, "target": target, "input_dim": input_dim,
+        "output_dim": dims[names[1][0]], "num_features": 8 * input_dim if num_features is None else num_features,
+        "scales": tuple(_scale(sample[name]) for name in names[0]),
+        "target_scales": tuple(_scale(sample[name]) for name in names[1])} | settings)
 
 
 def _sample(activations: ActivationSource | ActivationBatches) -> Mapping[str, np.ndarray]:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.features.autoencoder import SparseAutoencoder
+from transformer_jax.features.cross_layer import CrossLayerTranscoder
+from transformer_jax.features.cross_layer_splicing import with_cross_layer
 from transformer_jax.inspection.interventions import Edits, together
 from transformer_jax.inspection.parts import LanguageModel, check_kind, kind_of, stack_of
 
@@ -156,14 +158,15 @@ def set_feature(model: LanguageModel, autoencoder: SparseAutoencoder, feature: i
     return FeatureEdit(place.site, place.layer, autoencoder, jnp.asarray(feature), jnp.asarray(value, jnp.float32))
 
 
-def spliced(model: LanguageModel, autoencoders: Sequence[SparseAutoencoder]) -> tuple[LanguageModel, Edits]:
+def spliced(model: LanguageModel,
+            autoencoders: Sequence[SparseAutoencoder | CrossLayerTranscoder]) -> tuple[LanguageModel, Edits]:
     """Puts autoencoders and transcoders into a language model.
 
     Args:
       model: The language model.
       autoencoders: Autoencoders of any activations, and transcoders from ``mlp_input`` to
         ``mlp_output`` of one layer each. All transcoders have the same settings except for their
-        layers.
+        layers. Or one cross-layer transcoder in the place of transcoders.
 
     Returns:
       A language model whose feed-forward layers are transcoders where these are given; and the
@@ -173,8 +176,15 @@ def spliced(model: LanguageModel, autoencoders: Sequence[SparseAutoencoder]) -> 
       ValueError: If a transcoder is not that of a feed-forward layer, or two have different
         settings.
     """
-    transcoders = [each for each in autoencoders if each.config.is_transcoder]
-    edits = together(*(splice(model, each) for each in autoencoders if not each.config.is_transcoder))
+    cross_layer = [each for each in autoencoders if isinstance(each, CrossLayerTranscoder)]
+    others = [each for each in autoencoders if not isinstance(each, CrossLayerTranscoder)]
+    transcoders = [each for each in others if each.config.is_transcoder]
+    edits = together(*(splice(model, each) for each in others if not each.config.is_transcoder))
+    if cross_layer:
+        if len(cross_layer) > 1 or transcoders:
+            raise ValueError("a cross-layer transcoder takes the place of all feed-forward layers; pass one, and no "
+                             "transcoders")
+        return with_cross_layer(model, cross_layer[0]), edits
     if transcoders:
         model = _transcoded(model, transcoders)
     return model, edits

@@ -8,10 +8,10 @@ from typing import Any, cast
 import jax
 import numpy as np
 
+from transformer_jax.config.cross_layer_transcoder import CrossLayerTranscoderConfig
 from transformer_jax.config.sparse_autoencoder import SparseAutoencoderConfig
-from transformer_jax.features.autoencoder import SparseAutoencoder
 from transformer_jax.features.measuring import measure
-from transformer_jax.features.objective import after_update, objective
+from transformer_jax.features.objective import FeatureModel, after_update, objective
 from transformer_jax.features.sources import ActivationSource, Selected, check_source
 from transformer_jax.settings import require
 from transformer_jax.tasks.base import Task
@@ -21,8 +21,9 @@ from transformer_jax.training.step import AfterUpdate, Batch, Sums
 
 
 class SparseAutoencoding(Task):
-    """A sparse autoencoder or a transcoder on activations that ``tj.inspection.collect`` wrote, or
-    on batches of ``tj.inspection.ActivationBatches``. A row of a batch is one token."""
+    """A sparse autoencoder, a transcoder or a cross-layer transcoder on activations that
+    ``tj.inspection.collect`` wrote, or on batches of ``tj.inspection.ActivationBatches``. A row of a
+    batch is one token."""
 
     name = "sparse_autoencoder"
     family = "sparse_autoencoder"
@@ -36,7 +37,7 @@ class SparseAutoencoding(Task):
         for given in (data, held_out):
             if given is not None:
                 check_source(self._settings, given.dims)
-        names = tuple(dict.fromkeys((self._settings.site, self._settings.targets)))
+        names = tuple(self._settings.inputs | self._settings.outputs)
         if held_out is not None:
             return Selected(data, names, range(len(data))), Selected(held_out, names, range(len(held_out)))
         cut = int(len(data) * (1 - self.config.data.validation_fraction))
@@ -49,7 +50,7 @@ class SparseAutoencoding(Task):
         return TaskData(train=examples, contents=[*examples.contents, *held_out.contents], shown=held_out,
                         summary=f"{len(examples):,} tokens to train on, {len(held_out):,} held out")
 
-    def loss(self, model: SparseAutoencoder, batch: Batch, key: jax.Array | None = None) -> Sums:
+    def loss(self, model: FeatureModel, batch: Batch, key: jax.Array | None = None) -> Sums:
         """Computes the squared error and the penalties, in the units of the weights."""
         return objective(model, batch, key)
 
@@ -58,7 +59,7 @@ class SparseAutoencoding(Task):
         features."""
         return after_update
 
-    def evaluate(self, model: SparseAutoencoder, data: TaskData) -> dict[str, float] | None:
+    def evaluate(self, model: FeatureModel, data: TaskData) -> dict[str, float] | None:
         """Measures the model on the held-out rows. The validation loss is the unexplained
         variance."""
         if data.shown is None:
@@ -86,16 +87,15 @@ class SparseAutoencoding(Task):
             raise ValueError("no activations are given; pass what tj.inspection.collect returns")
         return measure(cast(Any, bundle.model), data, batch_size=batch_size).numbers()
 
-    def forward(self, model: SparseAutoencoder, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+    def forward(self, model: FeatureModel, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """Returns what the model computes from the activations of a batch."""
         del key
-        return model(batch[model.config.site])
+        return model(model.read(batch)[0])
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a batch of activations."""
-        settings = self._settings
         shapes = {name: jax.ShapeDtypeStruct((batch_size, dim), np.float32)
-                  for name, dim in ((settings.site, settings.input_dim), (settings.targets, settings.out_dim))}
+                  for name, dim in (self._settings.inputs | self._settings.outputs).items()}
         return shapes | {"tokens": jax.ShapeDtypeStruct((batch_size,), np.int32)}
 
     def next_command(self, workdir: str) -> str:
@@ -103,5 +103,5 @@ class SparseAutoencoding(Task):
         return f'python -c "import transformer_jax as tj; print(tj.load({workdir!r}).model)"'
 
     @property
-    def _settings(self) -> SparseAutoencoderConfig:
-        return cast(SparseAutoencoderConfig, self.config.model)
+    def _settings(self) -> SparseAutoencoderConfig | CrossLayerTranscoderConfig:
+        return cast(Any, self.config.model)
