@@ -147,7 +147,7 @@ _DEEPSEEK = _LLAMA | {
 _SCALES = {"beta_fast": 32, "beta_slow": 1, "factor": 40, "original_max_position_embeddings": 8, "type": "yarn"}
 publish("deepseek_v2", "decoder", _DEEPSEEK | {
     "architectures": ["DeepseekV2ForCausalLM"],
-    "auto_map": {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV2ForCausalLM"}, "model_type": "deepseek_v2",
+    "model_type": "deepseek_v2",
     "n_group": 1, "n_shared_experts": 2, "norm_topk_prob": False, "q_lora_rank": None,
     "rope_scaling": _SCALES | {"mscale": 0.707, "mscale_all_dim": 0.707}, "routed_scaling_factor": 1.0,
     "scoring_func": "softmax", "topk_group": 1, "topk_method": "greedy", "transformers_version": "4.33.1"},
@@ -156,7 +156,7 @@ publish("deepseek_v2", "decoder", _DEEPSEEK | {
     rename=without(r"mlp\.experts"), experts=("mlp", 4, 16, 12, ("gate_proj", "up_proj", "down_proj")), dense=1)
 publish("deepseek_v3", "decoder", _DEEPSEEK | {
     "architectures": ["DeepseekV3ForCausalLM"],
-    "auto_map": {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"}, "model_type": "deepseek_v3",
+    "model_type": "deepseek_v3",
     "n_group": 2, "n_routed_experts": 8, "n_shared_experts": 1, "norm_topk_prob": True, "num_nextn_predict_layers": 1,
     "q_lora_rank": 10, "rope_scaling": _SCALES | {"mscale": 1.0, "mscale_all_dim": 1.0},
     "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "topk_group": 1, "topk_method": "noaux_tc",
