@@ -38,8 +38,8 @@ def check_sizes(family: Family, config: ModelConfig, files: TensorFiles, directo
             if size > limit:
                 raise _too_large(f"{family.in_their_words(field)}={size}", limit, unit, directory)
     separate = any("{expert}" in weight.theirs for weight in family.weights)
-    experts = (len(files.shapes), "tensors") if separate else (numbers, "numbers")
-    for field, limit, unit in (("num_experts", *experts), ("mlp_dim", numbers, "numbers")):
+    most, things = (len(files.shapes), "tensors") if separate else (numbers, "numbers")
+    for field, limit, unit in (("num_experts", most, things), ("mlp_dim", numbers, "numbers")):
         size = getattr(config.moe, field, None) or 0
         if size > limit:
             raise _too_large(f"{field} of the experts is {size}", limit, unit, directory)

@@ -69,14 +69,15 @@ def _read(model_type: str, settings: Settings) -> dict[str, Any]:
     latent = LatentConfig(typed(settings, "kv_lora_rank", int, 512), typed(settings, "q_lora_rank", int | None, 1536),
                           None if value == plain else value, _LATENT_EPSILON)
     interleaved = model_type == "deepseek_v2" or typed(settings, "rope_interleave", bool, True)
-    rope = read_rope(settings) | {"rope_layout": RopeLayout(rotated, "interleaved" if interleaved else "halves")}
+    rope = read_rope(settings)
+    scale = _read_scale(settings, rope["rope_scaling"].factor, plain + rotated)
+    rope |= {"rope_layout": RopeLayout(rotated, "interleaved" if interleaved else "halves")}
     dense = typed(settings, "first_k_dense_replace", int, 0 if model_type == "deepseek_v2" else 3)
     moe = _read_experts(model_type, settings, dense) if dense < num_layers(settings) else None
     attention = typed(settings, "attention_bias", bool, False)
     return {"head_dim": plain + rotated, "num_kv_heads": heads, "latent": latent, "moe": moe, "use_bias": attention,
             "use_mlp_bias": False if attention else None,
-            "attention_scale": _read_scale(settings, rope["rope_scaling"].factor, plain + rotated), **rope,
-            **read_banned(settings)}
+            "attention_scale": scale, **rope, **read_banned(settings)}
 
 
 def _read_experts(model_type: str, settings: Settings, dense: int) -> ExpertConfig:

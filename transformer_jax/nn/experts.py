@@ -112,8 +112,9 @@ class Experts(nnx.Module):
         Returns:
           The output of the layer ``[B, T, D]``.
         """
-        kernels = ExpertKernels(**{name: None if (weight := getattr(self, name)) is None else weight[...]
-                                   for name in ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")})
+        gate, up_bias, gate_bias, down_bias = (None if weight is None else weight[...] for weight in (
+            self.gate, self.up_bias, self.gate_bias, self.down_bias))
+        kernels = ExpertKernels(self.up[...], gate, self.down[...], up_bias, gate_bias, down_bias)
         y_BTD = apply_experts(x_BTD, routing.experts, routing.weights, kernels,
                               functools.partial(activated, self.config), precision=self.config.precision,
                               product_name=LINEAR_OUTPUT)

@@ -94,8 +94,8 @@ def attend(q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[Array, "B S K H"], v_B
     if v_BSKH.shape != k_BSKH.shape and implementation not in ("xla", "chunked"):
         scale = 1.0 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
         width = max(k_BSKH.shape[-1], v_BSKH.shape[-1])  # other kernels need one width
-        return attend(*(_widened(x, width) for x in (q_BTNH, k_BSKH, v_BSKH)), mask, scale=scale, key=key,
-                      implementation=implementation, **settings)[..., :v_BSKH.shape[-1]]
+        return attend(_widened(q_BTNH, width), _widened(k_BSKH, width), _widened(v_BSKH, width), mask, scale=scale,
+                      key=key, implementation=implementation, **settings)[..., :v_BSKH.shape[-1]]
     if implementation == "cudnn":
         return cudnn_attend(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale)
     if implementation == "splash":
