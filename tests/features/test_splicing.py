@@ -108,3 +108,10 @@ def test_what_cannot_be_spliced_is_refused(model):
     encoder = make_model(CONFIG.replace(family="encoder"), key=jax.random.key(0))
     with pytest.raises(ValueError, match="predicts next tokens"):
         tj.features.loss_recovered(encoder, autoencoder(), [[1, 2]])
+
+
+@pytest.mark.parametrize("norm_position", ["both", "output"])
+def test_transcoders_of_layers_whose_output_is_normalized_are_refused(norm_position):
+    other = tj.Decoder(CONFIG.replace(norm_position=norm_position), key=jax.random.key(0))
+    with pytest.raises(ValueError, match="a transcoder cannot take the place of the layer alone"):
+        tj.features.spliced(other, [transcoder(0, 1)])
