@@ -214,9 +214,9 @@ def _transcoded(model: LanguageModel, transcoders: Sequence[SparseAutoencoder]) 
         raise ValueError("only some layers of this model have experts (config.moe); transcoders can take the place of "
                          "feed-forward layers only if all are alike")
     if model.config.norm_position in ("both", "output"):
-        raise ValueError(f"this model has norm_position={model.config.norm_position!r}: it normalizes what a feed-forward "
-                         "layer writes, and mlp_output is read after this norm, so a transcoder cannot take the place of "
-                         "the layer alone; pass a CrossLayerTranscoder, which takes the place of the norm too")
+        raise ValueError(f"this model has norm_position={model.config.norm_position!r}: it normalizes what a "
+                         "feed-forward layer writes, and mlp_output is read after this norm, so a transcoder cannot "
+                         "take the place of the layer alone; pass a CrossLayerTranscoder, which replaces the norm too")
     template = SparseAutoencoder(common, key=jax.random.key(0))
     stacked = [jnp.zeros((stack.num_layers, *leaf.shape)).at[jnp.asarray(places)].set(jnp.stack(leaves))
                for leaf, *leaves in zip(jax.tree.leaves(template), *prepared, strict=True)]
