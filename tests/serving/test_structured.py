@@ -13,6 +13,7 @@ pytest.importorskip("llguidance", reason='needs pip install "transformer_jax[gra
 httpx = import_httpx()
 pytest.importorskip("starlette", reason='needs pip install "transformer_jax[serve]"')
 
+pytestmark = pytest.mark.long  # a server compiles the programs of a model
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["fox", "dog"]}, "b": {"type": "boolean"}},
           "required": ["a", "b"], "additionalProperties": False}
 
