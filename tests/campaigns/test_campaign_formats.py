@@ -14,7 +14,7 @@ import transformer_jax as tj
 from transformer_jax import inspection
 from transformer_jax.config import ClassifierConfig, ExpertConfig
 from transformer_jax.models.functional import make_model
-from transformer_jax.runs.over_training import over_training
+from transformer_jax.runs.measured_checkpoints import over_training
 from transformer_jax.sharding import make_mesh
 from transformer_jax.training.leaves import tree_digest
 

@@ -11,11 +11,11 @@ import transformer_jax as tj
 from tests.features.test_attribution_graph import randomized
 from tests.inspection.test_viewer import HOSTILE
 from transformer_jax.config import CrossLayerTranscoderConfig, SparseAutoencoderConfig
-from transformer_jax.features.attention_links import Link
+from transformer_jax.features.attributed_scores import ScoreAttribution
 from transformer_jax.features.examples import Example, Feature
 from transformer_jax.features.graph import AttributionGraph, Node
-from transformer_jax.features.graph_report import GraphReport
-from transformer_jax.features.score_attribution import ScoreAttribution
+from transformer_jax.features.graph_reports import GraphReport
+from transformer_jax.features.linked_heads import Link
 
 BIAS = Node("bias", -1, 0, 0, 1.0)
 

@@ -8,7 +8,7 @@ from transformer_jax.lazy import lazy_names
 if TYPE_CHECKING:
     from transformer_jax.runs.branching import branch
     from transformer_jax.runs.evaluation import evaluate
-    from transformer_jax.runs.over_training import OverTraining, over_training
+    from transformer_jax.runs.measured_checkpoints import OverTraining, over_training
     from transformer_jax.runs.preflight import Preflight, Roofline, batch_shapes
     from transformer_jax.runs.sweep_results import Sweep
     from transformer_jax.runs.sweeping import sweep

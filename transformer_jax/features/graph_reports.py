@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax.features.attention_links import Link, attention_links
+from transformer_jax.features.attributed_scores import Pair, ScoreAttribution, score_attribution
 from transformer_jax.features.cross_layer import CrossLayerTranscoder
 from transformer_jax.features.examples import Feature, examine
 from transformer_jax.features.explained import Transcoders
 from transformer_jax.features.graph import AttributionGraph
-from transformer_jax.features.score_attribution import Pair, ScoreAttribution, score_attribution
+from transformer_jax.features.linked_heads import Link, attention_links
 from transformer_jax.inspection.characters import shown
 from transformer_jax.inspection.viewer import filled
 from transformer_jax.settings import checked_path
