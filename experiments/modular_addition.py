@@ -115,7 +115,7 @@ def ablate(bundle: Bundle, rows: np.ndarray, keys: list[int]) -> None:
     drawn = [rng.choice(others, min(len(keys), len(others)), replace=False) for _ in range(NUM_DRAWS)]
 
     def right(change: Callable[..., np.ndarray], moved_by: int = 0) -> tuple[float, np.ndarray]:
-        """Returns the accuracy with changed key frequencies, and with each draw of others."""
+        """Returns the accuracy with changed key frequencies, and with each of the random draws."""
         return (accuracy(bundle, rows, change(keys), moved_by=moved_by),
                 np.array([accuracy(bundle, rows, change(each), moved_by=moved_by) for each in drawn]))
 

@@ -17,6 +17,7 @@ from transformer_jax.config import (
     LayerKind,
     Limits,
     ModelConfig,
+    MupConfig,
     RopeLayout,
     RopeScaling,
 )
@@ -99,6 +100,8 @@ def candidates(field, value):
                 _V3, dense_layers=0, balance_loss=0.5), dataclasses.replace(_V3, experts_per_group_score=1))
         elif option is LatentConfig:
             yield from (LatentConfig(6), LatentConfig(5, 8, 6), LatentConfig(6, 8, 7, norm_epsilon=1e-5))
+        elif option is MupConfig:
+            yield from (MupConfig(4), MupConfig(8, base_layers=1))
         elif option is RopeLayout:
             yield from (RopeLayout(), RopeLayout(2), RopeLayout(2, "interleaved"), RopeLayout(None, "interleaved"))
         elif option is ClassifierConfig:

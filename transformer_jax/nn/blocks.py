@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -72,30 +71,6 @@ class LayerTrace:
     router_probabilities: jax.Array | None = None
     experts: jax.Array | None = None
     sinks: jax.Array | None = None
-
-
-def joined_traces(traces: Sequence[LayerTrace], layers: Sequence[tuple[int, ...]]) -> LayerTrace:
-    """Joins the traces of groups of layers whose weights differ in their structure.
-
-    Args:
-      traces: The stacked traces of each group.
-      layers: The indices of the layers of each group.
-
-    Returns:
-      The trace of all layers in their order. A value that only some layers have, such as the logits
-      of a router, is that of these layers alone.
-    """
-    order = np.argsort(np.concatenate([np.asarray(group) for group in layers]))
-
-    def joined(values: list[Any]) -> Any:
-        present = [value for value in values if value is not None]
-        if len(present) < len(values) or len(values) == 1:
-            return present[0] if present else None
-        every = jnp.concatenate(present)
-        return every if (order == np.arange(len(order))).all() else every[order]
-
-    return LayerTrace(**{field.name: joined([getattr(trace, field.name) for trace in traces])
-                         for field in dataclasses.fields(LayerTrace)})
 
 
 class Block(nnx.Module):

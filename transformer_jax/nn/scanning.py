@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from transformer_jax.nn.blocks import LayerTrace
 
 
 def scan_by_period(steps: Sequence[Callable], carry: Any, layers: Any, *, unroll: int = 1) -> tuple[Any, Any]:
@@ -83,3 +88,27 @@ def scan_groups(steps: Sequence[Callable], kinds: Sequence[int], carry: Any, gro
         carry, output = one(place, carry, [part[index_in_group(place) + (repeats > 0)] for part in parts[kinds[place]]])
         outputs[kinds[place]].append(output)
     return carry, [jax.tree.map(lambda *each: jnp.concatenate(each), *found) for found in outputs]
+
+
+def joined_traces(traces: Sequence[LayerTrace], layers: Sequence[tuple[int, ...]]) -> LayerTrace:
+    """Joins the traces of groups of layers whose weights differ in their structure.
+
+    Args:
+      traces: The stacked traces of each group.
+      layers: The indices of the layers of each group.
+
+    Returns:
+      The trace of all layers in their order. A value that only some layers have, such as the logits
+      of a router, is that of these layers alone.
+    """
+    order = np.argsort(np.concatenate([np.asarray(group) for group in layers]))
+
+    def joined(values: list[Any]) -> Any:
+        present = [value for value in values if value is not None]
+        if len(present) < len(values) or len(values) == 1:
+            return present[0] if present else None
+        every = jnp.concatenate(present)
+        return every if (order == np.arange(len(order))).all() else every[order]
+
+    return type(traces[0])(**{field.name: joined([getattr(trace, field.name) for trace in traces])
+                              for field in dataclasses.fields(traces[0])})

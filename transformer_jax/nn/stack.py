@@ -16,11 +16,11 @@ from jaxtyping import Array, Float
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.nn.attention import AttentionContext
-from transformer_jax.nn.blocks import Block, LayerTrace, joined_traces, prepared
+from transformer_jax.nn.blocks import Block, LayerTrace, prepared
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.layers import LAYER_INPUT, LINEAR_OUTPUT
 from transformer_jax.nn.positions import position_encoding
-from transformer_jax.nn.scanning import scan_by_period, scan_groups
+from transformer_jax.nn.scanning import joined_traces, scan_by_period, scan_groups
 from transformer_jax.nn.sites import Intervene, Sites
 from transformer_jax.ops.attention import platform
 from transformer_jax.sharding import constrain, is_sharded
