@@ -211,7 +211,8 @@ def test_a_saved_model_loads_and_generates_the_same(tmp_path):
 
 
 def test_built_in_encodings_have_the_same_form():
-    assert set(BUILT_IN) == {"learned", "sinusoidal", "sinusoidal_halves", "rope", "alibi", "relative", "none"}
+    assert set(BUILT_IN) == {"learned", "sinusoidal", "sinusoidal_halves", "sinusoidal_fairseq", "rope", "alibi",
+                             "relative", "none"}
     assert {name for name in BUILT_IN if BUILT_IN[name].has_bias} == {"alibi", "relative"}
     assert not ENCODINGS["half_rotary"].has_bias and ENCODINGS["log_distance"].has_bias
 
