@@ -99,6 +99,7 @@ def test_training_on_one_device_learns(family):
     assert np.isfinite(losses).all() and losses[-5:].mean() < losses[:5].mean() - 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_losses_equal_those_of_one_device(family, name):
     np.testing.assert_allclose(trained(family, name)[2], trained(family)[2], rtol=1e-5)

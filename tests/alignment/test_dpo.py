@@ -50,6 +50,7 @@ def batch(rankings):
     return rankings[np.arange(4)]
 
 
+@pytest.mark.long
 def test_logprobs_are_those_of_the_responses(make_decoder, tokenizer, config):
     batch = Rankings.build(RANKED, tokenizer, config.max_len)[np.arange(5)]
     found = jax.jit(response_logprobs)(make_decoder(1), batch)

@@ -138,6 +138,7 @@ def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(run, whole, tmp_
     assert tree_digest(state) == tree_digest(whole[1]) and deterministic(tmp_path) == deterministic(whole[0])
 
 
+@pytest.mark.long
 def test_a_new_rollout_is_drawn_when_the_policy_moves_too_far(run, tmp_path):
     """Also holds when the run is stopped at this step."""
     config = CONFIG.replace(rl=ReinforcementConfig(num_prompts=8, max_new_tokens=8, epochs=3, max_step_kl=1e-5))
@@ -161,6 +162,7 @@ def test_grpo_resumes_exactly(run, tmp_path):
     assert "reference_kl" in updates[0] and "value_loss" not in updates[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rl", [PPO, GRPO], ids=["ppo", "grpo"])
 def test_more_reward(run, tmp_path, rl):
     """Forty updates with a reward for vowels raise the reward."""

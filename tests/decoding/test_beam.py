@@ -118,6 +118,7 @@ def check_hypotheses(found, wanted):
     np.testing.assert_allclose([h.logprob for h in found], [logprob for _, _, logprob in wanted], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "n_best"), [("paper", 1), *((name, K) for name in CONFIGS)])
 def test_equals_a_plain_search_that_never_stops_early(name, n_best):
     """Compares several models and length penalties, which shows that stopping early changes no

@@ -75,6 +75,7 @@ def test_greedy_batch_equals_uncached_sources_alone(name):
     assert (result.lengths, result.finish_reasons, result.texts) == ([NUM_NEW] * 3, ["length"] * 3, None)
 
 
+@pytest.mark.long
 def test_a_source_alone_is_as_in_a_batch():
     generate = functools.partial(tj.generate, make(), start_id=START, max_new_tokens=NUM_NEW, sampling=GREEDY)
     batch, longer = generate(SOURCES), generate([*SOURCES, [*range(VOCAB), 1]])  # sources padded to more places
@@ -210,6 +211,7 @@ def test_a_decoder_has_no_start():
         tj.generate(model, [[1]], start_id=0, sampling=GREEDY)
 
 
+@pytest.mark.long
 def test_targets_start_as_the_config_says_and_hold_nothing_banned():
     """In greedy decoding and in beam search; the token that is banned would otherwise be drawn."""
     model = make()

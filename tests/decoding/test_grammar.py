@@ -101,6 +101,7 @@ def test_texts_of_random_models_are_valid(name):
     assert len(set(result.texts)) > 10
 
 
+@pytest.mark.long
 def test_a_row_does_not_depend_on_its_neighbours_and_few_programs_are_compiled():
     model = tj.Decoder(CONFIG, key=jax.random.key(5))
     tokenizer, keys = TOKENIZERS["bpe"], jax.random.split(jax.random.key(1), 3)

@@ -62,6 +62,7 @@ def check_same(found, expected):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.long
 def test_texts_are_those_of_one_token_a_call(model, guesses, calls, monkeypatch):
     found = [generate(model, seed) for seed in range(4)]
     assert max(calls["decode"]) > 4 and calls["discard"]  # several tokens in a call, some of them wrong

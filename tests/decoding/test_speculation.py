@@ -52,6 +52,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["lookup", "draft"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_tokens_are_those_of_plain_decoding(name, kind):
@@ -65,6 +66,7 @@ def test_the_tokens_are_those_of_plain_decoding(name, kind):
         assert fast.acceptance_rate > 0.4  # the guesses use the random numbers of the model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["alibi", "rope-window"])
 def test_windows_and_biases_do_not_count_the_gaps_of_wrong_guesses(name):
     arguments = dict(max_new_tokens=30, sampling=GREEDY)

@@ -201,6 +201,7 @@ def test_a_reward_model_with_adapters(program, policy, files, tmp_path):
     assert isinstance(tj.load(tmp_path / "run", step="best").model, RewardModel)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("reward", "message"), [
     ("rewards_of_the_test:nothing", r"error: the reward of response 0, "),
     ("rewards_of_the_test:one", "error: the reward function returned the shape (1,) for 8 texts; expected one "

@@ -99,6 +99,7 @@ def test_pictures(program, saved, tmp_path, family, arguments, plotted):
     np.testing.assert_array_equal(Image.open(png), Image.open(tmp_path / "expected.png"))
 
 
+@pytest.mark.long
 def test_a_translator_shows_its_own_translation(program, saved, tmp_path):
     workdir, bundle = saved("encoder_decoder")
     ended = program("attention", f"--workdir={workdir}", "--text=da jarra", "--kind=self",

@@ -123,6 +123,7 @@ def test_the_quickstart_has_its_own_text(program, text):
     (SENTENCE.encode(), "the text is shorter than one window: 6 tokens available, 17 needed (length 16 and the last "
                         "target); give more text or a smaller length"),
 ])
+@pytest.mark.long
 def test_texts(train, tmp_path, content, message):
     path = tmp_path / "bad.txt"
     path.write_bytes(content)

@@ -35,6 +35,7 @@ def test_fill_mask(program, tmp, kind, text):
         assert f"{candidate.probability:.4f}  {candidate.token!r}" in ended.out, ended.out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["bart", "marian", "t5"])
 def test_translate(program, tmp, kind):
     directory, bundle = imported(kind, tmp)

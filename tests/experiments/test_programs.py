@@ -238,6 +238,7 @@ def test_quickstart(program, tmp_path, monkeypatch):
 # What to train on
 
 
+@pytest.mark.long
 def test_globs_and_jsonl(program, tmp_path):
     for part in range(3):
         (tmp_path / f"part{part}.txt").write_text(verse(part, 20))

@@ -88,6 +88,7 @@ def uninterrupted(program, base, data, extra, runs):
     return folder / name, ended[name]
 
 
+@pytest.mark.long
 def test_a_run_learns_reports_and_resumes_exactly(uninterrupted, program, stop_at, base, data, extra, tmp_path):
     workdir, model = base
     before = tree_digest(model)

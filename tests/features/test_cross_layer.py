@@ -140,6 +140,7 @@ def test_planted_features_are_recovered_with_what_they_write_to_both_layers(one_
         assert (unit(expected) @ unit(directions).T).max(1).mean() > 0.95
 
 
+@pytest.mark.long
 def test_a_stopped_run_continues_to_the_same_bits(tmp_path, one_device):
     rows = planted(600)[0]
     config = config_of(rows).replace(steps=6, optim=dataclasses.replace(OPTIM, schedule="constant"))

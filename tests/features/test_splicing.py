@@ -63,6 +63,7 @@ def test_transcoders_take_the_place_of_feed_forward_layers(model):
         trace["residual"][0] + trace["attention_output"][0] + trace["mlp_output"][0]), atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
 def test_the_loss_recovered_is_that_of_three_passes(family):
     model = make_model(CONFIG.replace(family=family, positions="sinusoidal"), key=jax.random.key(0))

@@ -40,6 +40,7 @@ def test_fill_mask_and_embed(kind, text, tmp):
             np.testing.assert_allclose(vector, hidden, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["bart", "marian", "t5"])
 def test_translations(kind, tmp):
     directory, bundle = imported(kind, tmp)

@@ -147,6 +147,7 @@ def test_activations_of_bert_and_roberta(name, ours):
     assert FAMILIES["bert"].read_config({"model_type": "bert"} | FAMILIES["bert"].write_config(bert)) == bert
 
 
+@pytest.mark.long
 def test_sources_longer_than_n_positions(tmp_path):
     """T5 has a bias of distances and no table of positions: it reads 100 tokens where
     ``n_positions`` is 64."""

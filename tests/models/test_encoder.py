@@ -321,6 +321,7 @@ def test_the_residual_stream_is_normed_after_each_addition():
         assert_close(trace.residual[layer + 1], x)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("variant", "is_packed"), [
     ("bert", False), ("relative", False), *((name, True) for name in ("bert", "rope", "alibi", "relative",
                                                                       "sliding window"))])

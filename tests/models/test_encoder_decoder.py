@@ -148,6 +148,7 @@ def test_packed_pairs_equal_each_alone(variant, order):
         assert_close(logits[here], reference_families.translate(make(variant), sources[i], targets[i])[0])
 
 
+@pytest.mark.long
 def test_the_gradient_of_packed_pairs_is_that_of_each_alone():
     sources, targets, (source, target, ids) = packed((1, 0))
     names = ("source", "tokens", "source_segment_ids", "segment_ids")
@@ -500,6 +501,7 @@ def program(forward, gradient):
     return collections.Counter(instructions), compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gradient", [False, True])
 def test_the_compiled_program_holds_nothing_of_an_unread_trace(gradient):
     plain = program(lambda model, source, target: model(source, target).logits, gradient)
@@ -529,6 +531,7 @@ def test_dropout_is_decided_by_the_key():
     np.testing.assert_array_equal(dropped().logits, plain)  # with rate 0 the key has no effect
 
 
+@pytest.mark.long
 def test_dropout_of_attention_weights_has_a_rate_of_its_own():
     """Compares the first layers, whose inputs are the same in both passes: the head outputs and the
     streams that enter."""

@@ -32,6 +32,7 @@ def draw(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(0, 19, shape), jnp.int32)
 
 
+@pytest.mark.long
 def test_the_trace_holds_the_choices_of_the_router():
     trace = tj.trace(model(), draw(2, 9))
     assert trace["router_logits"].shape == trace["router_probabilities"].shape == (2, 2, 9, E)
@@ -74,6 +75,7 @@ def test_indices_of_experts_have_no_gradient():
     assert found["router_logits"].shape == (2, 1, 3, E) and np.abs(found["router_logits"]).max() > 0
 
 
+@pytest.mark.long
 def test_the_cache_and_padding_change_nothing():
     prompts = [[3, 1, 4, 1, 5], [9, 2]]
     greedy = tj.Sampling(temperature=0)
@@ -83,6 +85,7 @@ def test_the_cache_and_padding_change_nothing():
         assert np.argmax(logits[0, len(prompt) - 1:-1], -1).tolist() == tokens
 
 
+@pytest.mark.long
 def test_padding_does_not_influence_the_losses():
     """The same rows, with other tokens as padding on the left."""
     loss = jax.jit(jax.value_and_grad(lambda model, batch: next_token_loss()(model, batch, jax.random.key(0))[0]))
@@ -96,6 +99,7 @@ def test_padding_does_not_influence_the_losses():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(a).max())
 
 
+@pytest.mark.long
 def test_a_key_adds_the_losses_of_the_router():
     tokens = draw(2, 9)
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}

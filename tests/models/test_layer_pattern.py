@@ -64,6 +64,7 @@ def test_layers_without_rotation_have_the_queries_of_their_projection():
         assert same is not rotates
 
 
+@pytest.mark.long
 def test_pieces_of_a_text_with_caches_of_a_window_equal_the_whole():
     @jax.jit
     def step(model, tokens, cache):
@@ -90,6 +91,7 @@ def test_the_cache_of_32k_tokens_of_gemma_3_is_that_of_its_windows():
     assert sizes[0] == 2 * 256 * (4 * 32_768 + 22 * 512) and sizes[1] == 2 * 256 * 26 * 32_768
 
 
+@pytest.mark.long
 def test_generation_and_a_beam_of_one_write_the_tokens_of_the_whole_text():
     prompts = [TOKENS[0, :3].tolist(), TOKENS[1, :9].tolist()]
     options = dict(max_new_tokens=12, end_ids=[])

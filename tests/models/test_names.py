@@ -38,6 +38,7 @@ def traced(family="decoder"):
     return tj.trace(make(family), *tokens)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
 def test_every_name_has_the_shape_that_is_listed(family):
     trace = traced(family)
@@ -176,6 +177,7 @@ def test_unsuitable_texts_raise(text, words):
         tj.trace(make(), text)
 
 
+@pytest.mark.long
 def test_the_page_of_names_runs():
     page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "notation.md"
     config = tj.ModelConfig(vocab_size=32, max_len=32, num_layers=4, num_heads=6, model_dim=24, mlp_dim=8)

@@ -97,6 +97,7 @@ def test_its_decoder_is_traced_and_edited(model, texts):
     np.testing.assert_array_equal(tj.trace(model, texts[0].tolist()).residual, trace.residual)
 
 
+@pytest.mark.long
 def test_a_text_is_read_in_parts_with_a_cache(model, texts):
     tokens = texts[0][None]
     cache = model.step(tokens[:, :7], model.start_cache(1, 12)).cache

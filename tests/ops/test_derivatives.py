@@ -91,6 +91,7 @@ def all_derivatives(function, args, along, is_twice=True):
             "jvp of vmap": jax.jvp(jax.vmap(of_row), (rows,), (jnp.cos(rows),))[1]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_derivatives_are_those_of_plain_operations(name):
     function, plain, args = CASES[name]

@@ -66,6 +66,7 @@ def test_an_extended_run_equals_a_longer_one_bit_for_bit(finished, nine, text, t
         tj.train(CONFIG, text, workdir=workdir, mesh=ONE)
 
 
+@pytest.mark.long
 def test_a_run_is_resumed_and_extended_from_its_workdir_only(finished, nine, text, tmp_path):
     with pytest.raises(tj.training.Interrupted):
         tj.train(CONFIG, text, workdir=tmp_path / "stopped", mesh=ONE,
@@ -75,6 +76,7 @@ def test_a_run_is_resumed_and_extended_from_its_workdir_only(finished, nine, tex
     assert tree_digest(tj.train(workdir=tmp_path / "stopped", steps=9, mesh=ONE).model) == tree_digest(nine)
 
 
+@pytest.mark.long
 def test_extending_stretches_the_schedule_and_prints_a_note(text, tmp_path, capsys):
     linear = CONFIG.replace(optim=dataclasses.replace(CONFIG.optim, schedule="linear", end_lr=0.0))
     tj.train(linear, text, workdir=tmp_path, mesh=ONE)
@@ -147,6 +149,7 @@ def test_an_imported_encoder_learns_masked_tokens(text, tmp_path_factory):
     assert trained.experiment.model.family == "encoder" and trained.step == 3
 
 
+@pytest.mark.long
 def test_a_missing_base_model_raises(finished, text, tmp_path):
     base = copied(finished, tmp_path)
     config = continued(lora=LoraConfig(rank=1))

@@ -53,6 +53,7 @@ def test_it_is_the_one_that_computes(model, monkeypatch):
     assert len(calls) == 2  # once a scan, and once by "auto"
 
 
+@pytest.mark.long
 def test_cached_padded_and_alone_decode_the_same(model, by_xla):
     prompts = [[1, 2, 3, 4, 5], [7], [9, 10, 11]]
     greedy = tj.Sampling(temperature=0)

@@ -81,6 +81,7 @@ def leaves(bundle):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(bundle.model)]
 
 
+@pytest.mark.long
 def test_it_trains_evaluates_and_resumes(one_device, tmp_path, capsys):
     bundle = tj.train(CONFIG, PAIRS, workdir=tmp_path)
     measured = tj.evaluate(bundle, PAIRS)

@@ -70,6 +70,7 @@ def test_a_resumed_run_ends_with_the_same_weights(trained, tmp_path):
     assert again.step == 60 and all(map(np.array_equal, leaves(again.model), leaves(bundle.model)))
 
 
+@pytest.mark.long
 def test_words_from_a_trained_decoder():
     """The trunk starts with the weights of the base; each word gets a label."""
     tokenizer = tj.Tokenizer.train([text for text, _ in TEXTS], kind="char")

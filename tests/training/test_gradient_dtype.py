@@ -108,6 +108,7 @@ def test_microbatches_send_nothing():
     assert in_loops(lowered(None, 2).compile().as_text())[0] > 0
 
 
+@pytest.mark.long
 def test_devices_draw_their_own_dropout():
     """Rows that are alike on every device lose different entries: the loss is not that of one
     device's rows."""
