@@ -129,7 +129,7 @@ def examine(bundle: Any, autoencoder: Any, texts: Iterable[Any], *, features: Se
     config = autoencoder.config
     reader = ActivationReader.make(bundle, texts, config.site, tokenizer=tokenizer, batch_size=batch_size,
                                    dtype="float32", mesh=None)
-    check_source(config.replace(target=None, output_dim=None), reader.dims)
+    check_source(config.replace(target=None, output_dim=None, target_scale=None), reader.dims)
     if reader.tokenizer is None:
         raise ValueError("the tokens of the examples are shown as text; pass a bundle, or tokenizer=...")
     active_F, num_tokens = np.zeros(config.num_features), 0
