@@ -1,5 +1,6 @@
 """Ways to damage a file, and ways to change its content so that it does harm."""
 
+import copy
 import json
 import os
 import pathlib
@@ -77,7 +78,8 @@ def hostile_json(text: str, rng: np.random.Generator) -> str:
                 if rng.random() < 0.2:
                     del place[key]
                 else:
-                    place[key] = _VALUES[int(rng.integers(len(_VALUES)))]
+                    # A copy, because a later change may descend into it.
+                    place[key] = copy.deepcopy(_VALUES[int(rng.integers(len(_VALUES)))])
                 break
             place = place[key]
     return json.dumps(value)
