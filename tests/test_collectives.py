@@ -51,6 +51,7 @@ def sizes(shapes):
     return {math.prod(shape) for shape in shapes}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("most_logits", [2**26, 0])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_loss_and_gradient_are_those_of_one_device(name, most_logits, capfd):

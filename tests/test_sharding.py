@@ -204,6 +204,7 @@ def test_rows_of_a_process_that_are_not_in_one_piece_are_refused(monkeypatch):
         data_share(mesh)
 
 
+@pytest.mark.long
 def test_checkpoints_restore_onto_any_layout(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         state = fresh(mesh_of("sequence"))

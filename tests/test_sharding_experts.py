@@ -50,7 +50,8 @@ def gradient(name):
     return float(value), jax.tree.map(np.asarray, grads), weights, found
 
 
-@pytest.mark.parametrize("name", ["expert", "all", pytest.param("sequence", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["expert", "all", "sequence"])
 def test_loss_and_gradient_are_those_of_one_device(name, capfd):
     value, grads, _, _ = gradient(name)
     wanted, wanted_grads, _, _ = gradient(None)

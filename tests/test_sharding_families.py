@@ -26,10 +26,10 @@ CONFIGS = {
     "encoder_decoder": tj.ModelConfig(family="encoder_decoder", positions="sinusoidal", activation="relu",
                                       scale_embeddings=True, init_std=None, num_kv_heads=2, **SHAPE),
 }
+pytestmark = pytest.mark.long  # each case compiles a training step for 8 devices
 # On "all" the data, the weights and the heads are divided, for both; by the data or the weights
 # alone for one each.
-CASES = [pytest.param("encoder", "data", marks=pytest.mark.long), ("encoder", "all"),
-         pytest.param("encoder_decoder", "fsdp", marks=pytest.mark.long), ("encoder_decoder", "all")]
+CASES = [("encoder", "data"), ("encoder", "all"), ("encoder_decoder", "fsdp"), ("encoder_decoder", "all")]
 LOSSES = {"encoder": masked_token_loss(), "encoder_decoder": translation_loss(LossConfig(label_smoothing=0.1))}
 
 
@@ -92,20 +92,17 @@ def counted_compiles():
         logger.removeHandler(compiled)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("family", CONFIGS)
 def test_training_on_one_device_learns(family):
     losses = trained(family)[2]
     assert np.isfinite(losses).all() and losses[-5:].mean() < losses[:5].mean() - 0.1
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_losses_equal_those_of_one_device(family, name):
     np.testing.assert_allclose(trained(family, name)[2], trained(family)[2], rtol=1e-5)
 
 
-@pytest.mark.long
 def test_sharding_over_sequence_gives_the_same_losses():
     """The 16 tokens of a source are sharded; the 15 of a target cannot be. Dropout of attention
     weights differs on each device, so it is off."""

@@ -57,6 +57,7 @@ def test_logprobs_are_those_of_the_responses(make_decoder, tokenizer, config):
     np.testing.assert_allclose(found, expected_logprobs(make_decoder(1), batch), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_reference_is_measured_once_and_stored(batch, make_decoder):
     np.testing.assert_allclose(batch["reference_logprobs"], expected_logprobs(make_decoder(2), batch), rtol=1e-5)
 
@@ -120,6 +121,7 @@ def train(make_decoder, batch, mesh=None, steps=15):
     return state, metrics, losses
 
 
+@pytest.mark.long
 def test_it_learns_to_prefer(batch, make_decoder):
     _, metrics, losses = train(make_decoder, batch)
     assert losses[-1] < 0.5 * losses[0] and float(metrics["accuracy"]) == 1.0 and float(metrics["margin"]) > 0.5

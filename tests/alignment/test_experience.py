@@ -114,6 +114,7 @@ def test_a_run_logs_its_rollouts_and_updates(whole):
     assert int(state.skipped) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop", [1, 3, 6, 8])
 def test_stopped_in_a_rollout_it_ends_as_the_whole_run(run, whole, tmp_path, stop):
     """Stops in the middle of a rollout (after 1, 3 and 8 updates) and between two rollouts."""
@@ -123,6 +124,7 @@ def test_stopped_in_a_rollout_it_ends_as_the_whole_run(run, whole, tmp_path, sto
     assert tree_digest(state) == tree_digest(whole[1]) and deterministic(tmp_path) == deterministic(whole[0])
 
 
+@pytest.mark.long
 def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(run, whole, tmp_path):
     """The reward function fails in the second rollout, after the checkpoint of step 4. It is then
     corrected, and the run continues."""
@@ -173,6 +175,7 @@ def test_more_reward(run, tmp_path, rl):
     assert rewards[-1] > rewards[0] + 0.3, rewards
 
 
+@pytest.mark.long
 def test_rollouts_and_updates_compile_once(make_decoder, make_experience):
     """Three rollouts of other prompts with other weights, and their updates."""
     traces = []
@@ -205,6 +208,7 @@ def test_eight_devices_have_the_losses_of_one(run, whole, tmp_path):
     np.testing.assert_allclose(found, one, rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.long
 def test_short_responses_lose_the_share_that_they_lack(make_decoder, make_experience, monkeypatch):
     drawn = []
     collect = rollouts.collect

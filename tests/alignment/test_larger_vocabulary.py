@@ -32,6 +32,7 @@ def reward(policy):
     return RewardModel.of(policy, key=jax.random.key(1))
 
 
+@pytest.mark.long
 def test_ids_that_cannot_be_decoded_are_not_drawn_and_have_no_probability(policy, tokenizer, reward):
     prompts = [encode_prompt(word, tokenizer) for word in WORDS]
     rollout, texts = collect(policy, prompts, reference=policy, reward=reward, tokenizer=tokenizer,

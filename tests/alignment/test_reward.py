@@ -164,6 +164,7 @@ def test_the_loss_of_a_reward_model(rankings, reward_model):
     assert float(sums["accuracy"]) == pytest.approx(right + (scores[1, 0] > scores[1, 1]), rel=1e-5)
 
 
+@pytest.mark.long
 def test_normalisation_over_a_reference_set(rankings, reward_model):
     batch = rankings[np.arange(3)]
     tokens, segment_ids = (batch[name].reshape(9, -1)[:5] for name in ("tokens", "segment_ids"))

@@ -67,6 +67,7 @@ def test_the_responses_are_those_of_generate(collected, policy, prompts, tokeniz
     np.testing.assert_array_equal(rollout.scores_B, lengths(texts))
 
 
+@pytest.mark.long
 def test_values_and_reference_without_padding(collected, arguments, policy):
     rollout, _ = collected
     for row in range(6):

@@ -104,6 +104,7 @@ def test_documents_of_a_packed_row_are_read_as_if_alone(model):
     np.testing.assert_allclose(packed[:, 3:7], tj.forward(model, tokens_BT[:, 3:7]), atol=1e-5)
 
 
+@pytest.mark.long
 def test_cached_uncached_batched_and_padded_rows_are_equal(model):
     prompts = [[5], [1, 2, 3, 4, 5, 6, 7], [8, 9]]
     together = tj.generate(model, prompts, max_new_tokens=9, sampling=GREEDY)
@@ -116,6 +117,7 @@ def test_cached_uncached_batched_and_padded_rows_are_equal(model):
         np.testing.assert_allclose(logprobs, expected_TV.max(-1), atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_cache_is_read_in_parts_of_any_length(model):
     tokens_BT = np.random.default_rng(0).integers(23, size=(2, 9), dtype=np.int32)
     ids_BT = jnp.asarray([[0, 0, 1, 1, 1, 1, 2, 2, 2], [1] * 9])
@@ -159,6 +161,7 @@ def test_a_bundle_is_saved_and_loaded(bundle, tmp_path):
     assert loaded.config == bundle.config and tree_digest(loaded.model) == tree_digest(bundle.model)
 
 
+@pytest.mark.long
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
     with pytest.raises(tj.training.Interrupted):
         tj.train(RUN, texts=TEXTS, workdir=tmp_path, mesh=ONE,

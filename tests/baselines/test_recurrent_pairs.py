@@ -81,6 +81,7 @@ def test_pairs_of_a_packed_row_are_read_as_if_alone(model):
     np.testing.assert_allclose(packed[:, 2:6], tj.forward(model, source[:, 3:7], target[:, 2:6]), atol=1e-5)
 
 
+@pytest.mark.long
 def test_batched_and_cached_targets_are_those_of_the_whole_pass(model):
     sources = [[1, 2, 3, 4, 5], [6, 7]]
     together = tj.generate(model, sources, start_id=1, max_new_tokens=7, sampling=GREEDY)

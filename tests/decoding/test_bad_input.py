@@ -77,6 +77,7 @@ RIGHT_RESULTS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", RIGHT_RESULTS, ids=str)
 def test_numbers_of_numpy_and_large_ones_change_nothing(arguments):
     wanted = generated()

@@ -185,6 +185,7 @@ def test_scores_equal_teacher_forcing(name):
             assert abs(hypothesis.score - logprob / ((5 + len(hypothesis.tokens)) / 6) ** 0.6) < 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["paper", "decoder-learned"])
 def test_a_beam_of_one_is_greedy(name):
     for seed in range(2):
@@ -316,6 +317,7 @@ def steps(monkeypatch):
     return calls
 
 
+@pytest.mark.long
 def test_a_search_stops_as_soon_as_nothing_better_can_come(steps):
     """Token 4 ends a text with probability 0.6 at every place; the best other one has 0.2."""
     model = position_model([[0.2, 0.1, 0.06, 0.04, 0.6]])

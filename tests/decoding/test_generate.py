@@ -266,6 +266,7 @@ def test_one_new_token():
         plain_loop(model, prompt, 1)[0] for prompt in PROMPTS]
 
 
+@pytest.mark.long
 def test_a_full_context_and_beyond_by_sliding():
     """Rows fill the context at different times: each row continues from its last half when its own
     context is full."""

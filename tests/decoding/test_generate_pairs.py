@@ -62,6 +62,7 @@ def plain_loop(model, source, choose=lambda logits, step: int(logits.argmax()), 
     return tokens, logprobs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONFIGS)
 def test_greedy_batch_equals_uncached_sources_alone(name):
     model = make(name)
@@ -128,6 +129,7 @@ def test_end_ids_and_the_start_matter():
     assert other.tokens == [plain_loop(model, source, start=START + 1)[0] for source in SOURCES] != free
 
 
+@pytest.mark.long
 def test_strings_are_read_and_written_by_the_tokenizer():
     texts = ["the cat", "sat"]
     generate = functools.partial(tj.generate, make(), max_new_tokens=NUM_NEW)
@@ -152,6 +154,7 @@ def test_stop_strings_end_a_text():
     assert text.index(stop) > 0 and (result.texts, result.finish_reasons) == ([text[:text.index(stop)]], ["stop"])
 
 
+@pytest.mark.long
 def test_a_full_context():
     tokens = tj.generate(make(), SOURCES[:1], start_id=START, max_new_tokens=MAX_LEN - 1, sampling=GREEDY).tokens
     assert tokens == [plain_loop(make(), SOURCES[0], num_new=MAX_LEN - 1)[0]]

@@ -80,6 +80,7 @@ GRAMMARS = {"json": lambda: tj.Grammar.json_schema(SCHEMA), "regex": lambda: tj.
             "choice": lambda: tj.Grammar.choice(CHOICES)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["char", "bpe", "byte-level", "metaspace"])
 def test_texts_of_random_models_are_valid(name):
     """24 rows: each of 8 seeds follows three grammars at the same time, at a high temperature."""

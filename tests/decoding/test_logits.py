@@ -135,6 +135,7 @@ def test_presence_and_frequency_penalties_count_new_tokens_only():
     np.testing.assert_array_equal(of_rows(logits_BV, history), logits_BV - penalty_B1 * (count_BV > 0))
 
 
+@pytest.mark.long
 def test_settings_may_differ_from_row_to_row():
     """Rows with settings of their own draw what they draw alone, with the settings as numbers."""
     settings = [Sampling(temperature=0), Sampling(temperature=0.7, top_k=3), Sampling(top_p=0.6, no_repeat_ngram=1),

@@ -179,6 +179,7 @@ def written(kind):
     return scripted([0] * (PROMPT_LENGTH - 1) + rest, VOCAB), tokenizer, prompt, rest, whole[len(before):]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_function_gives_the_text_that_stands_after_the_prompt(kind):
     model, tokenizer, prompt, rest, text = written(kind)

@@ -90,6 +90,7 @@ def generated(name, texts=TEXTS, key=KEYS, penalty=0.0, strength=1.0, function=t
                     intervene=Scale(strength), **options, **arguments)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("is_greedy", [False, True], ids=["sampled", "greedy"])
 def test_rules_and_interventions_act_as_in_full_passes(name, is_greedy):

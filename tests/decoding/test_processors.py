@@ -55,6 +55,7 @@ CASES = [*({name: value} for name, value in VALUES.items()), dict(bias={1: 2.0, 
          dict(temperature=0), dict(temperature=0, repetition_penalty=1.5)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(case))
 def test_a_rule_draws_what_the_setting_draws(case):
     """The results are equal bit for bit, and after the first call no value compiles a program."""

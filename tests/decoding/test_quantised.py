@@ -39,7 +39,8 @@ def test_a_linear_map_multiplies_with_the_rounded_kernel(monkeypatch, weights, c
     assert not np.asarray(zeros(jnp.ones((1, 128)))).any()
 
 
-@pytest.mark.parametrize("weights", ["int8", pytest.param("int4", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_decoding_equals_that_of_the_rounded_model(weights):
     model = tj.Decoder(CONFIG, key=jax.random.key(0))
     small = tj.prepare_for_decoding(model, weights=weights)

@@ -16,6 +16,7 @@ def model():
     return tj.Decoder(CONFIG, key=jax.random.key(0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("silent_head", [None, 1])
 def test_of_a_decoder(model, silent_head):
     def silence(site, layer, value):
@@ -34,6 +35,7 @@ def test_of_a_decoder(model, silent_head):
     assert tj.generate(model, prompts, max_new_tokens=5, sampling=GREEDY, intervene=intervene).trace is None
 
 
+@pytest.mark.long
 def test_of_an_encoder_decoder():
     model = tj.EncoderDecoder(CONFIG.replace(family="encoder_decoder"), key=jax.random.key(1))
     result = tj.generate(model, [[3, 4], [5, 6, 7]], start_id=1, max_new_tokens=4, sampling=GREEDY, return_trace=True)

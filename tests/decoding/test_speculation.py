@@ -80,6 +80,7 @@ def test_windows_and_biases_do_not_count_the_gaps_of_wrong_guesses(name):
             tj.generate(model(name), PROMPTS, speculation=tj.Speculation(), **arguments)
 
 
+@pytest.mark.long
 def test_a_full_cache_is_read_again(monkeypatch):
     # Rows accept different numbers of guesses, so that the slots of the gaps fill the cache early.
     starts = []
@@ -123,6 +124,7 @@ def test_stop_strings_and_one_compilation():
     assert loop.speculate._cache_size() <= before + 1
 
 
+@pytest.mark.long
 def test_samples_follow_the_distribution_of_the_model():
     # The exact probabilities of all texts of two tokens, by the chain rule in float64.
     tiny = tj.Decoder(CONFIG.replace(vocab_size=4, positions="rope"), key=jax.random.key(2))

@@ -54,6 +54,7 @@ def write(text: str, tokenizer: tj.Tokenizer = BYTES, tokens: list[int] | None =
     return result, pieces
 
 
+@pytest.mark.long
 def test_pieces_are_whole_characters():
     text = "né🎉 text à"
     assert len(BYTES.encode(text)) > len(text)  # several tokens for each character

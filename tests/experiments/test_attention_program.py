@@ -54,6 +54,7 @@ def maps_of(path):
     return found, (data["layer"], data["head"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", SHAPES)
 def test_the_page_holds_every_kind_of_attention(program, saved, tmp_path, family):
     workdir, bundle = saved(family)

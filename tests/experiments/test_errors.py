@@ -149,6 +149,7 @@ def test_a_vocabulary_that_the_text_does_not_support(train):
     assert error.startswith("error: vocab_size=9000 is larger than this text supports: at most ")
 
 
+@pytest.mark.long
 def test_byte_order_marks_are_removed_and_crlf_is_kept_with_a_warning(train, tmp_path, caplog):
     path = tmp_path / "windows.txt"
     path.write_bytes(b"\xef\xbb\xbf" + SENTENCE.replace("\n", "\r\n").encode() * 40)
@@ -163,6 +164,7 @@ def test_byte_order_marks_are_removed_and_crlf_is_kept_with_a_warning(train, tmp
 # Workdirs
 
 
+@pytest.mark.long
 def test_a_workdir_of_another_run(train, tmp_path, text):
     assert train().status == 0
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != ".lock")

@@ -18,6 +18,7 @@ def tmp(tmp_path_factory):
     return str(tmp_path_factory.mktemp("imported"))
 
 
+@pytest.mark.long
 def test_generate(program, tmp):
     directory, bundle = imported("gpt2", tmp)
     ended = program("generate", f"--model={directory}", "--prompt=the cat", "--temperature=0", "--max_new_tokens=6")
@@ -45,6 +46,7 @@ def test_translate(program, tmp, kind):
     assert ended.out.strip() == wanted.strip()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "bart"])
 def test_attention(program, tmp, kind, tmp_path):
     directory, _ = imported(kind, tmp)

@@ -253,6 +253,7 @@ def test_globs_and_jsonl(program, tmp_path):
     assert losses(tmp_path / "glob") == losses(tmp_path / "jsonl")
 
 
+@pytest.mark.long
 def test_a_validation_file_of_its_own(program, tmp_path):
     (tmp_path / "train.txt").write_text(verse(0, 40))
     (tmp_path / "held_out.txt").write_text(verse(1, 10))
@@ -262,6 +263,7 @@ def test_a_validation_file_of_its_own(program, tmp_path):
     assert ended.out.startswith(f"{sizes[0]:,} tokens to train on, {sizes[1]:,} held out")
 
 
+@pytest.mark.long
 def test_a_setting_is_switched_off_by_none(program, tmp_path, corpus):
     """Also accepts a value that looks like a number; a setting that must be a number stays one."""
     ended = program("train", *SHORT, "--config.optim.clip_norm=None", f"--config.data.path={corpus}",
@@ -271,6 +273,7 @@ def test_a_setting_is_switched_off_by_none(program, tmp_path, corpus):
     assert "'None'" in program("train", *SHORT, "--config.steps=None").error
 
 
+@pytest.mark.long
 def test_several_documents_do_not_attend_to_each_other(program, tmp_path, monkeypatch):
     """Several documents train with segment ids, one document without them."""
     from transformer_jax.models import decoder

@@ -71,6 +71,7 @@ def test_a_config_file_that_raises(program, tmp_path, content, message):
     assert error.startswith(f"error: the config file {tmp_path}/mine.py fails: {message}")
 
 
+@pytest.mark.long
 def test_a_rate_that_ruins_the_weights_ends_a_short_run_with_an_error(program, tmp_path, text):
     ended = program("train", *TINY, "--config.optim.name=sgd", "--config.optim.peak_lr=1e38", "--config.eval.every=9",
                     "--config.checkpoint.every=1", f"--config.data.path={text}", f"--workdir={tmp_path}/run")

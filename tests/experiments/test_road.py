@@ -25,6 +25,7 @@ def test_windows_hold_every_token_once_as_a_target():
     assert windows.shape == (3, 129) and windows[:, 1:].reshape(-1).tolist() == ids[1:385]
 
 
+@pytest.mark.long
 def test_bits_per_byte_and_positions_are_those_of_the_logits():
     model = make_model(CONFIG.model.replace(vocab_size=TOKENIZER.vocab_size), key=jax.random.key(0))
     windows = road_text.held_out_windows(TOKENIZER, TEXT[:400])
@@ -42,6 +43,7 @@ def test_more_context_helps_an_ngram_on_a_repeated_sentence():
     assert bits[0] > bits[1] > bits[2]
 
 
+@pytest.mark.long
 def test_a_plan_divides_the_time_and_is_used_again(tmp_path, monkeypatch):
     data = {"data": [TEXT], "held_out": [TEXT[:200]], "tokenizer": TOKENIZER}
     configs = {"small": CONFIG, "large": CONFIG.replace(model=CONFIG.model.replace(model_dim=16))}

@@ -155,6 +155,7 @@ def test_eight_devices_give_the_losses_of_one(program, base, tokenizer, data, tm
     np.testing.assert_allclose(losses, by_hand, rtol=2e-5)
 
 
+@pytest.mark.long
 def test_checkpoints_of_a_run_with_adapters_hold_adapters_alone(program, base, data, tmp_path):
     workdir, model = base
     ended = program("sft", f"--model={workdir}", f"--config.data.path={data}", f"--workdir={tmp_path}", *COMMON, *LORA,
@@ -186,6 +187,7 @@ def test_the_overfit_point(tmp_path):
     assert "still falling at the last step: 2.5000" in text
 
 
+@pytest.mark.long
 def test_a_workdir_keeps_to_its_base_and_data(program, base, data, tokenizer, tmp_path):
     arguments = (f"--config.data.path={data}", f"--workdir={tmp_path / 'run'}", *COMMON, "--config.steps=2")
     assert program("sft", f"--model={base[0]}", *arguments).status == 0

@@ -90,6 +90,7 @@ def watcher(family, source, workdir):
     return WatchAttention(tasks.make(ExperimentConfig(model=tj.ModelConfig(family=family))), source, workdir)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", KINDS)
 def test_telemetry_is_written_for_every_family(family, tmp_path):
     models, source = make(family)

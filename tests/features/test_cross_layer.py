@@ -58,6 +58,7 @@ def computed64(model, batch):
     return np.array(features), np.array(outputs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("activation", ["relu", "topk", "jumprelu", "batch_topk"])
 def test_features_outputs_and_losses_are_those_of_the_formulas(activation):
     model, batch = moved(activation, sparsity=0.7, revival=0.0), batch_of()
@@ -86,6 +87,7 @@ def test_features_outputs_and_losses_are_those_of_the_formulas(activation):
     assert weight == 7 and sums["l0"] == (features > 0).sum() and sums["active_F"].shape == (3, 8)
 
 
+@pytest.mark.long
 def test_a_step_keeps_the_length_of_what_features_write_and_revives_dead_ones():
     model, batch = moved(dead_after=7, revival=1.0), batch_of()
     model.encoder_bias.set_value(model.encoder_bias[...].at[1, 4].set(-100.0))
@@ -154,6 +156,7 @@ def test_a_stopped_run_continues_to_the_same_bits(tmp_path, one_device):
     assert tj.evaluate(loaded, rows)["l0"] == 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("activation", ["topk", "batch_topk"])
 def test_features_are_sharded_over_the_tensor_axis(activation):
     mesh_config = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -183,6 +186,7 @@ def language_model():
 TOKENS = np.random.default_rng(5).integers(0, 19, (2, 9))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("activation", ["topk", "jumprelu"])
 def test_it_takes_the_place_of_all_feed_forward_layers(language_model, activation):
     made = moved(activation, input_dim=8, output_dim=8)
@@ -200,6 +204,7 @@ def test_it_takes_the_place_of_all_feed_forward_layers(language_model, activatio
         tj.generate(replaced, TOKENS.tolist(), max_new_tokens=2, sampling=tj.Sampling(temperature=0))
 
 
+@pytest.mark.long
 def test_the_loss_recovered_is_that_of_three_passes(language_model):
     made, texts = moved(input_dim=8, output_dim=8), [[3, 4, 5, 6], [7, 8]]
     found = tj.features.loss_recovered(language_model, made, texts)

@@ -33,6 +33,7 @@ def autoencoder():
     return made
 
 
+@pytest.mark.long
 def test_the_examples_are_those_of_brute_force(bundle, autoencoder):
     report = tj.features.examine(bundle, autoencoder, TEXTS, features=[5, 2, 7], num_examples=3, width=4)
     rows = []  # of each token: its text, position, id and features

@@ -74,6 +74,7 @@ class Linear64:
 
 @pytest.mark.parametrize(("positions", "kind"), [("rope", "transcoders"), ("alibi", "transcoders"),
                                                  ("rope", "cross_layer")])
+@pytest.mark.long
 def test_the_parts_are_those_of_the_formula_and_add_up_to_the_score(positions, kind):
     model = randomized(tj.Decoder(CONFIG.replace(positions=positions), key=jax.random.key(0)), 7, 0.1)
     made = cross_layer() if kind == "cross_layer" else [transcoder(0), transcoder(1)]

@@ -168,6 +168,7 @@ def test_dead_features_are_counted_and_revived():
     np.testing.assert_allclose(added, np.square(written - error).sum() / 3, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_activations_that_are_never_on_disk_resume_to_the_same_bits(tmp_path, one_device):
     model = tj.Decoder(tj.ModelConfig(vocab_size=23, max_len=16, num_layers=1, num_heads=2, model_dim=8),
                        key=jax.random.key(0))

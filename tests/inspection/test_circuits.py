@@ -58,6 +58,7 @@ def measured():
 
 @pytest.mark.parametrize("changes", [*(pytest.param(changes, marks=pytest.mark.long) for changes in FAMILIES[:-1]),
                                      FAMILIES[-1]], ids=str)
+@pytest.mark.long
 def test_all_edges_are_the_clean_run_and_none_the_corrupted_run(changes):
     model = make(**changes)
     clean, corrupted = runs(model)

@@ -93,6 +93,7 @@ def test_attention_returns_only_the_requested_layers_heads_and_queries():
         np.testing.assert_allclose(inspected.attention(**wanted), rows, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_generated_text_has_the_maps_of_its_teacher_forced_pass():
     model, prompt = make("decoder"), tokenizer().encode("the cat")
     generated = tj.generate(model, [prompt], max_new_tokens=6, sampling=tj.Sampling(temperature=0), end_ids=[])
@@ -111,6 +112,7 @@ def test_a_generated_text_has_the_maps_of_its_teacher_forced_pass():
         assert (row[..., t + 1:] == 0).all()
 
 
+@pytest.mark.long
 def test_the_target_is_the_models_own_translation_by_default():
     model = make("encoder_decoder")
     inspected = tj.inspect_text(model, "the cat", tokenizer())
@@ -149,6 +151,7 @@ def test_the_documents_of_a_packed_row(family):
         assert_same(document, tj.inspect_text(make(family), ids, tokenizer()))
 
 
+@pytest.mark.long
 def test_the_pairs_of_a_packed_row():
     model, sizes = make("encoder_decoder"), ((5, 4), (3, 6))
     rng = np.random.default_rng(0)
@@ -169,6 +172,7 @@ def test_masks_are_tokens_of_an_encoder_only():
     assert "<mask>" not in inspect("decoder", "<mask>").tokens
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
 def test_methods_have_no_batch_axis(family):
     inspected = inspect(family, TEXT, "o gato" if family == "encoder_decoder" else None)

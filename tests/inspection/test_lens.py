@@ -68,6 +68,7 @@ def part_of(trace, kind):
                                                       "cross": trace.cross}[kind]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_parts_of_a_logit_sum_to_it(variant):
     out = run(variant)
@@ -181,6 +182,7 @@ def answer(logits_BTV):
 
 @pytest.mark.parametrize(("variant", "kind"), [("gpt2", "self"), ("encoder", "self"), ("paper", "self"),
                                                ("paper", "encoder")])
+@pytest.mark.long
 def test_gradients_of_the_input(variant, kind):
     model, tokens = make(variant), inputs(variant)
     got = jax.jit(functools.partial(input_gradient, metric=answer, kind=kind))(model, tokens)

@@ -114,6 +114,7 @@ def test_doses_of_a_steering_vector(model):
     np.testing.assert_allclose(found.random[:, 1], found.response[1], atol=1e-6)
 
 
+@pytest.mark.long
 def test_an_untrained_lens_is_the_logit_lens_and_training_improves_it(model, tmp_path):
     trace = tj.trace(model, TOKENS)
     rows = RNG.integers(0, 11, (32, 6), np.int32)

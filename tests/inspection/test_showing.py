@@ -47,6 +47,7 @@ def ticks(figure):
     return [[label.get_text() for label in axis.get_ticklabels()] for axis in (axes.yaxis, axes.xaxis)]
 
 
+@pytest.mark.long
 def test_one_map_and_an_alignment():
     marked = list("a·<b>")
     figure = inspect("decoder").plot(layer=-1, head=1)

@@ -19,6 +19,7 @@ def read(family, **options):
     return tj.inspect_text(make(family), TEXTS, tokenizer(), **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["alibi", "encoder"])
 def test_each_text_is_what_it_is_alone(family):
     inspected = read(family)
@@ -41,12 +42,14 @@ def test_a_bias_that_an_intervention_changed_is_cut_to_each_text():
         np.testing.assert_allclose(alone.attention(), trace.attention()[:, row:row + 1, :, columns, columns], atol=1e-6)
 
 
+@pytest.mark.long
 def test_each_pair_is_what_it_is_alone():
     inspected = read("encoder_decoder", target=TARGETS)
     for text, source, target in zip(inspected.texts, TEXTS, TARGETS, strict=True):
         assert_same(text, inspect("encoder_decoder", source, target))
 
 
+@pytest.mark.long
 def test_continuations_and_own_translations():
     inspected = read("decoder", target=TARGETS)
     assert [text.tokens for text in inspected.texts] == [list(a + b) for a, b in zip(TEXTS, TARGETS, strict=True)]

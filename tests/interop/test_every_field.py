@@ -163,6 +163,7 @@ def test_every_field_has_another_value_somewhere():
     assert [name for name in FIELDS if not any(list(changed_configs(family, name)) for family in FAMILIES)] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", EXAMPLES)
 def test_a_changed_field_is_exported_or_refused(model_type):
     family, example = FAMILIES[model_type], EXAMPLES[model_type]

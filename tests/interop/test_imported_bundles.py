@@ -63,6 +63,7 @@ def test_translations(kind, tmp):
     assert len(set(greedy.texts)) > 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_of_a_text(kind, tmp):
     _, bundle = imported(kind, tmp)

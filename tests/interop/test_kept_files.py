@@ -148,6 +148,7 @@ def test_which_of_two_files_decides(told, starts, banned, tmp_path):
     assert (config.start_ids, config.banned_ids) == (starts, banned)
 
 
+@pytest.mark.long
 def test_bad_words_of_a_decoder(tmp_path):
     directory = model_directory("gpt2-transformers5", tmp_path / "model")
     bundle = tj.from_huggingface(directory)

@@ -24,6 +24,7 @@ def linear(module, x):
 @pytest.mark.parametrize(("family", "pooling", "activation"), [
     ("encoder_classifier", None, None), ("encoder_classifier", "mean", "none"), ("encoder_classifier", "last", "relu"),
     ("decoder_classifier", None, None), ("encoder_token_classifier", None, "gelu")])
+@pytest.mark.long
 def test_logits_are_a_formula_of_the_hidden_states(family, pooling, activation):
     config = SMALL.replace(family=family, classifier=ClassifierConfig(("a", "b", "c"), pooling, activation))
     model = make_model(config, key=jax.random.key(0))

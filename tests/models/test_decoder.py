@@ -205,6 +205,7 @@ def plain_gradient():
 
 @pytest.mark.parametrize("changes", [dict(unroll=2), dict(unroll=3), dict(remat="dots"), dict(remat="full"),
                                      dict(remat="offload")], ids=str)
+@pytest.mark.long
 def test_unroll_and_remat_change_no_result(changes, plain_gradient):
     loss, gradient = gradient_of(make(num_layers=3, dropout=0.2), **changes)
     np.testing.assert_allclose(loss, plain_gradient[0], rtol=1e-6)

@@ -128,6 +128,7 @@ def test_parameter_counts(preset, width, printed):
     assert config.num_heads * 64 == width and config.dropout == {512: 0.1, 1024: 0.3}[width]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_padded_pairs_equal_plain_numpy_of_each_alone(variant):
     out = run(make(variant), SOURCES, TARGETS, MASKS)

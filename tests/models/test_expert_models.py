@@ -42,6 +42,7 @@ def test_the_trace_holds_the_choices_of_the_router():
     np.testing.assert_array_equal(trace["layers.0.experts"], order[..., :K])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("site", ["experts", "router_logits"])
 def test_interventions_choose_experts(site):
     """Both interventions send all tokens of layer 1 to the experts 3 and 0."""

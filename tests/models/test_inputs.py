@@ -42,6 +42,7 @@ def test_embeddings_of_tokens_give_what_the_tokens_give(family):
     np.testing.assert_array_equal(moved, tj.forward(model, TOKENS, positions_BT=np.asarray([[1, 2, 3, 4]])))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_of_embeddings_are_the_parts_of_those_of_the_table(family):
     """By the chain rule: each row of the table has the sum of the gradients of its tokens."""

@@ -104,6 +104,7 @@ def test_generation_and_a_beam_of_one_write_the_tokens_of_the_whole_text():
     assert tj.beam_search(make(), prompts, beam_size=1, **options).tokens == found.tokens
 
 
+@pytest.mark.long
 def test_interventions_on_the_bias_see_all_slots_of_a_cache():
     def forbid(site, layer, value):
         return value.at[..., 1].set(-jnp.inf) if site == "attention_bias" else value

@@ -150,6 +150,7 @@ class Letters:
         return [1, *self.encode(text), 2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
 def test_strings_and_lists_are_read_as_arrays_are(family):
     model, pair = make(family), family == "encoder_decoder"

@@ -76,6 +76,7 @@ def test_a_linear_map_with_an_adapter_beside_a_float64_formula():
     close(x_gradient.reshape(8, 6), G @ (W + scale * A @ B).T)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", CONFIGS)
 def test_gradients_in_stacked_layers_are_those_of_the_explicit_sum(family):
     # d loss / d A = scale * dW B^T and d loss / d B = scale * A^T dW, where dW is the gradient of
@@ -108,6 +109,7 @@ def test_new_adapters_change_nothing_and_merged_ones_are_the_adapted_model(famil
     assert np.abs(logits - tj.forward(base, *inputs)).max() > 0.1
 
 
+@pytest.mark.long
 def test_an_embedding_table_is_adapted_where_it_is_read_and_where_it_makes_logits():
     base = model_of(tie_embeddings=True)
     adapters = trained(make_adapters(base, LoraConfig(rank=2, alpha=3.0, weights="token"), key=jax.random.key(1)))
@@ -148,6 +150,7 @@ def test_merging_is_exact_and_unmerging_gives_the_bits_of_the_base():
     np.testing.assert_array_equal(kernel_at(apart, "stack.blocks.mlp.up"), kernel_at(base, "stack.blocks.mlp.up"))
 
 
+@pytest.mark.long
 def test_generation_from_a_merged_model_is_that_of_the_adapted_forward_pass():
     base = model_of()
     adapters = trained(make_adapters(base, LORA, key=jax.random.key(1)))
@@ -161,6 +164,7 @@ def test_generation_from_a_merged_model_is_that_of_the_adapted_forward_pass():
         tj.generate(adapt(base, adapters), [[1]], **greedy)
 
 
+@pytest.mark.long
 def test_dropout_is_of_each_tokens_inputs():
     base = model_of(num_layers=3)
     adapters = trained(make_adapters(base, LoraConfig(rank=2, dropout=0.5), key=jax.random.key(1)))
@@ -200,6 +204,7 @@ def test_optimizer_state_on_the_shape_of_gpt2_is_below_2_percent():
         assert adapters < 0.02 * full
 
 
+@pytest.mark.long
 def test_a_training_step_holds_adapters_only_and_takes_the_base_as_an_argument():
     base, batch = model_of(), batch_of(rows=4)
     before, optimizer = tree_digest(base), optax.adam(0.01)
@@ -221,6 +226,7 @@ def test_a_training_step_holds_adapters_only_and_takes_the_base_as_an_argument()
     np.testing.assert_allclose(accumulated(twin, batch)[1]["loss"], step(state, batch)[1]["loss"], rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [dict(remat="full"), dict(remat="dots"), dict(unroll=2), dict(positions="rope")])
 def test_gradients_do_not_depend_on_how_the_layers_are_run(changes):
     def gradient(model):

@@ -126,7 +126,8 @@ def test_the_gradient_is_the_one_that_is_given():
     np.testing.assert_array_equal(jax.grad(lambda x: jax.vmap(double)(x).sum())(jnp.ones(3)), 7.0)
 
 
-@pytest.mark.parametrize("family", ["decoder", "encoder", pytest.param("encoder_decoder", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
 def test_hessian_vector_products_of_models_agree_both_ways(family):
     config = tj.ModelConfig(family=family, vocab_size=7, max_len=6, num_layers=2, num_heads=2, model_dim=8,
                             activation="gelu" if family == "encoder" else "swiglu", init_std=0.2,

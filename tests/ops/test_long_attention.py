@@ -47,6 +47,7 @@ def with_gradients(function):
                                       allow_int=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_attention_in_blocks_equals_attention_at_once(case, small_blocks):
     (mask, bias), cap = CASES[case], 0.8 if case == "causal window" else None
@@ -128,6 +129,7 @@ def test_32k_tokens_within_2_gb():
     assert memory.temp_size_in_bytes > 4 * 32_768 * 512  # the compiler does not remove all of it
 
 
+@pytest.mark.long
 def test_32k_tokens_equal_the_formula():
     """Some rows of one head in float64."""
     rng = np.random.default_rng(0)

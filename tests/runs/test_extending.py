@@ -90,6 +90,7 @@ def test_extending_stretches_the_schedule_and_prints_a_note(text, tmp_path, caps
     assert rates[7] == pytest.approx(0.01 / 3) and rates[8] == pytest.approx(0.01 / 6)
 
 
+@pytest.mark.long
 def test_arguments_that_no_file_stores_must_be_passed_again(tmp_path):
     import optax
 
@@ -143,6 +144,7 @@ def test_an_imported_model_goes_on_learning_from_text_and_resumes_alone(text, tm
     assert base.files and trained.files == base.files == tj.load(tmp_path / "run").files
 
 
+@pytest.mark.long
 def test_an_imported_encoder_learns_masked_tokens(text, tmp_path_factory):
     source = imported("bert", tmp_path_factory.getbasetemp())[0]
     trained = tj.train(continued(), text, base=source, mesh=ONE)

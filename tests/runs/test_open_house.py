@@ -84,6 +84,7 @@ def test_ctrl_c_returns_what_was_learned(texts):
     assert tj.train(CONFIG, texts=texts, hooks=[Stopper(3)]).step == 3
 
 
+@pytest.mark.long
 def test_a_path_a_config_by_name_and_steps(texts, tmp_path):
     path = tmp_path / "book.txt"
     path.write_text("\n".join(texts))
@@ -137,6 +138,7 @@ def test_iterators_of_batches_refuse_watching_and_wrong_batches(bundle, tmp_path
         tj.train(CONFIG, (text for text in ["the cat"]), tokenizer=bundle.tokenizer)
 
 
+@pytest.mark.long
 def test_a_tokenizer_is_never_dropped_silently(bundle, texts, tmp_path):
     with pytest.raises(ValueError, match="base already has a tokenizer"):
         tj.train(tj.ExperimentConfig(), texts, base=bundle, tokenizer=bundle.tokenizer)
@@ -146,6 +148,7 @@ def test_a_tokenizer_is_never_dropped_silently(bundle, texts, tmp_path):
         tj.train(CONFIG, texts, steps=2, workdir=tmp_path / "run", tokenizer=other)
 
 
+@pytest.mark.long
 def test_a_custom_loop_learns_the_same_as_train(bundle, texts, tmp_path):
     config = CONFIG.replace(model=bundle.config)
     task = tj.tasks.make(config)

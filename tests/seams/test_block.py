@@ -136,6 +136,7 @@ def test_a_padded_pass_with_a_cache_equals_one_without():
         np.testing.assert_allclose(found[row, 9 - length :], alone, rtol=1e-5, atol=1e-5 * np.abs(alone).max())
 
 
+@pytest.mark.long
 def test_it_generates_the_most_probable_tokens():
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8]]
     found = tj.generate(make(), prompts, max_new_tokens=4, sampling=tj.Sampling(temperature=0)).tokens
@@ -204,6 +205,7 @@ def test_a_saved_custom_block_loads_with_a_template(tmp_path):
     np.testing.assert_array_equal(tj.forward(loaded, TOKENS), tj.forward(make(), TOKENS))
 
 
+@pytest.mark.long
 def test_a_feed_forward_layer_that_was_swapped_generates_and_loads(tmp_path):
     def with_squares(key):
         model = tj.Decoder(CONFIG, key=key)

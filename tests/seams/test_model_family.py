@@ -68,6 +68,7 @@ def test_a_run_continues_from_a_base_of_the_family():
         tj.train(other, texts=[TEXT] * 40, base=BUNDLE)
 
 
+@pytest.mark.long
 def test_ragged_prompts_decode_as_one_by_one():
     greedy = tj.Sampling(temperature=0)
     prompts = ["t", "to be or", ""]

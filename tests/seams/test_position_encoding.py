@@ -140,6 +140,7 @@ def test_a_padded_pass_with_a_cache_equals_one_without(name):
         np.testing.assert_allclose(found[row, 10 - length :], alone[row, :length], atol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
 def test_beam_search_finds_probabilities_of_the_full_pass(family):
     for name in ("together", "absolute_bias") if family == "decoder" else ("together",):
@@ -175,6 +176,7 @@ def value_and_gradient(model, tokens):
     return jax.value_and_grad(loss)(model)
 
 
+@pytest.mark.long
 def test_gradients_are_slopes_and_the_same_on_eight_devices():
     model, tokens = make("together"), jnp.asarray(np.tile(TOKENS, (2, 1))[:, :9])
     value, gradient = value_and_gradient(model, tokens)

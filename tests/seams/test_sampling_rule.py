@@ -48,6 +48,7 @@ def penalized(logits, context):
     return logits
 
 
+@pytest.mark.long
 def test_the_rule_equals_a_plain_loop_in_a_batch_and_alone(model, recipe):
     rule = recipe["UsedTokenPenalty"](2.0)
     together_ = tj.generate(model, PROMPTS, processors=[rule], sampling=GREEDY, max_new_tokens=12).tokens
@@ -89,6 +90,7 @@ def double(site, layer, value):
 @pytest.mark.parametrize("edit", [
     ablate_head(0, 2), patch("residual", 0, jnp.linspace(-1, 1, 32)), double,
     together(ablate_head(1, 1), ablate_head(0, 3))], ids=["head", "residual", "function", "several"])
+@pytest.mark.long
 def test_interventions_act_as_in_full_passes(model, edit):
     expected = [plain_loop(model, prompt, 8, intervene=edit) for prompt in PROMPTS]
     assert tj.generate(model, PROMPTS, sampling=GREEDY, max_new_tokens=8, intervene=edit).tokens == expected

@@ -106,6 +106,7 @@ def test_a_handful_of_programs_is_compiled(engine, model):
     assert slots_module.join._cache_size() - num_joins <= 2 * engine.num_programs
 
 
+@pytest.mark.long
 def test_the_beginning_of_a_conversation_is_read_once(engine, model):
     first = TextRequest(TOKENIZER.encode("the quick brown fox jumps over the lazy dog"), 30, key=jax.random.key(0),
                         end_ids=())

@@ -72,6 +72,7 @@ def test_edits_are_those_of_generate_and_leave_the_neighbours_alone(client):
     assert complete(client).choices[0].token_ids == expected[0]
 
 
+@pytest.mark.long
 def test_inspection_shows_what_the_model_computed_for_each_new_token(client):
     edits = {"steer": [{"layer": 0, "vector": "away", "scale": 2.0}]}
     what = {"attention": {"layers": [1], "heads": [0, 1]}, "logit_lens": {"layers": [0, 2], "top_k": 3},

@@ -47,6 +47,7 @@ def alone(model, prompts):
             for index, prompt in enumerate(prompts)]
 
 
+@pytest.mark.long
 def test_prompts_of_different_lengths_are_read_together(model, lengths):
     draw = np.random.default_rng(0)
     prompts = [draw.integers(5, 40, size).tolist() for size in (9, 1, 13, 17, 5, 2)]
@@ -54,6 +55,7 @@ def test_prompts_of_different_lengths_are_read_together(model, lengths):
     assert tokens == alone(model, prompts) and lengths == [16] and not any(reused)
 
 
+@pytest.mark.long
 def test_few_long_and_equal_prompts_are_read_alone(model, lengths):
     draw = np.random.default_rng(1)
     long, short = draw.integers(5, 40, 140).tolist(), draw.integers(5, 40, 12).tolist()

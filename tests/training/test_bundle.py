@@ -43,6 +43,7 @@ def test_round_trip(tmp_path, model, tokenizer, experiment):
     assert tree_digest(tj.load(tmp_path / "again").model) == tree_digest(model)
 
 
+@pytest.mark.long
 def test_a_loaded_model_is_used_like_any_other(tmp_path, model):
     tj.save(tmp_path, tj.Bundle(model=model, tokenizer=TOKENIZER, config=CONFIG))
     bundle = tj.load(str(tmp_path))

@@ -65,6 +65,7 @@ def test_summed_in_bfloat16_they_are_near():
     assert not np.array_equal(losses(8, "bfloat16"), losses(8, "float32"))
 
 
+@pytest.mark.long
 def test_one_device_sums_no_gradients():
     np.testing.assert_array_equal(losses(1, "bfloat16"), losses(1))
 

@@ -140,6 +140,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, 
     assert metadata(tmp_path) == metadata(workdir)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop", [3, 5, 12, 22])
 def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(whole, tmp_path, stop):
     class Crash(Exception):
@@ -165,6 +166,7 @@ def watch(loop):
         loop.log({"self_attention/entropy": np.asarray(loop.model["out"][...]).reshape(2, -1)})
 
 
+@pytest.mark.long
 def test_watching_changes_nothing_and_resumes(whole, tmp_path):
     workdir, state, _ = whole
     config = CONFIG.replace(metrics=MetricsConfig(attention_every=7))

@@ -164,6 +164,7 @@ def test_flops_of_an_encoder_decoder_are_those_of_a_source_token_and_a_target_to
     assert flops_per_token(config, count_parameters(config)) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["encoder", "encoder_decoder"])
 def test_flops_of_the_other_families_are_what_xla_counts(family):
     config = ModelConfig(family=family, vocab_size=64, max_len=64, num_layers=2, num_heads=4, model_dim=128,

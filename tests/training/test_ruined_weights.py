@@ -89,6 +89,7 @@ ADVICE = ("the same command continues from there; add --change (in Python change
           "vocabulary has no embedding, which gives NaN")
 
 
+@pytest.mark.long
 def test_updates_that_would_ruin_the_weights_leave_them_and_the_checkpoints_as_they_are(tmp_path):
     with pytest.raises(NotFiniteError) as error:
         train(tmp_path, ruining(4, 1e30))
