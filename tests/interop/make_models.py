@@ -4,7 +4,7 @@ Hugging Face hub, as transformers 5 saves them again, and as ``AutoModel`` does.
 Run it where torch and transformers are installed: ``python tests/interop/make_models.py [CASE
 ...]``. Each case is a directory with the JSON files of the model, the names and shapes of its
 tensors (``tensors.json``; the values come from ``fixture_weights``), and what transformers computes
-with them (``expected.npz``): logits, hidden states, and 50 tokens by greedy decoding.
+with them in float64 (``expected.npz``): logits, hidden states, and 50 tokens by greedy decoding.
 """
 
 import copy
@@ -118,7 +118,8 @@ def expected(case, kind):
         missing = [name for name in info["missing_keys"] if "pooler" not in name]
         assert not missing and not info["mismatched_keys"], (case, info)
         with torch.no_grad():
-            found, margin, distinct = compute(model.eval(), kind)
+            # Float64: the tests then measure the rounding of one side alone, on every CPU.
+            found, margin, distinct = compute(model.double().eval(), kind)
         if margin > LEAST_MARGIN and distinct >= LEAST_DISTINCT:
             np.savez_compressed(MODELS / case / "expected.npz", **found)
             return seed, margin, distinct
