@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import zlib
 
 # Compiling takes nearly all the time of the tests, so XLA should compile fast, without
 # optimisation. Without the fusion emitters, which write every fusion as MLIR first, XLA:CPU
@@ -47,7 +48,17 @@ shape_checks.install("transformer_jax")
 from transformer_jax.config import MeshConfig  # noqa: E402
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", metavar="I/N", help="run only part I of N of the tests; I is from 0 to N - 1. The "
+                     "name of a test decides to which part it belongs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if part := config.getoption("part"):
+        index, count = map(int, part.split("/"))
+        chosen = [item for item in items if zlib.crc32(item.nodeid.encode()) % count == index]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
     # Workers take files in this order, so that no long one is left to a single worker at the end.
     items.sort(key=lambda item: item.path.parent.name not in ("experiments", "tests"))
     for kind in ("gpu", "tpu"):
