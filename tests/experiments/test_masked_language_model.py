@@ -275,10 +275,13 @@ def test_missing_flags_and_wrong_models_end_with_one_line(program, whole, gpt):
         f"error: {whole} is not a language model with its tokenizer")
 
 
-def test_evaluate_needs_the_text_of_the_run(program, whole, tmp_path):
+def test_without_the_training_text_evaluate_needs_data_and_counts_nothing(program, whole, tmp_path):
     bundle = tj.load(whole)
     tj.save(tmp_path, tj.Bundle(model=bundle.model, tokenizer=bundle.tokenizer, config=bundle.config))
     assert program("evaluate", f"--workdir={tmp_path}").error == (
-        "error: the model has no config of its training, so its training text is unknown; measure the workdir "
-        "of a training run")
+        "error: the training text of the model is unknown, so no part of it can be held out; pass the text to measure "
+        "on (data=, or --data=FILE)")
+    lines = ["the king took the ship", "the king saw the ship"] * 4
+    alone, known = (tj.evaluate(tj.load(place), lines) for place in (tmp_path, whole))
+    assert alone == {name: value for name, value in known.items() if "gram" not in name} and "model_top1" in alone
     assert program("evaluate", f"--workdir={whole}", "--data=/no/such").error.startswith("error: no text file at ")

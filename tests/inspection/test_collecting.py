@@ -120,6 +120,10 @@ def test_a_killed_collection_continues_and_ends_with_the_same_files(model, colle
     (lambda index: index["dims"].update(final=2), "has other arrays than index.json says"),
     (lambda index: index["dims"].pop("final"), "has other arrays than index.json says"),
     (lambda index: index.update(shards=3), "index.json: shards is 3; expected a list"),
+    (lambda index: index["shards"].pop(), "but the directory has"),
+    (lambda index: index["shards"].reverse(), "but the directory has"),
+    (lambda index: index["shards"].append(index["shards"][0]), "but the directory has"),
+    (lambda index: index.update(shards=[]), "but the directory has"),
 ])
 def test_a_damaged_index_is_refused(collected, tmp_path, change, message):
     directory = pathlib.Path(shutil.copytree(collected.directory, tmp_path / "copy"))

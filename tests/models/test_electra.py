@@ -1,5 +1,6 @@
 """ELECTRA: shared embeddings, its loss against NumPy, its config, training and export."""
 
+import dataclasses
 import functools
 import json
 
@@ -194,17 +195,20 @@ def test_training_from_the_named_config(tmp_path, capsys):
     data = config.data.__class__(validation_fraction=0.2, tokenizer=config.data.tokenizer.__class__(
         kind="bpe", vocab_size=300))
     config = config.replace(
-        steps=60, batch_size=8, data=data, sample=config.sample.__class__(every=30, prompt="the king <mask> the ship"),
-        model=config.model.replace(max_len=24, num_layers=1, model_dim=32, embedding_dim=16, unroll=1))
+        steps=100, batch_size=8, data=data, sample=config.sample.__class__(every=50, prompt="the king <mask> the ship"),
+        optim=dataclasses.replace(config.optim, peak_lr=1e-2, warmup_steps=10),
+        model=config.model.replace(max_len=24, num_layers=1, model_dim=32, embedding_dim=16, generator_width=0.5,
+                                   unroll=1))
     bundle = tj.train(config, lines, workdir=tmp_path / "run")
     assert "replaced: " in capsys.readouterr().out
     again = tj.load(tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, again.model, bundle.model)
     assert again.config == bundle.config and isinstance(again.config, ElectraConfig)
     measured = tj.evaluate(again, ["\n".join(lines[:40])])
-    assert measured["generator_accuracy"] > 0.2 and 0 < measured["trivial_accuracy"] < 1
+    assert measured["generator_loss"] < 4 < np.log(again.config.vocab_size)  # the loss of guessing at random
+    assert measured["accuracy"] > measured["trivial_accuracy"] - 0.01 and measured["recall"] > 0
     encoder = again.model.discriminator.trunk
-    tuned = tj.train(tj.recipes.get("classify").replace(steps=2, batch_size=4, data=data),
+    tuned = tj.train(tj.recipes.get("classify").replace(steps=2, batch_size=8, data=data),
                      [(line, line.split()[0]) for line in lines[:40]],
                      base=tj.Bundle(encoder, again.tokenizer, encoder.config))
     assert tuned.config.family == "encoder_classifier"

@@ -16,7 +16,7 @@ from transformer_jax.data.windows import make_batches
 from transformer_jax.files import check_file, naming, partial_path, save_tensors
 from transformer_jax.inspection.reading_activations import PLACES
 from transformer_jax.json_files import parse_json, read_json
-from transformer_jax.settings import checked_path
+from transformer_jax.settings import checked_path, shown
 
 INDEX = "index.json"
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "I32": np.dtype(np.int32)}
@@ -70,8 +70,8 @@ class Activations:
       directory: The directory that ``collect`` wrote.
 
     Raises:
-      ValueError: If the directory has no complete collection, or a shard has another size than the
-        index says.
+      ValueError: If the directory has no complete collection, its index does not list all shards,
+        or a shard has another size than the index says.
     """
 
     def __init__(self, directory: str | pathlib.Path):
@@ -83,6 +83,11 @@ class Activations:
         if not self.index["finished"]:
             raise ValueError(f"the collection in {self.directory} was stopped before its end; call collect again with "
                              "the same arguments to finish it")
+        listed = [shard["file"] for shard in self.index["shards"]]
+        stored = sorted(path.name for path in self.directory.glob("shard-*.safetensors"))
+        if listed != stored:
+            raise ValueError(f"{self.directory / INDEX} lists the files {shown(listed)}, but the directory has "
+                             f"{shown(stored)}; delete the directory and collect again")
         self._shards = [_mapped(self.directory, shard, self.index) for shard in self.index["shards"]]
         self._starts = np.cumsum([0, *(shard["rows"] for shard in self.index["shards"])])
 

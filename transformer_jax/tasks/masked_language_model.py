@@ -117,32 +117,30 @@ class MaskedLanguageModel(Task):
     def measure(self, bundle: Bundle, data: str | Iterable[str] | None = None, *,
                 batch_size: int = 32) -> dict[str, float]:
         """Measures the loss and the accuracy at masked tokens, and the accuracy of two baselines
-        that count tokens and pairs of tokens.
+        that count tokens and pairs of tokens in the training text.
 
         Args:
-          bundle: A trained encoder with the config of its training, which names the text that the
-            baselines count.
+          bundle: A trained encoder.
           data: A path or documents to measure on. ``None`` means the held-out part of the training
             data.
           batch_size: The number of rows in a batch.
 
         Returns:
           ``loss`` (nats per masked token), ``perplexity``, ``tokens`` (the number of masked
-          tokens), ``lines``, and the accuracies ``model_top1``, ``model_top5``, ``unigram_top1``,
-          ``unigram_top5``, ``bigram_top1`` and ``bigram_top5``, which are in [0, 1].
+          tokens), ``lines``, and the accuracies ``model_top1`` and ``model_top5``, which are in
+          [0, 1]. If the config of the training names the training text, also those of the
+          baselines: ``unigram_top1``, ``unigram_top5``, ``bigram_top1`` and ``bigram_top5``.
 
         Raises:
-          ValueError: If the model has no config of its training.
+          ValueError: If no data is given, and the training text is unknown.
         """
-        if bundle.experiment is None:
-            raise ValueError("the model has no config of its training, so its training text is unknown; measure the "
-                             "workdir of a training run")
         tokenizer, max_len = tokenizer_of(bundle), bundle.config.max_len
-        lines = list(texts_of(self.read()[0]))
         held_out = self._measured_lines(data)
-        train, validation = (LineRows.build(part, tokenizer, max_len) for part in (lines, held_out))
-        masking = self._masking(tokenizer)
-        guesses = {"unigram": unigram_guesses(train, tokenizer), "bigram": bigram_guesses(train, tokenizer)}
+        validation, masking = LineRows.build(held_out, tokenizer, max_len), self._masking(tokenizer)
+        guesses: dict[str, Any] = {}
+        if self._names_its_text:
+            train = LineRows.build(list(texts_of(self.read()[0])), tokenizer, max_len)
+            guesses = {"unigram": unigram_guesses(train, tokenizer), "bigram": bigram_guesses(train, tokenizer)}
         measure = jax.jit(_loss_and_hits)
         total = weight = 0.0
         hits = {name: np.zeros(2) for name in ("model", *guesses)}
@@ -164,7 +162,7 @@ class MaskedLanguageModel(Task):
         baseline."""
         accuracies = [f"{name:8} top-1 {measured[f'{name}_top1']:6.2%}  "
                       f"top-{NUM_GUESSES} {measured[f'{name}_top{NUM_GUESSES}']:6.2%}"
-                      for name in ("model", "unigram", "bigram")]
+                      for name in ("model", "unigram", "bigram") if f"{name}_top1" in measured]
         return "\n".join([f"step {bundle.step}, {measured['lines']:,} lines, {measured['tokens']:,} masked tokens",
                           f"loss {measured['loss']:.4f} nats per masked token, perplexity "
                           f"{measured['perplexity']:.2f}", *accuracies])
@@ -181,8 +179,18 @@ class MaskedLanguageModel(Task):
         """Returns the command that fills in masks with the trained model."""
         return f'transformer-jax fill-mask --workdir={workdir} --text="... <mask> ..."'
 
+    @property
+    def _names_its_text(self) -> bool:
+        """True if the settings say where the training text is; a caller may have passed it
+        instead."""
+        data = self.config.data
+        return bool(data.path or data.mixture or data.tfds or data.generated)
+
     def _measured_lines(self, data: str | Iterable[str] | None) -> list[str]:
         """Returns the lines of a path or of documents, or without them the held-out lines."""
+        if data is None and not self._names_its_text:
+            raise ValueError("the training text of the model is unknown, so no part of it can be held out; pass the "
+                             "text to measure on (data=, or --data=FILE)")
         if data is None:
             return list(texts_of(self.read()[1]))
         is_path = isinstance(data, (str, pathlib.Path))
