@@ -208,7 +208,7 @@ def test_training_from_the_named_config(tmp_path, capsys):
     assert measured["generator_loss"] < 4 < np.log(again.config.vocab_size)  # the loss of guessing at random
     assert measured["accuracy"] > measured["trivial_accuracy"] - 0.01 and measured["recall"] > 0
     encoder = again.model.discriminator.trunk
-    tuned = tj.train(tj.recipes.get("classify").replace(steps=2, batch_size=8, data=data),
+    tuned = tj.train(tj.recipes.get("classify_finetuned").replace(steps=2, batch_size=8),
                      [(line, line.split()[0]) for line in lines[:40]],
                      base=tj.Bundle(encoder, again.tokenizer, encoder.config))
     assert tuned.config.family == "encoder_classifier"

@@ -118,7 +118,7 @@ def _without_new_head(config: ModelSettings, given: ModelSettings) -> tuple[Mode
     if not isinstance(given, ModelConfig) or given.family in CLASSIFIERS or config.family not in CLASSIFIERS:
         return config, {}
     head = {"classifier": given.classifier}
-    return config.replace(family=given.family, **head), head
+    return config.replace(family=config.family.partition("_")[0], **head), head
 
 
 def _untuned(config: ModelSettings, **tuned: Any) -> ModelSettings:
