@@ -31,8 +31,13 @@ def pairs_table(models: Mapping[str, Any]) -> str:
         score = "bleu" if "bleu" in found["time"] else "exact"
         parts = ", ".join(f"to {part['longest']}: {part[score]:.3g}" for part in found["time"]["by_length"])
         lines.append(f"| {name} | {found['time']['parameters']:,} | {found['tokens']['exact']:.1%} | "
-                     f"{found['time']['exact']:.1%} | {score} {parts} | {seconds[name]:.0f} |")
+                     f"{found['time']['exact']:.1%} | {score} {parts} | {_rounded(seconds[name])} |")
     return "\n".join(lines) + "\n"
+
+
+def _rounded(seconds: float | None) -> str:
+    """Formats seconds."""
+    return "never" if seconds is None else f"{seconds:.0f}"
 
 
 def _training(measured: Mapping[str, Any]) -> str:

@@ -96,22 +96,25 @@ def score_curve(workdir: pathlib.Path, step_seconds: float, pairs: list[tuple[st
             for step in steps]
 
 
-def seconds_to_equal_score(curves: Mapping[str, list[tuple[float, float]]]) -> tuple[float, dict[str, float]]:
-    """Finds when each model reaches the score that all models reach.
+def seconds_to_equal_score(curves: Mapping[str, list[tuple[float, float]]]) -> tuple[float, dict[str, float | None]]:
+    """Finds when each model reaches the best score that at least two models reach.
 
     Args:
       curves: For each model the seconds of training and the score at each checkpoint.
 
     Returns:
-      The score, which is the lowest of the best scores of the models, and for each model the seconds
-      at which it first has it, interpolated between two checkpoints.
+      The score, which is the second best of the best scores of the models, and for each model the
+      seconds at which it first has it, interpolated between two checkpoints. They are ``None`` for
+      a model that never has it.
     """
-    equal = min(max(score for _, score in curve) for curve in curves.values())
-    seconds = {}
+    equal = sorted(max(score for _, score in curve) for curve in curves.values())[-2:][0]
+    seconds: dict[str, float | None] = {}
     for name, curve in curves.items():
-        before, least = (0.0, 0.0), next(index for index, (_, score) in enumerate(curve) if score >= equal)
-        if least:
-            before = curve[least - 1]
+        least = next((index for index, (_, score) in enumerate(curve) if score >= equal), None)
+        if least is None:
+            seconds[name] = None
+            continue
+        before = curve[least - 1] if least else (0.0, 0.0)
         (start, low), (end, high) = before, curve[least]
         seconds[name] = end if high == low else start + (end - start) * (equal - low) / (high - low)
     return equal, seconds

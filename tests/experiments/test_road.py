@@ -80,6 +80,8 @@ def test_the_time_to_an_equal_score_is_interpolated():
     equal, seconds = road_pairs.seconds_to_equal_score(curves)
     assert equal == 0.4 and seconds == {"slow": 30.0, "fast": 5.0}
     assert road_pairs.seconds_to_equal_score({"a": [(10.0, 0.0), (20.0, 0.0)]}) == (0.0, {"a": 10.0})
+    with_bad = road_pairs.seconds_to_equal_score({**curves, "bad": [(10.0, 0.0), (50.0, 0.1)]})
+    assert with_bad == (equal, {**seconds, "bad": None})
 
 
 def test_a_short_text_is_refused(tmp_path):
