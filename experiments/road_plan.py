@@ -18,6 +18,7 @@ from transformer_jax.settings import to_dict
 
 _MEASURED, _WARM = 16, 4
 _LEAST_STEPS = 60
+_SLOWEST = 0.95  # a model that needs this share of the slowest one's time is trained once, for both comparisons
 
 
 class StepTimes:
@@ -70,11 +71,13 @@ def make_plan(path: pathlib.Path, configs: Mapping[str, ExperimentConfig], minut
     # Each model trains for the same time t; the faster ones train again for as many tokens as the
     # slowest had.
     slowest = max(speeds.values())
-    shares = sum(1 + (speed / slowest if speed < slowest else 0) for speed in speeds.values())
+    is_faster = {name: speed < _SLOWEST * slowest for name, speed in speeds.items()}
+    shares = sum(1 + is_faster[name] * speed / slowest for name, speed in speeds.items())
     seconds = 60 * minutes / shares
     token_steps = max(int(seconds / slowest), _LEAST_STEPS)
-    models = {name: {"step_seconds": speed, "time_steps": max(int(seconds / speed), token_steps),
-                     "token_steps": token_steps} for name, speed in speeds.items()}
+    models = {name: {"step_seconds": speed, "token_steps": token_steps,
+                     "time_steps": max(int(seconds / speed), token_steps) if is_faster[name] else token_steps}
+              for name, speed in speeds.items()}
     with naming(path):
         path.write_text(json.dumps({"minutes": minutes, "models": models, "settings": settings}, indent=1))
     return models
