@@ -41,6 +41,38 @@ def check_file(path: str | pathlib.Path) -> None:
         raise ValueError(f"{path} is {kind}; expected a file")
 
 
+@contextlib.contextmanager
+def locked_directory(path: pathlib.Path, kind: str = "directory", *, holds_lock: bool = True) -> Iterator[None]:
+    """Locks a directory, so that two programs cannot overwrite each other's files. Creates the
+    directory if it does not exist.
+
+    Args:
+      path: The path of the directory.
+      kind: What error messages call it.
+      holds_lock: False creates the directory without locking it, because another process of this
+        program holds the lock.
+
+    Raises:
+      ValueError: Another program has locked the directory, or it cannot be made.
+    """
+    import fcntl  # which only Unix has
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"the {kind} {path} cannot be made, because it, or a part of its path, is a file; use "
+                         f"another {kind}") from None
+    if (lock := path / ".lock").exists() and not lock.is_file():
+        raise ValueError(f"{lock} is not a file, so {path} cannot be locked; delete it, or use another {kind}")
+    with (path / ".lock").open("w") as lock:
+        if holds_lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another run is using {path}; wait until it ends, or use another {kind}") from None
+        yield
+
+
 def partial_path(path: str | pathlib.Path) -> pathlib.Path:
     """Returns the name that a file has until it is complete: that of the file and ``.partial``.
 

@@ -14,6 +14,7 @@ import pytest
 import transformer_jax as tj
 from transformer_jax import inspection
 from transformer_jax.config import MeshConfig
+from transformer_jax.files import locked_directory
 from transformer_jax.inspection import collecting
 from transformer_jax.inspection.reading_activations import _values
 from transformer_jax.models.functional import make_model
@@ -110,6 +111,12 @@ def test_a_killed_collection_continues_and_ends_with_the_same_files(model, colle
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="has changed since it was written"):
         found.verify()
+
+
+def test_two_programs_do_not_write_to_one_directory(model, tmp_path):
+    with locked_directory(tmp_path), pytest.raises(ValueError, match=f"another run is using {tmp_path}; wait until"):
+        inspection.collect(model, TEXTS, SITES, tmp_path, **OPTIONS)
+    inspection.collect(model, TEXTS, SITES, tmp_path, **OPTIONS)
 
 
 @pytest.mark.parametrize(("change", "message"), [

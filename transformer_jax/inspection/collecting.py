@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from transformer_jax.decoding.batch import whole_number
+from transformer_jax.files import locked_directory
 from transformer_jax.inspection.activations import (
     INDEX,
     Activations,
@@ -54,7 +55,8 @@ def collect(bundle_or_model: Any, texts: Iterable[Any], sites: str | Sequence[st
 
     Raises:
       ValueError: If an argument is not valid; if the directory holds activations of another model,
-        of other texts or with other settings; or if a shard is damaged.
+        of other texts or with other settings; if a shard is damaged; or if another program writes to
+        the directory.
       ImportError: If safetensors is not installed.
     """
     need_safetensors("collect writes safetensors files (tj.inspection.ActivationBatches needs no disk)")
@@ -62,7 +64,12 @@ def collect(bundle_or_model: Any, texts: Iterable[Any], sites: str | Sequence[st
                                    dtype=dtype, mesh=mesh)
     rows_per_shard = whole_number("rows_per_shard", rows_per_shard)
     directory = checked_path("directory", directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    with locked_directory(directory):
+        return _collect(reader, directory, rows_per_shard)
+
+
+def _collect(reader: ActivationReader, directory: pathlib.Path, rows_per_shard: int) -> Activations:
+    """Writes what the directory does not hold yet, and opens it."""
     index = _index(directory, reader, rows_per_shard)
     digest = hashlib.sha256()
     batches = reader.rows()

@@ -4,7 +4,6 @@ it, and the same call resumes the run."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import pathlib
@@ -17,7 +16,7 @@ import jax
 from transformer_jax.config import ExperimentConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.data.huggingface_tokenizer import HuggingFaceTokenizer, tokenizer_from_bytes
-from transformer_jax.files import naming, partial_path
+from transformer_jax.files import locked_directory, naming, partial_path
 from transformer_jax.json_files import located
 from transformer_jax.runs.paths import current_directory
 from transformer_jax.runs.record import RECORD, Record, changed_settings, last_step, read_record
@@ -188,31 +187,20 @@ def _described(sweep: Mapping[str, Sequence[Any]] | None) -> str:
     return "a sweep over " + ", ".join(f"{name}={','.join(map(str, values))}" for name, values in sweep.items())
 
 
-@contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
+def locked(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
     """Locks a workdir, so that two runs cannot overwrite each other's files. Creates the directory
-    if it does not exist.
+    if it does not exist. Of several processes of one run, the first one holds the lock.
 
     Args:
       path: The path of the workdir.
 
+    Returns:
+      A context manager, which releases the lock at its end.
+
     Raises:
       ValueError: If another run has locked the directory, or it cannot be made.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"the workdir {path} cannot be made, because it, or a part of its path, is a file; use "
-                         "another --workdir") from None
-    if (lock := path / ".lock").exists() and not lock.is_file():
-        raise ValueError(f"{lock} is not a file, so {path} cannot be locked; delete it, or use another --workdir")
-    with (path / ".lock").open("w") as lock:
-        if jax.process_index() == 0:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another run is using {path}; wait until it ends, or use another workdir") from None
-        yield
+    return locked_directory(path, "workdir", holds_lock=jax.process_index() == 0)
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
