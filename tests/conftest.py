@@ -49,14 +49,14 @@ from transformer_jax.config import MeshConfig  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--part", metavar="I/N", help="run only part I of N of the tests; I is from 0 to N - 1. The "
-                     "name of a test decides to which part it belongs")
+    parser.addoption("--part", metavar="I/N", help="run only part I of N of the test files; I is from 0 to N - 1. "
+                     "The name of a file decides to which part it belongs")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if part := config.getoption("part"):
         index, count = map(int, part.split("/"))
-        chosen = [item for item in items if zlib.crc32(item.nodeid.encode()) % count == index]
+        chosen = [item for item in items if zlib.crc32(item.nodeid.partition("::")[0].encode()) % count == index]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
         items[:] = chosen
     # Workers take files in this order, so that no long one is left to a single worker at the end.

@@ -87,11 +87,17 @@ def test_the_survivor_ends_soon_and_says_why(killed):
     assert seconds < 60  # immediately on an idle machine; with heartbeats alone it takes 100 seconds
 
 
-@pytest.mark.long
-def test_two_processes_resumed_learn_what_one_does_to_the_bit(alone, killed, launch):
+@pytest.fixture(scope="module")
+def resumed(killed, launch):
+    """The killed run, resumed: its workdir, and the output, errors and status of both processes."""
     workdir = killed[0]
     assert max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()) < STEPS
-    ended = [(*process.communicate(timeout=LIMIT), process.returncode) for process in launch(workdir, 2)]
+    return workdir, [(*process.communicate(timeout=LIMIT), process.returncode) for process in launch(workdir, 2)]
+
+
+@pytest.mark.long
+def test_two_processes_resumed_learn_what_one_does_to_the_bit(alone, resumed):
+    workdir, ended = resumed
     assert [status for _, _, status in ended] == [0, 0], ended
     assert "resuming from step" in ended[0][0] and "--- step" in ended[0][0]
     # Gloo's threads print their numbers of peers, sometimes in the middle of another thread's line.
@@ -102,10 +108,9 @@ def test_two_processes_resumed_learn_what_one_does_to_the_bit(alone, killed, lau
 
 
 @pytest.mark.long
-def test_one_process_reads_a_checkpoint_of_two(alone, killed):
-    # This test uses the resumed run of the previous test. Its parameters, not only its losses,
-    # equal those of one process.
-    two, one = (tj.load(workdir) for workdir in (killed[0], alone))
+def test_one_process_reads_a_checkpoint_of_two(alone, resumed):
+    """The parameters, not only the losses, equal those of one process."""
+    two, one = (tj.load(workdir) for workdir in (resumed[0], alone))
     assert two.step == one.step == STEPS
     for a, b in zip(jax.tree.leaves(two.model), jax.tree.leaves(one.model), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -62,7 +62,8 @@ def make(variant="gpt2", **changes):
 
 @functools.cache
 def tokens(batch=2, length=9):
-    return jax.random.randint(jax.random.key(5), (batch, length), 0, BASE.vocab_size)
+    with jax.ensure_compile_time_eval():  # the first caller may be in a traced function
+        return jax.random.randint(jax.random.key(5), (batch, length), 0, BASE.vocab_size)
 
 
 def assert_close(got, wanted):
