@@ -194,7 +194,7 @@ def test_a_workdir_that_is_a_file(train, tmp_path):
     (tmp_path / "file").write_text("")
     assert train(workdir=tmp_path / "file").error == (
         f"error: the workdir {tmp_path}/file cannot be made, because it, or a part of its path, is a file; use another "
-        "--workdir")
+        "workdir")
 
 
 @pytest.fixture
