@@ -4,6 +4,7 @@ corpora are."""
 import contextlib
 import importlib
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import shutil
@@ -55,10 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if part := config.getoption("part"):
-        index, count = map(int, part.split("/"))
-        chosen = [item for item in items if zlib.crc32(item.nodeid.partition("::")[0].encode()) % count == index]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-        items[:] = chosen
+        index, _, count = part.partition("/")
+        if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+            raise pytest.UsageError(f"--part={part} must be I/N, such as 0/4, with I from 0 to N - 1")
+        belongs = [zlib.crc32(item.nodeid.partition("::")[0].encode()) % int(count) == int(index) for item in items]
+        config.hook.pytest_deselected(items=list(itertools.compress(items, [not chosen for chosen in belongs])))
+        items[:] = itertools.compress(items, belongs)
     # Workers take files in this order, so that no long one is left to a single worker at the end.
     items.sort(key=lambda item: item.path.parent.name not in ("experiments", "tests"))
     for kind in ("gpu", "tpu"):

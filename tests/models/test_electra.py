@@ -193,7 +193,7 @@ def test_training_from_the_named_config(tmp_path, capsys):
     lines = [" ".join(words[rng.integers(3)] for words in WORDS) + "." for _ in range(200)]
     config = tj.recipes.get("book_electra")
     data = config.data.__class__(validation_fraction=0.2, tokenizer=config.data.tokenizer.__class__(
-        kind="bpe", vocab_size=300))
+        kind="bpe", vocab_size=340))
     config = config.replace(
         steps=100, batch_size=8, data=data, sample=config.sample.__class__(every=50, prompt="the king <mask> the ship"),
         optim=dataclasses.replace(config.optim, peak_lr=1e-2, warmup_steps=10),
@@ -205,8 +205,7 @@ def test_training_from_the_named_config(tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, again.model, bundle.model)
     assert again.config == bundle.config and isinstance(again.config, ElectraConfig)
     measured = tj.evaluate(again, ["\n".join(lines[:40])])
-    assert measured["generator_loss"] < 4 < np.log(again.config.vocab_size)  # the loss of guessing at random
-    assert measured["accuracy"] > measured["trivial_accuracy"] - 0.01 and measured["recall"] > 0
+    assert measured["generator_accuracy"] > 0.2 and 0 < measured["trivial_accuracy"] < measured["accuracy"]
     encoder = again.model.discriminator.trunk
     tuned = tj.train(tj.recipes.get("classify_finetuned").replace(steps=2, batch_size=8),
                      [(line, line.split()[0]) for line in lines[:40]],

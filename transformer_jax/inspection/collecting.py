@@ -55,8 +55,8 @@ def collect(bundle_or_model: Any, texts: Iterable[Any], sites: str | Sequence[st
 
     Raises:
       ValueError: If an argument is not valid; if the directory holds activations of another model,
-        of other texts or with other settings; if a shard is damaged; or if another program writes to
-        the directory.
+        of other texts or with other settings; if a shard is damaged; or if another program
+        writes to the directory.
       ImportError: If safetensors is not installed.
     """
     need_safetensors("collect writes safetensors files (tj.inspection.ActivationBatches needs no disk)")
