@@ -34,6 +34,7 @@ SHOWN = {
     "7_the_story_in_english": ["19 characters", "0.880784  0.119201  0.000015", "Je suis étudiant -> I am a student",
                                "6 x 4 = 24 looks", "até que ele ficasse <mask>    cheio", "vazia", "0.4075  0.2715",
                                "RL  : "],
+    "8_features_and_circuits": ["the sum of the graph: ", "<iframe srcdoc=", "confirmed: without 16 features"],
 }
 
 

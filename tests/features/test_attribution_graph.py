@@ -233,3 +233,43 @@ def test_what_has_no_graph_is_refused(model):
         tj.features.attribution_graph(tj.Encoder(CONFIG.replace(
             family="encoder", positions="learned", use_output_bias=False), key=jax.random.key(0)), [], TEXT)
     assert float(jnp.abs(model.final_norm.bias[...]).max()) > 0
+
+
+def test_targets_choose_the_logits(model, graph):
+    chosen = [7, *(graph.nodes[place].number for place in graph.logits)][:2]
+    of_targets = tj.features.attribution_graph(model, [transcoder(0), transcoder(2)], TEXT, targets=chosen)
+    logits = np.asarray(tj.forward(model, np.array([TEXT]))[0, -1], np.float64)
+    assert [of_targets.nodes[place].number for place in of_targets.logits] == chosen
+    for place, token in zip(of_targets.logits, chosen, strict=True):
+        np.testing.assert_allclose(of_targets.edges[place].sum() + of_targets.bias[place], logits[token], atol=1e-4)
+    np.testing.assert_allclose(of_targets.probabilities, (np.exp(logits) / np.exp(logits).sum())[chosen], rtol=1e-5)
+    for wrong in ([], [3, 3], [19], [-1], [0.5], 3):
+        with pytest.raises(ValueError, match="targets=.* must be different token ids from 0 to 18"):
+            tj.features.attribution_graph(model, [transcoder(0)], TEXT, targets=wrong)
+
+
+def test_features_removed_together(model, graph):
+    """Features of the last layer do not change each other, so that their predicted effects on the
+    logits add up; what is measured is one patch of the sum of what they write."""
+    made = transcoder(2)
+    places = [place for place, node in enumerate(graph.nodes)
+              if node.kind == "feature" and (node.layer, node.position) == (2, 5)][:3]
+    assert len(places) == 3
+    logits = list(graph.logits)
+    alone = sum(graph.predicted_without(place)[logits] for place in places)
+    np.testing.assert_allclose(graph.predicted_without(places)[logits], alone, atol=1e-6)
+    assert graph.predicted_without(places)[places] == pytest.approx([-graph.nodes[place].value for place in places])
+
+    outputs = np.array(tj.trace(model, np.array([TEXT]))["mlp_output"][2])
+    for place in places:
+        node = graph.nodes[place]
+        outputs[0, 5] -= node.value * np.asarray(made.decoder[...])[node.number] / 2.0
+    edit = tj.inspection.patch("mlp_output", 2, outputs)
+    changed = tj.forward(model, np.array([TEXT]), intervene=edit) - tj.forward(model, np.array([TEXT]))
+    expected = [float(changed[0, -1, graph.nodes[logit].number]) for logit in logits]
+    measured = tj.features.measured_without(model, [transcoder(0), made], graph, places)
+    np.testing.assert_allclose(measured[logits], expected, atol=1e-5)
+    for remove in (graph.predicted_without,
+                   lambda places: tj.features.measured_without(model, [transcoder(0), made], graph, places)):
+        with pytest.raises(ValueError, match="is of kind 'logit', but only features can be removed"):
+            remove([places[0], logits[0]])

@@ -29,9 +29,9 @@ _CHUNK = 16  # functions whose gradients are computed together
 
 
 def attribution_graph(bundle_or_model: Any, transcoders: Transcoders, text: Any, *,
-                      position: int = -1, num_logits: int = 3, max_features: int = 500,
-                      tokenizer: Any = None) -> AttributionGraph:
-    """Computes which features, errors and tokens cause the most probable next tokens.
+                      position: int = -1, num_logits: int = 3, targets: Sequence[int] | None = None,
+                      max_features: int = 500, tokenizer: Any = None) -> AttributionGraph:
+    """Computes which features, errors and tokens cause the logits of some next tokens.
 
     Feed-forward layers count as their transcoders plus an error, so the values are those of the
     model itself. Attention patterns and the scales of norms are frozen, which makes every value a
@@ -43,7 +43,9 @@ def attribution_graph(bundle_or_model: Any, transcoders: Transcoders, text: Any,
         without one has errors only.
       text: A string or token ids.
       position: The position of the logits.
-      num_logits: How many of the most probable tokens are nodes.
+      num_logits: How many of the most probable next tokens are nodes.
+      targets: The ids of the tokens whose logits are nodes, in place of the most probable ones. The
+        difference of the edges into two of them explains why one is preferred to the other.
       max_features: The largest number of features. Those with the smallest direct effect on the
         logits become a part of the errors.
       tokenizer: The tokenizer; by default that of the bundle.
@@ -52,7 +54,8 @@ def attribution_graph(bundle_or_model: Any, transcoders: Transcoders, text: Any,
       The graph.
 
     Raises:
-      ValueError: If the model is not a decoder, or a transcoder does not fit.
+      ValueError: If the model is not a decoder, a transcoder does not fit, or ``targets`` is empty
+        or has ids that are repeated or not in the vocabulary.
     """
     model = getattr(bundle_or_model, "model", bundle_or_model)
     tokenizer = getattr(bundle_or_model, "tokenizer", None) if tokenizer is None else tokenizer
@@ -63,7 +66,7 @@ def attribution_graph(bundle_or_model: Any, transcoders: Transcoders, text: Any,
     found = cast(Trace, trace(model, ids))
     layers = explained_layers(model, transcoders, found)
     logits_V = np.asarray(forward(model, ids)[0, position], np.float64)
-    chosen = np.argsort(-logits_V)[:num_logits]
+    chosen = np.argsort(-logits_V)[:num_logits] if targets is None else _checked(targets, len(logits_V))
     probabilities = np.exp(logits_V - logits_V.max())
     probabilities /= probabilities.sum()
     outputs_LTD = np.asarray(found["mlp_output"][:, 0], np.float64)
@@ -77,36 +80,41 @@ def attribution_graph(bundle_or_model: Any, transcoders: Transcoders, text: Any,
 
 
 def measured_without(bundle_or_model: Any, transcoders: Transcoders, graph: AttributionGraph,
-                     place: int) -> np.ndarray:
-    """Measures how the values of features and logits change if a feature is removed from the model.
+                     places: int | Sequence[int]) -> np.ndarray:
+    """Measures how the values of features and logits change if features are removed from the model.
 
-    What the feature writes is subtracted from the outputs of the feed-forward layers that it writes
+    What a feature writes is subtracted from the outputs of the feed-forward layers that it writes
     to. These outputs are held otherwise, because they already contain what the feature does to them
     (the constrained patching of Ameisen et al., 2025). Attention, norms and later layers are free.
 
-    For a transcoder, compare the result with ``graph.predicted_without(place)``. A feature of a
+    For a transcoder, compare the result with ``graph.predicted_without(places)``. A feature of a
     cross-layer transcoder writes to all later layers, so compare its result with the direct
-    effects, ``-graph.edges[:, place]``.
+    effects, ``-graph.edges[:, places]``.
 
     Args:
       bundle_or_model: The decoder of the graph.
       transcoders: The transcoders of the graph.
       graph: The graph.
-      place: The place of the feature among the nodes.
+      places: The place of the feature among the nodes, or the places of several features, which are
+        removed together.
 
     Returns:
       The changes ``[N]``; 0 for embeddings and errors. A feature's value counts before its
       activation function.
+
+    Raises:
+      ValueError: If a node is not a feature.
     """
     model = getattr(bundle_or_model, "model", bundle_or_model)
-    weights, node, ids = feature_weights(model, transcoders), graph.nodes[place], graph.tokens[None]
+    weights, ids, removed = feature_weights(model, transcoders), graph.tokens[None], graph.checked_features(places)
     before = cast(Trace, trace(model, ids))
     outputs_LTD = np.array(before["mlp_output"][:, 0], np.float32)
-    written_KD = weights[node.layer].decoder_FKD[node.number]
-    written_to = slice(node.layer, node.layer + len(written_KD))
-    outputs_LTD[written_to, node.position] -= node.value * written_KD
     is_held_L = np.zeros(len(weights), bool)
-    is_held_L[written_to] = True
+    for node in (graph.nodes[place] for place in removed):
+        written_KD = weights[node.layer].decoder_FKD[node.number]
+        written_to = slice(node.layer, node.layer + len(written_KD))
+        outputs_LTD[written_to, node.position] -= node.value * written_KD
+        is_held_L[written_to] = True
     edit = HeldOutputs(jnp.asarray(outputs_LTD), jnp.asarray(is_held_L))
     after = cast(Trace, trace(model, ids, intervene=edit))
     changed_TV = np.asarray(forward(model, ids, intervene=edit)[0] - forward(model, ids)[0])
@@ -117,8 +125,18 @@ def measured_without(bundle_or_model: Any, transcoders: Transcoders, graph: Attr
             found[index] = changed_LTD[each.layer, each.position] @ weights[each.layer].encoder_FD[each.number]
         elif each.kind == "logit":
             found[index] = changed_TV[each.position, each.number]
-    found[place] = -node.value
+    for place in removed:
+        found[place] = -graph.nodes[place].value
     return found
+
+
+def _checked(targets: Sequence[int], vocab_size: int) -> np.ndarray:
+    """Returns the ids of tokens as an array, or raises an error that says what is wrong."""
+    ids = np.asarray(targets)
+    require(ids.ndim == 1 and ids.size > 0 and np.issubdtype(ids.dtype, np.integer)
+            and len(set(ids.tolist())) == len(ids) and ids.min() >= 0 and ids.max() < vocab_size,
+            f"targets={targets!r} must be different token ids from 0 to {vocab_size - 1}")
+    return ids
 
 
 class _Pull:

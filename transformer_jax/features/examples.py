@@ -18,6 +18,7 @@ from transformer_jax.features.autoencoder import SparseAutoencoder
 from transformer_jax.features.sources import check_source
 from transformer_jax.inspection.characters import shown
 from transformer_jax.inspection.reading_activations import PLACES, ActivationReader
+from transformer_jax.inspection.viewer import framed
 
 BINS = 40
 _LOWEST, _HIGHEST = 2.0**-10, 2.0**10  # of the histograms, in the units of the weights
@@ -94,6 +95,10 @@ class FeatureReport:
         from transformer_jax.features.page import page
 
         return page(self, path)
+
+    def _repr_html_(self) -> str:
+        """Returns the page in a frame, for Jupyter and Colab."""
+        return framed(self.to_html(), self.title)
 
 
 def histogram_borders() -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,26 +96,44 @@ class AttributionGraph:
         is_kept = _largest(weights.ravel(), edge_share).reshape(weights.shape)
         return dataclasses.replace(graph, edges=graph.edges * is_kept)
 
-    def predicted_without(self, place: int) -> np.ndarray:
-        """Predicts how the values of all nodes change if a feature becomes zero.
+    def predicted_without(self, places: int | Sequence[int]) -> np.ndarray:
+        """Predicts how the values of all nodes change if features become zero.
 
         Args:
-          place: The place of the feature among the nodes.
+          places: The place of the feature among the nodes, or the places of several features, which
+            become zero together.
 
         Returns:
           The changes ``[N]``, if attention, norms and the choice of active features stay the same.
 
         Raises:
-          ValueError: If the node is not a feature.
+          ValueError: If a node is not a feature.
         """
-        require(self.nodes[place].kind == "feature", f"node {place} is of kind {self.nodes[place].kind!r}, but only "
-                "features can be removed")
+        chosen = self.checked_features(places)
         values = np.array([node.value for node in self.nodes])
         relative = self.edges / values[:, None]
-        relative[place] = 0.0
+        relative[chosen] = 0.0
         removed = np.zeros(len(values))
-        removed[place] = -1.0
+        removed[chosen] = -1.0
         return values * np.linalg.solve(np.eye(len(values)) - relative, removed)
+
+    def checked_features(self, places: int | Sequence[int]) -> list[int]:
+        """Checks that the places are those of features.
+
+        Args:
+          places: One place or several.
+
+        Returns:
+          The places, without repetitions.
+
+        Raises:
+          ValueError: If a node is not a feature.
+        """
+        chosen = sorted({range(len(self.nodes))[place] for place in np.atleast_1d(np.asarray(places, int)).tolist()})
+        for place in chosen:
+            require(self.nodes[place].kind == "feature", f"node {place} is of kind {self.nodes[place].kind!r}, but "
+                    "only features can be removed")
+        return chosen
 
 
 def _largest(weights: np.ndarray, share: float) -> np.ndarray:

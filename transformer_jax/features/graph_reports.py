@@ -16,7 +16,7 @@ from transformer_jax.features.explained import Transcoders
 from transformer_jax.features.graph import AttributionGraph
 from transformer_jax.features.linked_heads import Link, attention_links
 from transformer_jax.inspection.characters import shown
-from transformer_jax.inspection.viewer import filled
+from transformer_jax.inspection.viewer import filled, framed
 from transformer_jax.settings import checked_path
 
 
@@ -57,6 +57,10 @@ class GraphReport:
         if path is not None:
             checked_path("path", path).write_text(text, encoding="ascii")
         return text
+
+    def _repr_html_(self) -> str:
+        """Returns the page in a frame, for Jupyter and Colab."""
+        return framed(self.to_html(), self.title)
 
 
 def graph_report(bundle: Any, transcoders: Transcoders, graph: AttributionGraph, texts: Iterable[Any] | None = None, *,

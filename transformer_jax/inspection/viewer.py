@@ -142,15 +142,17 @@ def save_html(path: str | pathlib.Path, maps: Maps | Sequence[Maps], **options: 
 
 
 def iframe_html(maps: Maps | Sequence[Maps], **options: Any) -> str:
-    """Makes the page of ``html`` in a frame, for ``_repr_html_`` in Jupyter and Colab.
-
-    The frame is sandboxed: scripts in the page can neither read nor change the notebook.
-    """
+    """Makes the page of ``html`` in a frame, for ``_repr_html_`` in Jupyter and Colab."""
     texts = [maps] if isinstance(maps, Mapping) else maps
     longest = max((max(each.weights.shape[2:]) for text in texts for each in text.values()), default=0)
     height = min(max(420, 170 + 24 * longest), 720)
-    page = markup.escape(html(maps, **options))
-    return (f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="attention maps" '
+    return framed(html(maps, **options), "attention maps", height)
+
+
+def framed(page: str, title: str, height: int = 720) -> str:
+    """Puts a page into a frame for ``_repr_html_``. Scripts in it cannot read or change the
+    notebook."""
+    return (f'<iframe srcdoc="{markup.escape(page)}" sandbox="allow-scripts" title="{markup.escape(title)}" '
             f'style="width: 100%; height: {height}px; border: 0"></iframe>')
 
 
