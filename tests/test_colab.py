@@ -35,6 +35,8 @@ SHOWN = {
                                "6 x 4 = 24 looks", "até que ele ficasse <mask>    cheio", "vazia", "0.4075  0.2715",
                                "RL  : "],
     "8_features_and_circuits": ["the sum of the graph: ", "<iframe srcdoc=", "confirmed: without 16 features"],
+    "9_architectures_of_today": ["residual parallel", "latent attention True", "right in 100.0% of new sentences",
+                                 "layers.1.router_probabilities", "<iframe srcdoc=", "p(sing or sings)"],
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import transformer_jax as tj
+from tests.long_cases import mostly_long
 from transformer_jax.config import MeshConfig, OptimConfig
 from transformer_jax.sharding import AXES, batch_sharding, data_share, make_mesh, partition_spec, shardings
 from transformer_jax.training.checkpoint import Checkpoints
@@ -80,12 +81,12 @@ def test_training_on_one_device_learns():
     assert losses[0] > 3.4 and losses[-1] < losses[0] - 0.5
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", mostly_long(MESHES, "data", "all"))
 def test_losses_equal_those_of_one_device(name):
     np.testing.assert_allclose(trained(name)[2], trained()[2], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", mostly_long(MESHES, "data", "all"))
 def test_parameters_and_moments_are_sharded(name):
     mesh, (before, _, _, _) = mesh_of(name), trained(name)
     blocks = {
@@ -107,7 +108,7 @@ def test_parameters_and_moments_are_sharded(name):
     assert len(up.device_set) == 8
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", mostly_long(MESHES, "data", "all"))
 def test_training_keeps_the_shardings_and_compiles_once(name):
     # Without a constraint on the new state the compiler spreads the norms' scales, and step 2
     # compiles anew.

@@ -48,6 +48,7 @@ def test_ids_that_cannot_be_decoded_are_not_drawn_and_have_no_probability(policy
         np.testing.assert_allclose(np.asarray(found)[mask_BR], expected[mask_BR], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_updates_are_of_the_policy_that_drew(policy, tokenizer, algorithm):
     rl = ReinforcementConfig(algorithm=algorithm, num_prompts=2, num_samples=2, max_new_tokens=8, epochs=1,

@@ -103,6 +103,7 @@ def expected(policy, batch, config):
     return sums
 
 
+@pytest.mark.long
 def test_ppo_against_float64(policy):
     loss, weight, sums = jax.jit(ppo_loss(PPO))(policy, batch())
     wanted = expected(policy, batch(), PPO)

@@ -149,6 +149,7 @@ def test_bad_comparisons(tokenizer):
         Rankings.build([COMPARISONS[0], Comparison("cat " * 10, ("good", "bad"))], tokenizer, 40)
 
 
+@pytest.mark.long
 def test_the_loss_of_a_reward_model(rankings, reward_model):
     """The scores of a batch equal those of each text alone."""
     batch = rankings[np.arange(3)]

@@ -48,6 +48,7 @@ def policy(model, batch, key):
         "reference_logprobs": zeros, "kl_coefficients": zeros}, key)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", [reward, dpo_loss(PreferenceConfig()), policy], ids=["reward", "dpo", "grpo"])
 def test_a_key_adds_the_losses_of_the_router(loss):
     model, batch = model_and_batch()

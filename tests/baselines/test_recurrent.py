@@ -97,6 +97,7 @@ def test_segments_start_where_the_last_token_had_another_segment():
     assert found.astype(int).tolist() == [[0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 0, 1]]
 
 
+@pytest.mark.long
 def test_documents_of_a_packed_row_are_read_as_if_alone(model):
     tokens_BT = np.asarray([[3, 4, 5, 6, 7, 8, 9, 10]], np.int32)
     packed = tj.forward(model, tokens_BT, segment_ids_BT=[[1, 1, 1, 2, 2, 2, 2, 0]])

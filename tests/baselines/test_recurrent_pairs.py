@@ -73,6 +73,7 @@ def test_attention_is_that_of_a_loop_in_numpy():
         np.testing.assert_allclose(logits[step], hidden @ table.T + of(model.embeddings.output_bias), atol=1e-5)
 
 
+@pytest.mark.long
 def test_pairs_of_a_packed_row_are_read_as_if_alone(model):
     source, target = np.arange(1, 9)[None], np.arange(9, 17)[None]
     packed = tj.forward(model, source, target, source_segment_ids_BS=[[1, 1, 1, 2, 2, 2, 2, 0]],

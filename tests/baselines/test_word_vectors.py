@@ -12,7 +12,7 @@ import pytest
 import transformer_jax as tj
 from transformer_jax import recipes
 from transformer_jax.baselines import most_similar
-from transformer_jax.baselines.negative_sampling import BLOCK, BLOCKS, draw_pairs, pair_gradients, pair_loss
+from transformer_jax.baselines.negative_sampling import BLOCK, BLOCKS, draw_pairs
 from transformer_jax.baselines.word_vectors import WordVectors, make_word_vector_step
 from transformer_jax.config.word_vectors import WordVectorConfig
 from transformer_jax.data.words import Subsampling, WordRows, words_of
@@ -56,6 +56,19 @@ def drawn(method, vocab_size=30):
     return config, np.asarray(segments), draw_once(tokens, segments, cumulative, config, jax.random.key(0))
 
 
+def test_the_weights_of_cbow_are_those_of_its_pairs():
+    pairs = drawn("cbow")[2]
+    near = np.asarray(pairs.near_BLL)
+    has_window = (near.sum(2) > 0).astype(float)
+    num_random = pairs.outputs_BO.shape[1] - BLOCK
+    of_inputs, of_outputs = jax.jit(type(pairs).weights)(pairs)
+    np.testing.assert_allclose(of_inputs, np.einsum("bij,bi->bj", near, has_window * (1 + num_random * pairs.share)),
+                               rtol=1e-5)
+    np.testing.assert_allclose(of_outputs[:, :BLOCK], has_window)
+    shares = np.repeat(has_window.sum(1)[:, None] * pairs.share, num_random, 1)
+    np.testing.assert_allclose(of_outputs[:, BLOCK:], shares, rtol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["skip_gram", "cbow"])
 def test_the_loss_is_that_of_a_loop_over_pairs(method):
     config, segments, pairs = drawn(method)
@@ -63,7 +76,7 @@ def test_the_loss_is_that_of_a_loop_over_pairs(method):
     inputs, outputs = draw.normal(size=(2, BLOCK, 6)), draw.normal(size=(2, pairs.outputs_BO.shape[1], 6))
     num_random = outputs.shape[1] - BLOCK
     log_sigmoid = lambda score: -np.log1p(np.exp(-score))
-    near = np.asarray(pairs.true_BLL).swapaxes(1, 2) if method == "skip_gram" else np.asarray(pairs.mixing_BLL) > 0
+    near = np.asarray(pairs.true_BLL).swapaxes(1, 2) if method == "skip_gram" else np.asarray(pairs.near_BLL)
     expected, count = 0.0, 0
     for block in range(2):
         for centre in range(BLOCK):
@@ -77,7 +90,8 @@ def test_the_loss_is_that_of_a_loop_over_pairs(method):
             for vector in compared:
                 expected -= log_sigmoid(vector @ outputs[block, centre])
                 expected -= config.negatives / num_random * log_sigmoid(-outputs[block, BLOCK:] @ vector).sum()
-    loss, pairs_found = jax.jit(pair_loss)(pairs, jnp.asarray(inputs, jnp.float32), jnp.asarray(outputs, jnp.float32))
+    vectors = jnp.asarray(inputs, jnp.float32), jnp.asarray(outputs, jnp.float32)
+    loss, pairs_found = jax.jit(type(pairs).loss)(pairs, *vectors)
     assert float(loss) == pytest.approx(expected, rel=1e-5) and int(pairs_found) == count
 
 
@@ -88,13 +102,19 @@ def test_the_gradient_is_that_of_the_loss(method):
     pairs = drawn(method)[2]
     draw = np.random.default_rng(1)
     vectors = [jnp.asarray(draw.normal(size=(2, size, 6)), jnp.float32) for size in (BLOCK, pairs.outputs_BO.shape[1])]
-    expected = list(jax.jit(jax.grad(lambda vectors: pair_loss(pairs, *vectors)[0]))(vectors))
+    expected = list(jax.jit(jax.grad(lambda vectors: pairs.loss(*vectors)[0]))(vectors))
     if method == "cbow":
-        unmixed = dataclasses.replace(pairs, mixing_BLL=None)
-        means = jnp.einsum("bij,bjd->bid", pairs.mixing_BLL, vectors[0])
-        of_means = jax.jit(jax.grad(lambda means: pair_loss(unmixed, means, vectors[1])[0]))(means)
-        expected[0] = jnp.einsum("bij,bid->bjd", pairs.mixing_BLL > 0, of_means)
-    for found, wanted in zip(jax.jit(pair_gradients)(pairs, *vectors), expected, strict=True):
+        near = np.asarray(pairs.near_BLL)
+        counts = near.sum(2)
+
+        def loss_of_means(means):
+            scores = jnp.einsum("bid,bod->bio", means, vectors[1])
+            true = jax.nn.softplus(-jnp.diagonal(scores[..., :BLOCK], axis1=1, axis2=2))
+            return ((counts > 0) * (true + pairs.share * jax.nn.softplus(scores[..., BLOCK:]).sum(2))).sum()
+
+        means = np.einsum("bij,bjd->bid", near, vectors[0]) / np.maximum(counts, 1)[..., None]
+        expected[0] = np.einsum("bij,bid->bjd", near, jax.jit(jax.grad(loss_of_means))(means))
+    for found, wanted in zip(jax.jit(type(pairs).gradients)(pairs, *vectors), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 

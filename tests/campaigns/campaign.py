@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 import pytest
 
@@ -61,6 +62,8 @@ def run_cases(name: str, case: Callable[[np.random.Generator], bool], *, least: 
                 counts.failures.append(f"case {number}: {shown(error)}")
         finally:
             signal.alarm(0)
+        if number % 25 == 24:  # each compiled program holds maps of memory, of which a process may have 65,530
+            jax.clear_caches()
     total = counts.right + counts.refused + len(counts.failures)
     print(f"\n{name}: seed {SEED}, {total} cases: {counts.right} right, {counts.refused} refused in one line, "
           f"{len(counts.failures)} failed; one again: CAMPAIGN_SEED={SEED} CAMPAIGN_CASE=...")

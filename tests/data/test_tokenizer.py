@@ -296,6 +296,7 @@ def test_a_reached_limit_is_the_vocabulary_and_only_frequent_pieces_are_in_it(to
     assert [tok.id_to_piece(i) for i in range(420)] == [tokenizers["bpe"].id_to_piece(i) for i in range(420)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("min_frequency", [2, 4])
 def test_min_frequency_on_a_book(min_frequency):
     path = SHARED / "machado_books" / "dom_casmurro.txt"

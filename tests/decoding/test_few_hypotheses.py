@@ -29,6 +29,7 @@ def exists(allowed, limit, ends):
             if not set(text[:-1]) & set(ends) and (text[-1] in ends or length == limit)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ends", [(END,), ()], ids=["end", "no-end"])
 @pytest.mark.parametrize("allowed", [(END,), (3,), (3, END), (3, 5), (0, 3, END)], ids=str)
 def test_the_texts_that_exist_and_no_others(allowed, ends):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
+from tests.long_cases import mostly_long
 from transformer_jax.decoding import prepare as prepare_module
 from transformer_jax.decoding.logits import Settings
 from transformer_jax.decoding.loop import decode, prefill
@@ -87,7 +88,7 @@ def count_compiles():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", mostly_long(CONFIGS, "rope-grouped-queries", "alibi-sliding-window"))
 def test_greedy_batch_equals_uncached_rows_alone(name):
     model = make_model(CONFIGS[name])
     result = tj.generate(model, PROMPTS, max_new_tokens=NUM_NEW, sampling=GREEDY)

@@ -105,6 +105,7 @@ def test_sampled_rows_depend_on_their_own_key_only():
     assert generate(SOURCES, key=keys[::-1]).tokens != batch.tokens
 
 
+@pytest.mark.long
 def test_samples_of_a_source_are_neighbours():
     generate = functools.partial(tj.generate, make(), start_id=START, max_new_tokens=NUM_NEW)
     greedy = generate([SOURCES[0], SOURCES[1]], sampling=GREEDY, num_samples=2)

@@ -73,6 +73,7 @@ def test_texts_are_those_of_one_token_a_call(model, guesses, calls, monkeypatch)
     assert guessed < 0.7 * (len(calls["decode"]) - guessed)
 
 
+@pytest.mark.long
 def test_wrong_guesses_cost_calls_and_change_no_text(model, guesses, calls):
     expected = generate(model, 0)
     draw = np.random.default_rng(0)

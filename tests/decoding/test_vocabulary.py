@@ -37,6 +37,7 @@ SAMPLINGS = [GREEDY, tj.Sampling(), tj.Sampling(top_k=1), tj.Sampling(temperatur
              tj.Sampling(temperature=0, bias={KNOWN + 1: 100.0}, repetition_penalty=1.5, min_new_tokens=3)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=range(len(SAMPLINGS)))
 def test_generate_and_stream_draw_what_can_be_decoded(model, sampling):
     arguments = dict(key=jax.random.key(1), max_new_tokens=16, sampling=sampling)

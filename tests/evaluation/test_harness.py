@@ -41,6 +41,7 @@ def check_equal(found, expected):
         assert found["scores"][name] == pytest.approx(expected["scores"][name], rel=2e-3), name
 
 
+@pytest.mark.long
 def test_scores_are_those_of_transformers(measured):
     expected = json.loads(make_harness_scores.PATH.read_text("utf-8"))
     check_equal(measured[0], expected)

@@ -83,6 +83,7 @@ def test_the_page_holds_every_kind_of_attention(program, saved, tmp_path, family
         np.testing.assert_allclose(found[kind][2], trace.attention()[:, 0], atol=1 / 255 + 1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "arguments", "plotted"), [
     ("decoder", [], (None, None, None)),
     ("decoder", ["--layer=1", "--head=1"], (None, 1, 1)),
@@ -156,6 +157,7 @@ def test_wrong_flags_end_with_one_line(program, saved, tmp_path, monkeypatch, ar
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_a_long_texts_single_map(program, saved, tmp_path):
     ended = program("attention", f"--workdir={saved('decoder')[0]}", f"--text={'água ' * 110}", "--layer=0", "--head=0",
                     f"--png={tmp_path / 'x.png'}")

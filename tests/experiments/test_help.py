@@ -85,6 +85,7 @@ def test_the_command_lists_its_programs(monkeypatch, capsys):
     assert all(f"\n  {name} " in out for name in command.PROGRAMS)
 
 
+@pytest.mark.long
 def test_a_reader_that_stops_early_ends_the_help_without_a_trace():
     command = f"{sys.executable} -m transformer_jax.cli train --help | head -1"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)

@@ -67,6 +67,7 @@ def test_edges_and_biases_add_up_to_logits_and_features(model, graph):
     assert np.abs(graph.bias[list(graph.logits)]).min() > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [{"positions": "learned", "num_kv_heads": None, "residual": "parallel"},
                                      {"positions": "alibi", "norm": "rmsnorm", "activation": "swiglu"},
                                      {"positions": "sinusoidal", "norm_position": "post"}])

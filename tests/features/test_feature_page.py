@@ -104,6 +104,7 @@ def test_the_page_holds_the_data_and_nothing_else(tmp_path):
     assert text.count("<script>") == 1 and "http://" not in text.replace("http://www.w3.org/2000/svg", "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [400, 1300])
 def test_the_page_in_a_browser(tmp_path, width):
     program = chromium.find()

@@ -101,6 +101,7 @@ def test_the_threshold_of_jumprelu_gets_the_estimated_gradient():
     np.testing.assert_allclose(gradient.threshold[...], -(near * (of_features * theta + 0.7)).sum(0), atol=1e-4)
 
 
+@pytest.mark.long
 def test_planted_features_are_recovered(one_device):
     bundle = tj.train(config_of("topk"), ROWS)
     assert mean_maximum_cosine(DIRECTIONS, bundle.model) > 0.95
@@ -122,6 +123,7 @@ def test_every_kind_recovers_planted_features(activation, one_device):
     assert found.explained_variance > 0.94 and found.l0 < 4.5 and found.dead < 0.3
 
 
+@pytest.mark.long
 def test_a_stopped_run_continues_to_the_same_bits(tmp_path, one_device):
     config = config_of("topk").replace(steps=8, optim=dataclasses.replace(OPTIM, schedule="constant"))
     whole = tj.train(config, ROWS, workdir=tmp_path / "whole")
@@ -186,6 +188,7 @@ def test_activations_that_are_never_on_disk_resume_to_the_same_bits(tmp_path, on
     jax.tree.map(np.testing.assert_array_equal, parts.model, whole.model)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("activation", ["topk", "batch_topk"])
 def test_features_are_sharded_over_the_tensor_axis(activation):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))

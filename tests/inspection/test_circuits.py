@@ -133,6 +133,7 @@ def test_a_small_step_along_an_edge_has_the_estimated_effect(measured):
     np.testing.assert_allclose((program(weights) - program(-weights)) / 0.04, measured["eap"][place], rtol=0.02)
 
 
+@pytest.mark.long
 def test_nodes_of_every_kind(measured):
     model = measured["model"]
     heads = circuits.attribution_patching(model, CLEAN, CORRUPTED, metric)

@@ -139,6 +139,7 @@ def assert_same(one, other):
                                atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["alibi", "encoder"])
 def test_the_documents_of_a_packed_row(family):
     first, second = inspect(family).ids[:9], inspect(family).ids[4:]

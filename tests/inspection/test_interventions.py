@@ -59,6 +59,7 @@ def continue_from(model, stream_1TD, first):
     return tail(jnp.arange(T)[None]).logits
 
 
+@pytest.mark.long
 def test_one_program_for_every_layer_head_and_position():
     model, trace = make(), tj.trace(make(), CLEAN)
     edits = {

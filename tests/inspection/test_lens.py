@@ -203,6 +203,7 @@ def test_gradients_of_the_input(variant, kind):
         np.testing.assert_allclose(got[row, t], slope, rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("variant", "kind"), [("gpt2", "self"), ("paper", "encoder")])
 def test_integrated_gradients_add_up(variant, kind):
     model, tokens = make(variant), inputs(variant)

@@ -175,6 +175,7 @@ def traced(**changes):
     return trace, np.asarray(trace.attention())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("window", [None, 3])
 def test_summaries_are_the_means_of_the_maps(window, monkeypatch):
     # Two rows of every map at a time, the last block reaching past the end.

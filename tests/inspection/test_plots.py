@@ -52,6 +52,7 @@ EVERY = ("attention_map", "head_grid", "heads_of_a_layer", "layer_head_summary",
          "over_training", "chosen_experts")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tokens", [FIVE, SIXTY], ids=["5", "60"])
 @pytest.mark.parametrize("name", EVERY)
 def test_every_figure_is_drawn_whole(name, tokens):
@@ -76,6 +77,7 @@ def assert_apart(labels):
     assert all(label.get_fontsize() >= 5 for label in labels)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("queries", "keys"), [(FIVE, FIVE), (SIXTY, SIXTY), (FIVE, SIXTY), (SIXTY, SIXTY[:30])])
 def test_cells_are_about_square(queries, keys):
     figure = plots.attention_map(attention(len(queries), len(keys)), queries, keys)

@@ -24,6 +24,7 @@ def of_answer(logits_BTV):
     return logits_BTV[0, -1, ANSWER]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["gpt2-transformers5", "gpt_neox-transformers5"])
 def test_an_imported_model_gives_what_transformer_lens_gives(case, tmp_path):
     values = {name.removeprefix(f"{case}/"): value for name, value in np.load(FIXTURES / "transformerlens.npz").items()

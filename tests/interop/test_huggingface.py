@@ -189,6 +189,7 @@ def test_shards_onto_a_mesh_with_a_cast(tmp_path, monkeypatch, name):
         tj.from_huggingface(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sharded", [False, True])
 def test_the_host_holds_one_tensor_at_a_time(tmp_path, monkeypatch, sharded):
     config = _LLAMA.replace(model_dim=512, mlp_dim=4096, num_layers=3, vocab_size=1000)

@@ -37,6 +37,7 @@ HEADS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("case", "name", "head", "prefix"), HEADS)
 def test_the_body_of_a_model_for_another_task(case, name, head, prefix, tmp_path):
     directory = model_directory(case, tmp_path)

@@ -103,6 +103,7 @@ def loss_and_gradient():
     return jax.jit(jax.value_and_grad(total, has_aux=True))(make(), batch()[1])
 
 
+@pytest.mark.long
 def test_the_loss_equals_numpy():
     """From the logits of both models, in float64."""
     arrays = batch()[1]

@@ -237,6 +237,7 @@ def loss_in_float64(model, batch, smoothing):
     return np.sum(losses)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_masked_token_loss_and_its_gradient_equal_those_of_all_logits(smoothing):
     model, batch = make(), batch_with_masks()
@@ -368,8 +369,8 @@ def test_a_large_batch_keeps_only_the_outputs_that_are_read(monkeypatch):
     assert hidden < temporaries(lambda output: (output.hidden, output.trace.queries.sum())) - 0.9 * queries
 
 
-SITES = ["residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output", "mlp_input",
-         "neurons", "mlp_output", "final"]
+SITES = ["residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output",
+         "residual_middle", "mlp_input", "neurons", "mlp_output", "final"]
 
 
 def test_interventions_see_every_site_and_the_identity_changes_nothing():

@@ -14,6 +14,7 @@ import reference_families
 from reference_families import random_model
 
 import transformer_jax as tj
+from tests.long_cases import mostly_long
 from transformer_jax.config import ExperimentConfig, LossConfig
 from transformer_jax.decoding.sample import prepared
 from transformer_jax.models.inputs import positions_in_segments
@@ -294,7 +295,8 @@ def decode(model, target_BT, segment_ids_BT, cache):
     return out.logits, out.cache, out.trace
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "learned, pre-norm"])
+@pytest.mark.parametrize("variant", mostly_long(
+    [name for name in VARIANTS if name != "learned, pre-norm"], "paper", "marian", "rope, pre-norm"))
 def test_cached_decoding_equals_teacher_forcing(variant):
     check_cached_decoding(variant, make(variant), 4)
 
@@ -377,13 +379,14 @@ def test_the_streams_of_a_pre_norm_model_add_up():
     np.testing.assert_allclose(trace.decoder.residual[1:] - trace.decoder.residual[:-1],
                                layers.attention_output + cross.attention_output + layers.mlp_output, atol=3e-5)
     np.testing.assert_allclose(trace.cross.residual, layers.residual + layers.attention_output, atol=3e-5)
+    np.testing.assert_allclose(layers.residual_middle, trace.cross.residual + cross.attention_output, atol=3e-5)
 
 
 ATTENTION_SITES = ["queries", "keys", "values", "attention_bias", "head_output", "attention_output"]
-DECODER_SITES = ["residual", *ATTENTION_SITES, *(f"cross_{site}" for site in ATTENTION_SITES), "mlp_input", "neurons",
-                 "mlp_output", "final"]
-ENCODER_SITES = [f"encoder_{site}" for site in ("residual", *ATTENTION_SITES, "mlp_input", "neurons", "mlp_output",
-                                              "final")]
+DECODER_SITES = ["residual", *ATTENTION_SITES, *(f"cross_{site}" for site in ATTENTION_SITES),
+                 "residual_middle", "mlp_input", "neurons", "mlp_output", "final"]
+ENCODER_SITES = [f"encoder_{site}" for site in ("residual", *ATTENTION_SITES, "residual_middle", "mlp_input", "neurons",
+                                              "mlp_output", "final")]
 
 
 def test_interventions_see_every_site_and_the_identity_changes_nothing():

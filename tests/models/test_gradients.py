@@ -23,6 +23,7 @@ def last(logits):
     return logits[0, -1, 3]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "site"), [("decoder", "final"), ("encoder_decoder", "cross_attention_bias")])
 def test_gradients_are_slopes(family, site):
     model, tokens = make(family), (TOKENS,) * (2 if family == "encoder_decoder" else 1)

@@ -24,6 +24,7 @@ def make(family="decoder", **changes):
     return make_model(tj.ModelConfig(family=family, **SHAPE | changes), key=jax.random.key(0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_embeddings_of_tokens_give_what_the_tokens_give(family):
     model, names = make(family), FAMILIES[family]

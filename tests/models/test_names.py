@@ -19,8 +19,8 @@ from transformer_jax.nn.sites import SITES
 BASE = tj.ModelConfig(vocab_size=17, max_len=12, num_layers=3, num_heads=4, num_kv_heads=2, model_dim=16, mlp_dim=24,
                       activation="swiglu", positions="alibi")
 TOKENS = jax.random.randint(jax.random.key(5), (2, 9), 0, BASE.vocab_size)
-STORED = ("residual", "queries", "keys", "values", "head_output", "attention_output", "mlp_input", "neurons",
-          "mlp_output")
+STORED = ("residual", "queries", "keys", "values", "head_output", "attention_output", "residual_middle",
+          "mlp_input", "neurons", "mlp_output")
 
 
 @functools.cache
@@ -56,9 +56,10 @@ def test_the_names_of_captured_values_match_the_values():
     trace, model = traced(), make()
     for site in STORED:
         np.testing.assert_array_equal(trace[site], getattr(trace.layers, site))
+    np.testing.assert_allclose(trace["residual_middle"], trace["residual"] + trace["attention_output"], atol=1e-6)
     norm = model.stack.blocks.mlp_norm
     np.testing.assert_allclose(trace["mlp_input"], jax.vmap(lambda norm, x: norm(x))(
-        norm, trace["residual"] + trace["attention_output"]), atol=1e-5)
+        norm, trace["residual_middle"]), atol=1e-5)
     np.testing.assert_array_equal(trace["final"], trace.final)
     pattern, scores = np.asarray(trace["pattern"], np.float64), np.asarray(trace["scores"], np.float64)
     exponents = np.exp(scores - scores.max(-1, keepdims=True))
@@ -194,3 +195,13 @@ def test_the_page_of_names_runs():
     np.testing.assert_allclose(names["gradient"][0, -1, 2], slope, rtol=2e-2)
     listed = re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)
     assert sorted(listed) == sorted([*(site for site, kind in SITES.items() if kind == "self"), "scores", "pattern"])
+
+
+@pytest.mark.parametrize("residual", ["parallel", "parallel_shared"])
+def test_blocks_whose_parts_are_side_by_side_have_no_middle(residual, tmp_path):
+    model = random_decoder(BASE.replace(residual=residual))
+    assert "layers.0.residual_middle" not in tj.trace(model, TOKENS).names()
+    with pytest.raises(ValueError, match="no site 'residual_middle', because attention and the feed-forward"):
+        tj.models.site_gradients(model, TOKENS, sites=["residual_middle"], metric=lambda logits: logits.sum())
+    with pytest.raises(ValueError, match=r"layers.0.residual_middle' is not a value that the model has"):
+        tj.inspection.collect(model, [[1, 2, 3]], "layers.0.residual_middle", tmp_path / "activations")

@@ -39,6 +39,7 @@ def padded(texts, on_the_left):
     return tokens, segment_ids
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("on_the_left", [False, True])
 def test_padding_does_not_change_a_score(model, texts, on_the_left):
     tokens, segment_ids = padded(texts, on_the_left)

@@ -151,7 +151,7 @@ def test_the_identity_changes_nothing(variant):
 
     out, plain = run(make(variant), identity), run(make(variant))
     assert sites == ["residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output",
-                    "mlp_input", "neurons", "mlp_output", "final"]
+                    "residual_middle", "mlp_input", "neurons", "mlp_output", "final"]
     np.testing.assert_allclose(out.logits, plain.logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(out.trace.attention(), expected(variant), atol=3e-6)
 
@@ -179,7 +179,7 @@ def test_a_silenced_head_is_one_with_no_output_rows(variant):
 
 def test_every_site_reaches_what_comes_after_it():
     sites = ("residual", "queries", "keys", "values", "attention_bias", "head_output", "attention_output",
-             "mlp_input", "neurons", "mlp_output")
+             "residual_middle", "mlp_input", "neurons", "mlp_output")
 
     @jax.jit
     def moved(strengths):

@@ -46,6 +46,7 @@ def test_pieces_equal_the_whole(changes):
     np.testing.assert_array_equal(cache.segment_ids_BS, np.broadcast_to(np.arange(14) < 10, (3, 14)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("positions", ["learned", "rope", "alibi"])
 def test_ragged_rows_are_aligned_on_the_right(positions):
     model = random_decoder(BASE.replace(positions=positions))

@@ -30,6 +30,7 @@ def products(text):
     return [line for line in text.splitlines() if "dot_general" in line]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["high", "highest"])
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])
 def test_every_product_of_a_training_step_carries_it(precision, implementation):

@@ -77,6 +77,7 @@ def made(name):
 
 # Five tokens are few rows, which are multiplied with copies of the matrices; 150 need several
 # blocks for an expert.
+@pytest.mark.long
 @pytest.mark.parametrize("tokens", [5, 150])
 @pytest.mark.parametrize("name", MIXTURES)
 def test_outputs_and_gradients_are_those_of_a_loop(name, tokens):

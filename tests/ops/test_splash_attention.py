@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_attention import reference_attend
 
+from tests.long_cases import mostly_long
 from transformer_jax.config import MeshConfig
 from transformer_jax.ops import AttentionMask, LinearBias, alibi_slopes, attend, attention
 from transformer_jax.ops.splash_attention import splash_attend
@@ -29,7 +30,7 @@ def qkv(dtype=jnp.float32):
     return tuple(jnp.asarray(rng.normal(size=(B, T, heads, H)), dtype) for heads in (N, K, K))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", mostly_long(CASES, "causal window and segments", "lengths"))
 def test_equals_the_formula_with_gradients(case):
     mask, probe = CASES[case](), jnp.asarray(np.random.default_rng(1).normal(size=(B, T, N, H)), jnp.float32)
     q, k, v = qkv()

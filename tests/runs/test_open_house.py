@@ -108,6 +108,7 @@ def random_batches():
         yield {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
 
 
+@pytest.mark.long
 def test_a_workdir_of_batches_refuses_another_config(bundle, tmp_path):
     tj.train(CONFIG, random_batches(), tokenizer=bundle.tokenizer, steps=2, workdir=tmp_path / "run")
     assert tj.load(tmp_path / "run").tokenizer.digest == bundle.tokenizer.digest
@@ -199,6 +200,7 @@ def test_a_task_that_returns_the_wrong_things(bundle, texts):
         tj.tasks.register(int)
 
 
+@pytest.mark.long
 def test_any_optax_transformation(texts):
     still = tj.train(CONFIG, texts=texts, optimizer=optax.sgd(0.0), steps=2)
     start = tj.init_training(CONFIG.replace(model=still.config))

@@ -35,6 +35,7 @@ def by_xla(model):
     return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(model))
 
 
+@pytest.mark.long
 def test_logits_and_gradients_are_those_of_xla(model, by_xla):
     np.testing.assert_allclose(tj.forward(model, TOKENS), tj.forward(by_xla, TOKENS), atol=2e-6)
     batch = {"tokens": TOKENS[:, :-1], "targets": TOKENS[:, 1:]}

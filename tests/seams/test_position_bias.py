@@ -119,6 +119,7 @@ def test_an_intervention_sees_the_bias_as_an_array(model_with_bias):
     np.testing.assert_allclose(changed.attention(), plain.attention(), atol=2e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", [MeshConfig(data=1, fsdp=2, sequence=4), MeshConfig(data=1, sequence=4, tensor=2)],
                          ids=["rows and tokens", "tokens and heads"])
 @pytest.mark.parametrize("make", [Undeclared, Declared])

@@ -120,6 +120,7 @@ def test_maps_of_packed_rows_are_the_float64_softmax(name):
         np.testing.assert_allclose(trace["layers.0.pattern"][row], wanted, atol=5e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*NAMES, "together"])
 def test_a_padded_pass_with_a_cache_equals_one_without(name):
     model, lengths = make(name).for_decoding(), (10, 6)
@@ -198,6 +199,7 @@ def test_gradients_are_slopes_and_the_same_on_eight_devices():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-5), spread, (value, gradient))
 
 
+@pytest.mark.long
 def test_a_saved_model_loads_and_generates_the_same(tmp_path):
     model = make("together")
     tj.save(tmp_path, tj.Bundle(model=model, tokenizer=None, config=model.config))

@@ -120,6 +120,7 @@ def test_a_body_that_does_not_arrive_ends_after_a_while_and_stops_nobody(address
     assert time.monotonic() - begin >= 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("content", [
     b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"a" * 200_000 + b"\r\n\r\n",
     b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % number for number in range(20_000)) + b"\r\n",

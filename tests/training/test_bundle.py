@@ -65,6 +65,7 @@ OTHERS = [
                    num_decoder_layers=2, model_dim=16, positions="sinusoidal", scale_embeddings=True, init_std=None)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("config", OTHERS, ids=lambda config: config.family)
 def test_bundles_of_the_other_families_are_saved_and_loaded(tmp_path, config):
     model = jax.jit(lambda key: make_model(config, key=key))(jax.random.key(0))

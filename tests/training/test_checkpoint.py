@@ -419,6 +419,7 @@ def damages(content):
             yield content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
 
 
+@pytest.mark.long
 def test_every_damaged_file_is_named_and_the_step_before_is_used(saved):
     reader = Checkpoints(saved, read_only=True)
     wanted = abstract(make_state())

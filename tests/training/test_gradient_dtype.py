@@ -76,6 +76,7 @@ def lowered(gradient_dtype, accumulation, **changes):
         return step.lower(state, place(next(batches())))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_are_summed_in_the_chosen_type(dtype):
     """In the program as written: XLA:CPU has no sums in bfloat16, and converts there."""

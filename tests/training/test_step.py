@@ -147,6 +147,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(accumulation):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_further_sums_come_out_as_means(accumulation):
     """The mean uses the same weights as the loss, for any number of microbatches."""

@@ -11,14 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.baselines.negative_sampling import (
-    BLOCK,
-    Pairs,
-    draw_pairs,
-    pair_gradients,
-    pair_loss,
-    pair_weights,
-)
+from transformer_jax.baselines.negative_sampling import BLOCK, Pairs, draw_pairs
 from transformer_jax.config.word_vectors import WordVectorConfig
 from transformer_jax.sharding import constrain, embedding_lookup
 from transformer_jax.training.state import TrainState
@@ -76,7 +69,7 @@ def batch_loss(model: WordVectors, batch: Mapping[str, jax.Array], cumulative_V:
 
     def one(words_BL: jax.Array, segments_BL: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         pairs = draw_pairs(words_BL, segments_BL, cumulative_V, model.config, key)
-        return pair_loss(pairs, *_rows(pairs, model.input[...], model.output[...]))
+        return pairs.loss(*_rows(pairs, model.input[...], model.output[...]))
 
     losses_S, counts_S = jax.lax.map(lambda part: one(*part),
                                      (words_SBL, segments_SBL, jax.random.split(key, len(words_SBL))))
@@ -110,35 +103,43 @@ def make_word_vector_step(cumulative_V: jax.Array, schedule: Callable[[Any], Any
         start, end = (jnp.asarray(schedule(step), jnp.float32) for step in (state.step, state.step + 1))
         rates_S = start + (end - start) * jnp.arange(num_parts) / num_parts
 
-        def update(tables: tuple[jax.Array, jax.Array, jax.Array], part: tuple[jax.Array, ...]) -> tuple[Any, None]:
-            inputs_VD, outputs_VD, num_skipped = tables
-            words_BL, segments_BL, key, rate = part
+        def update(carry: tuple[jax.Array, ...], part: tuple[jax.Array, ...]) -> tuple[Any, None]:
+            inputs_VD, outputs_VD, num_skipped, loss, grad_norm = carry
+            words_BL, segments_BL, key, rate, is_first = part
             pairs = draw_pairs(words_BL, segments_BL, cumulative_V, model.config, key)
-            gradients = pair_gradients(pairs, *_rows(pairs, inputs_VD, outputs_VD))
+            rows = _rows(pairs, inputs_VD, outputs_VD)
+            gradients = pairs.gradients(*rows)
+            # Inside of the loop, because reading the tables before it would copy them.
+            loss, grad_norm = jax.lax.cond(is_first, lambda: _metrics(pairs, rows, gradients),
+                                           lambda: (loss, grad_norm))
             is_finite = jnp.isfinite(sum(gradient.sum() for gradient in gradients))
             inputs_VD, outputs_VD = (
                 _subtract(table_VD, ids, jnp.where(is_finite, rate * gradient, 0.0), weights)
                 for table_VD, ids, gradient, weights in zip(
-                    (inputs_VD, outputs_VD), (pairs.inputs_BL, pairs.outputs_BO), gradients, pair_weights(pairs),
+                    (inputs_VD, outputs_VD), (pairs.inputs_BL, pairs.outputs_BO), gradients, pairs.weights(),
                     strict=True))
-            return (inputs_VD, outputs_VD, num_skipped + ~is_finite), None
+            return (inputs_VD, outputs_VD, num_skipped + ~is_finite, loss, grad_norm), None
 
-        first = draw_pairs(words_SBL[0], segments_SBL[0], cumulative_V, model.config, keys_S[0])
-        rows = _rows(first, model.input[...], model.output[...])
-        loss, count = pair_loss(first, *rows)
-        grad_norm = jnp.sqrt(sum(jnp.square(gradient).sum() for gradient in pair_gradients(first, *rows)))
-        (inputs_VD, outputs_VD, num_skipped), _ = jax.lax.scan(
-            update, (model.input[...], model.output[...], jnp.zeros((), jnp.int32)),
-            (words_SBL, segments_SBL, keys_S, rates_S))
+        zero = jnp.zeros(())
+        (inputs_VD, outputs_VD, num_skipped, loss, grad_norm), _ = jax.lax.scan(
+            update, (model.input[...], model.output[...], jnp.zeros((), jnp.int32), zero, zero),
+            (words_SBL, segments_SBL, keys_S, rates_S, jnp.arange(num_parts) == 0))
         model = jax.tree.unflatten(jax.tree.structure(model), (inputs_VD, outputs_VD))
         is_bad = num_skipped > 0
         state = TrainState(params=model, opt_state=state.opt_state, step=state.step + 1, key=state.key,
                            skipped=state.skipped + is_bad,
                            skipped_in_a_row=jnp.where(is_bad, state.skipped_in_a_row + 1, 0))
-        return state, {"loss": loss / jnp.maximum(count, 1.0), "grad_norm": grad_norm, "skipped": state.skipped,
+        return state, {"loss": loss, "grad_norm": grad_norm, "skipped": state.skipped,
                        "skipped_in_a_row": state.skipped_in_a_row}
 
     return lambda state, batch: step(state, batch, cumulative_V)
+
+
+def _metrics(pairs: Pairs, rows: tuple[jax.Array, jax.Array],
+             gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean loss of true pairs, and the norm of the gradient."""
+    loss, count = pairs.loss(*rows)
+    return loss / jnp.maximum(count, 1.0), jnp.sqrt(sum(jnp.square(gradient).sum() for gradient in gradients))
 
 
 def _rows(pairs: Pairs, inputs_VD: jax.Array, outputs_VD: jax.Array) -> tuple[jax.Array, jax.Array]:

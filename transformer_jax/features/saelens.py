@@ -32,7 +32,8 @@ _TENSORS = {"encoder": "W_enc", "encoder_bias": "b_enc", "decoder": "W_dec", "de
             "threshold": "threshold", "magnitude_scale": "r_mag", "magnitude_bias": "b_mag"}
 # Our site -> the name of the hook in TransformerLens.
 HOOKS = {"residual": "hook_resid_pre", "mlp_output": "hook_mlp_out", "attention_output": "hook_attn_out",
-          "mlp_input": "ln2.hook_normalized", "neurons": "mlp.hook_post", "head_output": "attn.hook_z"}
+          "residual_middle": "hook_resid_mid", "mlp_input": "ln2.hook_normalized", "neurons": "mlp.hook_post",
+          "head_output": "attn.hook_z"}
 DTYPES = {"float32": np.dtype(np.float32), "torch.float32": np.dtype(np.float32),
            "bfloat16": np.dtype(ml_dtypes.bfloat16), "torch.bfloat16": np.dtype(ml_dtypes.bfloat16),
            "float16": np.dtype(np.float16), "torch.float16": np.dtype(np.float16)}

@@ -48,6 +48,9 @@ def register_family(family: Family, *, replace: bool = False) -> Family:
     return family
 
 
+_NEAREST = 6  # families that an error message shows
+
+
 def get_family(model_type: Any) -> Family:
     """Returns the registered family of a model type.
 
@@ -74,7 +77,8 @@ def family_for(config: ModelConfig, first: str | None = None) -> tuple[Family, d
       first: the ``model_type`` of the family to try first; ``None`` for no preference.
 
     Raises:
-      ValueError: if no family can express the config. The message lists the reason for each family.
+      ValueError: if no family can express the config. The message lists what the nearest families
+        cannot express.
     """
     reasons = []
     for family in sorted(FAMILIES.values(), key=lambda family: family.model_type != first):
@@ -82,11 +86,15 @@ def family_for(config: ModelConfig, first: str | None = None) -> tuple[Family, d
             try:
                 return head, head.write_config(config)
             except ValueError as error:
-                reasons.append(str(error))
+                is_other_kind = f"family={config.family!r}" in str(error)
+                num_fields = str(error).count("(expected")
+                reasons.append((family.model_type != first, is_other_kind, num_fields, str(error)))
+    nearest = [reason for *_, reason in sorted(reasons, key=lambda reason: reason[:3])[:_NEAREST]]
     raise ValueError(
         "no known family of Hugging Face can express this model. You can set fields that a trained model no longer "
         "needs, such as dropout, to the expected values; transformer_jax.interop.register_family adds a family. These "
-        "are the fields that each family cannot express:\n  " + "\n  ".join(reasons))
+        f"are the fields that the {len(nearest)} nearest of {len(reasons)} families cannot express:\n  "
+        + "\n  ".join(nearest))
 
 
 def heads_for(family: Family, config: ModelConfig) -> tuple[Family, ...]:

@@ -13,8 +13,8 @@ from transformer_jax.settings import nearest
 if TYPE_CHECKING:
     from transformer_jax.models.output import Trace
 
-_STORED = ("residual", "queries", "keys", "values", "head_output", "attention_output", "mlp_input", "neurons",
-           "router_logits", "router_probabilities", "experts", "mlp_output")
+_STORED = ("residual", "queries", "keys", "values", "head_output", "attention_output", "residual_middle", "mlp_input",
+           "neurons",           "router_logits", "router_probabilities", "experts", "mlp_output")
 _COMPUTED = ("scores", "pattern")  # not stored: computed from queries and keys on request
 
 

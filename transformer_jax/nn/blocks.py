@@ -45,6 +45,9 @@ class LayerTrace:
         intervention changed the bias.
       cross: The trace of cross-attention, whose ``residual`` is the stream that enters
         cross-attention and whose ``mlp_output`` is ``None``. Without an encoder it is ``None``.
+      residual_middle: The residual stream between attention and the feed-forward layer
+        ``[B, T, D]``; ``None`` where the two are computed side by side. A custom block may leave it
+        ``None``.
       mlp_input: What the feed-forward layer reads: the normalized stream, or in post-norm models the
         stream ``[B, T, D]``. A custom block may leave it ``None``.
       neurons: The feed-forward layer's neurons after the activation (and the gate) ``[B, T, F]``;
@@ -71,6 +74,7 @@ class LayerTrace:
     router_probabilities: jax.Array | None = None
     experts: jax.Array | None = None
     sinks: jax.Array | None = None
+    residual_middle: jax.Array | None = None
 
 
 class Block(nnx.Module):
@@ -142,6 +146,8 @@ class Block(nnx.Module):
             x_BTD = cross_norm(x_BTD) if post else x_BTD
             trace = dataclasses.replace(trace, cross=cross)
 
+        x_BTD = sites("residual_middle", x_BTD)
+        trace = dataclasses.replace(trace, residual_middle=x_BTD)
         read_BTD = cast(Norm, self.mlp_norm)(x_BTD) if pre else x_BTD
         trace = with_feed_forward(trace, self.mlp, read_BTD, sites, self.mlp_output_norm)
         x_BTD = x_BTD + dropout(cast(jax.Array, trace.mlp_output), rate, keys[4])

@@ -22,7 +22,8 @@ Intervene = Callable[[str, jax.Array | int, jax.Array], jax.Array]
 _LARGEST_SEARCHED_COLLECTION = 10_000
 _ATTENTION_SITES = ("queries", "keys", "values", "attention_bias", "head_output", "attention_output")
 ROUTER_SITES = ("router_logits", "router_probabilities", "experts")
-_LAYER_SITES = ("residual", *_ATTENTION_SITES, "mlp_input", "neurons", *ROUTER_SITES, "mlp_output", "final")
+_LAYER_SITES = ("residual", *_ATTENTION_SITES, "residual_middle", "mlp_input", "neurons", *ROUTER_SITES, "mlp_output",
+                "final")
 
 # In an encoder-decoder, these prefixes name the sites of the encoder and of cross-attention.
 PREFIXES = {"self": "", "encoder": "encoder_", "cross": "cross_"}
@@ -57,7 +58,7 @@ def check_site(site: str) -> None:
 
 
 def check_site_of_model(site: str, config: Any, layers: Collection[int] | None = None) -> None:
-    """Checks that the feed-forward layers of a model have a site.
+    """Checks that the layers of a model have a site.
 
     Args:
       site: The name, which is known.
@@ -66,9 +67,12 @@ def check_site_of_model(site: str, config: Any, layers: Collection[int] | None =
 
     Raises:
       ValueError: The site is that of a router and the layers have no experts, or the other way
-        round.
+        round; or it is between attention and the feed-forward layer, which are side by side.
     """
     moe, name = getattr(config, "moe", None), site.removeprefix(PREFIXES["encoder"])
+    if name == "residual_middle" and getattr(config, "residual", "sequential") != "sequential":
+        raise ValueError(f"the model has no site {site!r}, because attention and the feed-forward layer read the same "
+                         f"stream (config.residual={config.residual!r})")
     if name not in (*ROUTER_SITES, "neurons"):
         return
     experts = set() if moe is None else set(moe.layers(config))
