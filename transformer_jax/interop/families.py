@@ -86,7 +86,7 @@ def family_for(config: ModelConfig, first: str | None = None) -> tuple[Family, d
             try:
                 return head, head.write_config(config)
             except ValueError as error:
-                is_other_kind = f"family={config.family!r}" in str(error)
+                is_other_kind = head.fixed.get("family", config.family) != config.family
                 num_fields = str(error).count("(expected")
                 reasons.append((family.model_type != first, is_other_kind, num_fields, str(error)))
     nearest = [reason for *_, reason in sorted(reasons, key=lambda reason: reason[:3])[:_NEAREST]]
