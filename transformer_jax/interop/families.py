@@ -87,9 +87,10 @@ def family_for(config: ModelConfig, first: str | None = None) -> tuple[Family, d
                 return head, head.write_config(config)
             except ValueError as error:
                 is_other_kind = head.fixed.get("family", config.family) != config.family
+                is_other_structure = error.__cause__ is not None  # else the message lists the fields
                 num_fields = str(error).count("(expected")
-                reasons.append((family.model_type != first, is_other_kind, num_fields, str(error)))
-    nearest = [reason for *_, reason in sorted(reasons, key=lambda reason: reason[:3])[:_NEAREST]]
+                reasons.append((family.model_type != first, is_other_kind, is_other_structure, num_fields, str(error)))
+    nearest = [reason for *_, reason in sorted(reasons, key=lambda reason: reason[:4])[:_NEAREST]]
     raise ValueError(
         "no known family of Hugging Face can express this model. You can set fields that a trained model no longer "
         "needs, such as dropout, to the expected values; transformer_jax.interop.register_family adds a family. These "
