@@ -274,3 +274,6 @@ def test_features_removed_together(model, graph):
                    lambda places: tj.features.measured_without(model, [transcoder(0), made], graph, places)):
         with pytest.raises(ValueError, match="is of kind 'logit', but only features can be removed"):
             remove([places[0], logits[0]])
+        for wrong in (-1, len(graph.nodes), 1.5):
+            with pytest.raises(ValueError, match=f"{wrong} is not the place of a node; expected a whole number from 0"):
+                remove([places[0], wrong])

@@ -89,7 +89,7 @@ def measured_without(bundle_or_model: Any, transcoders: Transcoders, graph: Attr
 
     For a transcoder, compare the result with ``graph.predicted_without(places)``. A feature of a
     cross-layer transcoder writes to all later layers, so compare its result with the direct
-    effects, ``-graph.edges[:, places]``.
+    effects, ``-graph.edges[:, place]``, which add up for several features.
 
     Args:
       bundle_or_model: The decoder of the graph.

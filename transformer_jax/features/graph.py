@@ -127,9 +127,13 @@ class AttributionGraph:
           The places, without repetitions.
 
         Raises:
-          ValueError: If a node is not a feature.
+          ValueError: If a place is not that of a feature.
         """
-        chosen = sorted({range(len(self.nodes))[place] for place in np.atleast_1d(np.asarray(places, int)).tolist()})
+        given = np.atleast_1d(places).tolist()
+        for place in given:
+            require(place in range(len(self.nodes)), f"{place!r} is not the place of a node; expected a whole number "
+                    f"from 0 to {len(self.nodes) - 1}")
+        chosen = sorted(set(map(int, given)))
         for place in chosen:
             require(self.nodes[place].kind == "feature", f"node {place} is of kind {self.nodes[place].kind!r}, but "
                     "only features can be removed")

@@ -26,6 +26,7 @@ from transformer_jax.interop.small_encoders import ALBERT, DISTILBERT, ELECTRA
 from transformer_jax.interop.t5 import MT5, T5
 
 FAMILIES: dict[str, Family] = {}
+_NEAREST = 6  # families that an error message shows
 
 
 def register_family(family: Family, *, replace: bool = False) -> Family:
@@ -46,9 +47,6 @@ def register_family(family: Family, *, replace: bool = False) -> Family:
                          "register_family(family, replace=True)")
     FAMILIES[family.model_type] = family
     return family
-
-
-_NEAREST = 6  # families that an error message shows
 
 
 def get_family(model_type: Any) -> Family:
