@@ -7,16 +7,21 @@ python -m benchmarks fast                        loading, quantised weights and 
 python -m benchmarks compile                     compile time by depth, and with a warm cache
 python -m benchmarks mlm --data=dom_casmurro.txt masked language modelling, compared with Hugging Face's RoBERTa
 python -m benchmarks translate --workdir=DIR     beam search, compared with Hugging Face's Marian with the same weights
-python -m benchmarks interop                     GPT-2, RoBERTa and BART, from the same files as transformers
+python -m benchmarks interop                     GPT-2, RoBERTa and BART, from the same files as transformers,
+                                                 CTranslate2, llama.cpp and ONNX Runtime (extra engines)
 python -m benchmarks experts                     a mixture of experts beside a dense model of equal active parameters
 python -m benchmarks corpora --data=FOLDER       planted duplicates and a quality filter, beside exact similarities
 python -m benchmarks rl                          GRPO and PPO, compared with TRL's GRPO
+python -m benchmarks rollouts                    log probabilities of the sampler beside those of the trainer
 python -m benchmarks words --data=a.txt,b.jsonl.gz --analogies=questions-words.txt --rounds=3
                                                  word vectors, compared with gensim
 python -m benchmarks features --rounds=3         sparse autoencoders, compared with SAELens; the speed of collecting
 python -m benchmarks sweep --data=input.txt      eight small models in one program, compared with eight programs
 python -m benchmarks speedrun --data=input.txt   steps and time to fixed losses, compared with eager PyTorch
 python -m benchmarks gpu --data=input.txt        all measurements on a GPU, in ten minutes
+python -m benchmarks all --data=input.txt --json=all.json
+                                                 train, decode, fast, interop, compile, experts, sweep and speedrun
+                                                 with few rounds
 python -m benchmarks tpu                         programs that are compiled for TPUs, on a machine without TPUs
 
 The results are medians over several rounds. In each round the sides run one after the other, each
@@ -72,9 +77,11 @@ _PROGRAMS = {
     "words": lambda: _module("cpu.word_vectors").words(_given(_DATA), _given(_ANALOGIES), _ROUNDS.value),
     "features": lambda: _module("cpu.features").features(_ROUNDS.value),
     "rl": lambda: _module("cpu.alignment").rl(_ROUNDS.value),
+    "rollouts": lambda: _module("cpu.rollouts").rollouts(),
     "sweep": lambda: _module("cpu.sweeping").sweep(_given(_DATA), _ROUNDS.value),
     "speedrun": lambda: _module("cpu.speedrun").speedrun(_given(_DATA), _ROUNDS.value, _PARTS.value),
     "gpu": lambda: _module("gpu.suite").gpu(_DATA.value, tiny=_TINY.value, parts=_PARTS.value),
+    "all": lambda: _module("everything").everything(_DATA.value),
     "tpu": lambda: _module("tpu.programs").tpu(_PARTS.value),
 }
 

@@ -9,7 +9,36 @@ from collections.abc import Callable
 from typing import Any
 
 
-def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+class Seconds(float):
+    """The median seconds of a side over several rounds.
+
+    Args:
+      rounds: The seconds of each round, in order.
+    """
+
+    rounds: list[float]
+
+    def __new__(cls, rounds: list[float]) -> Seconds:
+        made = super().__new__(cls, statistics.median(rounds))
+        made.rounds = rounds
+        return made
+
+
+def ratios(peer: Seconds, ours: Seconds) -> dict[str, float]:
+    """Computes how many times faster than a peer this library is.
+
+    Args:
+      peer: The seconds of the peer.
+      ours: The seconds of this library, in the same rounds.
+
+    Returns:
+      ``ratio``, that of the medians, and ``lowest`` and ``highest``, those of single rounds.
+    """
+    each = [other / own for other, own in zip(peer.rounds, ours.rounds, strict=True)]
+    return {"ratio": peer / ours, "lowest": min(each), "highest": max(each)}
+
+
+def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, Seconds]:
     """Runs the sides one after the other, in several rounds after one warm-up.
 
     Args:
@@ -17,7 +46,7 @@ def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str,
       rounds: The number of rounds.
 
     Returns:
-      The median seconds of each side.
+      The seconds of each side.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
@@ -25,7 +54,7 @@ def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str,
             seconds = timed(run)
             if turn:
                 times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: Seconds(values) for name, values in times.items()}
 
 
 def timed(run: Callable[[], object]) -> float:

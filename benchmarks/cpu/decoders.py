@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import re
@@ -10,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 import transformer_jax as tj
-from benchmarks.timing import OtherProcess, take_turns, timed
+from benchmarks.timing import OtherProcess, ratios, take_turns, timed
 from transformer_jax.config import ModelConfig, OptimConfig
 from transformer_jax.training.objectives import next_token_loss
 from transformer_jax.training.optimizer import make_optimizer
@@ -34,8 +36,9 @@ _DECODING = {
 }
 
 
-def torch_training(pipe, config: ModelConfig, batches: list) -> None:
-    """Worker that trains on all batches once for each message."""
+def torch_training(pipe, config: ModelConfig, batches: list, *, compiled: bool = False, dtype: str = "float32") -> None:
+    """Worker that trains on all batches once for each message, with ``torch.compile`` and in
+    autocast if asked."""
     import torch
 
     from benchmarks.peers.torch_gpt import TorchGPT, train_step
@@ -43,6 +46,9 @@ def torch_training(pipe, config: ModelConfig, batches: list) -> None:
 
     model = TorchGPT(config)
     optimizer = torch_optimizer(model, _ADAMW)
+    model.forward = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")(model.forward)
+    if compiled:
+        model.compile()
     while pipe.recv():
         for tokens, targets in batches:
             train_step(model, optimizer, 1.0, 1e-3, torch.from_numpy(tokens).long(), torch.from_numpy(targets).long())
@@ -66,30 +72,46 @@ def torch_decoding(pipe, config: ModelConfig, prompt: list[int], new_tokens: int
 
 
 def train(rounds: int) -> list[dict]:
-    """Measures the tokens per second of a training step: forward, backward, clipping and AdamW."""
+    """Measures the tokens per second of a training step: forward, backward, clipping and AdamW.
+
+    The sides are this library, PyTorch without compilation, and PyTorch with ``torch.compile``, in
+    float32 and with products in bfloat16.
+    """
     rows = []
     for name, (config, batch_size) in _TRAINING.items():
         rng = np.random.default_rng(0)
         batches = [rng.integers(0, config.vocab_size, (2, batch_size, config.max_len), dtype=np.int32)
                    for _ in range(20)]
-        optimizer = make_optimizer(_ADAMW, 2000)
-        step = make_train_step(next_token_loss(), optimizer)
-        state = init_state(lambda key, config=config: tj.Decoder(config, key=key), optimizer, jax.random.key(0))
-
-        def ours(step=step, batches=batches):
-            nonlocal state
-            for tokens, targets in batches:
-                state, metrics = step(state, {"tokens": tokens, "targets": targets})
-            jax.block_until_ready((state, metrics))
-
-        theirs = OtherProcess(torch_training, config, batches)
-        medians = take_turns({"transformer_jax": ours, "PyTorch": theirs}, rounds)
-        theirs.close()
         tokens = len(batches) * batch_size * config.max_len
-        rows.append({"shape": name, **{f"{side} tokens/s": tokens / seconds for side, seconds in medians.items()},
-                     **{f"{side} ms/step": 1e3 * seconds / len(batches) for side, seconds in medians.items()},
-                     "ratio": medians["PyTorch"] / medians["transformer_jax"]})
+        for dtype in ("float32", "bfloat16"):
+            peers = {side: OtherProcess(functools.partial(torch_training, compiled=compiled, dtype=dtype), config,
+                                        batches) for side, compiled in (("PyTorch", False), ("torch.compile", True))}
+            seconds = take_turns({"transformer_jax": _training(config.replace(dtype=dtype), batches), **peers}, rounds)
+            for peer in peers.values():
+                peer.close()
+            best = min((seconds[side] for side in peers), key=float)
+            rows.append({"shape": name, "dtype": dtype,
+                         **{f"{side} tokens/s": tokens / each for side, each in seconds.items()},
+                         **{f"{side} ms/step": 1e3 * each / len(batches) for side, each in seconds.items()},
+                         "ratio to PyTorch": seconds["PyTorch"] / seconds["transformer_jax"],
+                         **{f"{key} to the best": value
+                            for key, value in ratios(best, seconds["transformer_jax"]).items()}})
     return rows
+
+
+def _training(config: ModelConfig, batches: list[np.ndarray]) -> Callable[[], None]:
+    """Returns a function that trains on all batches once."""
+    optimizer = make_optimizer(_ADAMW, 2000)
+    step = make_train_step(next_token_loss(), optimizer)
+    state = init_state(lambda key: tj.Decoder(config, key=key), optimizer, jax.random.key(0))
+
+    def run() -> None:
+        nonlocal state
+        for tokens, targets in batches:
+            state, metrics = step(state, {"tokens": tokens, "targets": targets})
+        jax.block_until_ready((state, metrics))
+
+    return run
 
 
 def quality(data: str) -> list[dict]:
@@ -190,6 +212,6 @@ def decode(rounds: int) -> list[dict]:
         weights = 4 * (tj.count_parameters(config) - config.max_len * config.model_dim)
         rate = new_tokens / medians["transformer_jax"]
         rows.append({"shape": name, **{f"{side} tokens/s": new_tokens / s for side, s in medians.items()},
-                     "ratio": medians["transformers"] / medians["transformer_jax"],
+                     **ratios(medians["transformers"], medians["transformer_jax"]),
                      "measured bandwidth GB/s": bandwidth / 1e9, "share of bandwidth": rate * weights / bandwidth})
     return rows

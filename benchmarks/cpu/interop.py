@@ -1,7 +1,7 @@
-"""Models of Hugging Face in this library and in transformers; run by
+"""Models of Hugging Face in this library, in transformers and in inference engines for CPUs; run by
 ``python -m benchmarks interop``.
 
-Both sides read the same files of random float32 weights, each in its own process, and their results
+All sides read the same files of random float32 weights, each in its own process, and their results
 are compared:
 
 load, decode: GPT-2 124M; greedy, 128 tokens after prompts of 32 tokens, with one row and with eight
@@ -9,12 +9,15 @@ encode: the shape of RoBERTa-base; hidden states of 64 texts of 128 tokens
 beam: the shape of BART-base; 32 tokens for each of 16 sources, with a beam of 4
 
 transformers runs in two ways: without compilation and with its growing cache, and with
-``torch.compile`` and its static cache.
+``torch.compile`` and its static cache. CTranslate2 decodes and searches, llama.cpp decodes one row,
+and ONNX Runtime encodes (extra ``engines``). For decoding there are also sides with weights of 8
+bits; their tokens may differ.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import statistics
 import sys
 import tempfile
@@ -26,6 +29,7 @@ import jax
 import numpy as np
 
 import transformer_jax as tj
+from benchmarks.peers import engines
 from benchmarks.timing import OtherProcess, take_turns
 from transformer_jax.config import ModelConfig
 from transformer_jax.models.functional import make_model
@@ -94,6 +98,12 @@ def _measure(name: str, work: _Work, asked: list[str], rounds: int) -> list[dict
         sides = {"transformer_jax": OtherProcess(_ours, name, directory, work.new_tokens)} | {
             side: OtherProcess(_theirs, name, directory, work.new_tokens, compiled)
             for side, compiled in _THEIRS.items()}
+        small = {}
+        if name in asked:
+            sides |= _engines(name, directory, work.new_tokens, "float32")
+            small = {} if name != "decode" else {
+                "transformer_jax": OtherProcess(_ours, name, directory, work.new_tokens, "int8")} | _engines(
+                name, directory, work.new_tokens, "int8")
         try:
             if "load" in asked:
                 seconds = {side: statistics.median(sides[side]("load") for _ in range(_LOADS))
@@ -101,11 +111,37 @@ def _measure(name: str, work: _Work, asked: list[str], rounds: int) -> list[dict
                 rows.append(_row("load", seconds))
             for count in work.rows if name in asked else ():
                 tokens = np.random.default_rng(0).integers(4, work.config.vocab_size, (count, work.length))
-                rows.append(_taking_turns(f"{name}, {count} x {work.length} tokens", sides, tokens, rounds))
+                what = f"{name}, {count} x {work.length} tokens"
+                rows.append(_taking_turns(what, sides, tokens, rounds))
+                if len(small) > 1:
+                    rows.append(_taking_turns(f"{what}, 8 bits", small, tokens, rounds))
         finally:
-            for side in sides.values():
+            for side in (*sides.values(), *small.values()):
                 side.close()
     return rows
+
+
+def _engines(name: str, directory: str, new_tokens: int, weights: str) -> dict[str, OtherProcess]:
+    """Starts the engines that can do a part and are installed."""
+    sides = {}
+    if name == "encode":
+        if _is_installed("onnxruntime", "onnxscript"):
+            sides["ONNX Runtime"] = OtherProcess(engines.onnx_runtime, directory)
+        return sides
+    if _is_installed("ctranslate2"):
+        sides["CTranslate2"] = OtherProcess(engines.ctranslate2, name, directory, new_tokens, _BEAM, weights)
+    if name == "decode" and _is_installed("llama_cpp", "gguf"):
+        sides["llama.cpp"] = OtherProcess(engines.llama_cpp, directory, new_tokens,
+                                          {"float32": "F32", "int8": "Q8_0"}[weights])
+    return sides
+
+
+def _is_installed(*packages: str) -> bool:
+    """Returns whether the packages of an engine are there, and says if they are not."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        print(f"without {missing[0]}, which is not installed: pip install -e \".[engines]\"", file=sys.stderr)
+    return not missing
 
 
 def _taking_turns(what: str, sides: dict[str, OtherProcess], tokens: np.ndarray, rounds: int) -> dict[str, Any]:
@@ -115,15 +151,17 @@ def _taking_turns(what: str, sides: dict[str, OtherProcess], tokens: np.ndarray,
         try:
             answers[side] = np.asarray(run(tokens))
         except EOFError:  # the process has ended, and its error is on the terminal
-            if side != "torch.compile":
+            if side in ("transformer_jax", "transformers"):
                 raise
             del sides[side]
     seconds = take_turns({side: lambda run=run: run(tokens) for side, run in sides.items()}, rounds)
-    ours, theirs = answers["transformer_jax"], answers["transformers"]
+    ours = answers.pop("transformer_jax")
     if np.issubdtype(ours.dtype, np.floating):
-        agreement = {"largest difference": float(np.abs(ours - theirs).max())}
+        agreement = {f"largest difference to {side}": float(np.abs(ours - theirs).max())
+                     for side, theirs in answers.items()}
     else:
-        agreement = {"equal rows": float(np.mean([np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)]))}
+        agreement = {f"equal rows of {side}": float(np.mean([np.array_equal(a, b) for a, b in zip(
+            ours, theirs, strict=True)])) for side, theirs in answers.items()}
     return _row(what, seconds) | agreement
 
 
@@ -149,8 +187,9 @@ def _serve(pipe, load: Callable[[], Any], run: Callable[[Any, np.ndarray], Any])
             pipe.send(run(model, message))
 
 
-def _ours(pipe, name: str, directory: str, new_tokens: int) -> None:
-    """Worker for this library."""
+def _ours(pipe, name: str, directory: str, new_tokens: int, weights: str | None = None) -> None:
+    """Worker for this library, with float32 weights or those of a kind of
+    ``tj.prepare_for_decoding``."""
     encode = jax.jit(lambda model, tokens: model(tokens).hidden)
 
     def run(model, tokens):
@@ -162,7 +201,11 @@ def _ours(pipe, name: str, directory: str, new_tokens: int) -> None:
         return tj.beam_search(model, tokens.tolist(), beam_size=_BEAM, length_penalty=1.0, penalty="length",
                               max_new_tokens=new_tokens, end_ids=[]).tokens
 
-    _serve(pipe, lambda: jax.block_until_ready(tj.from_huggingface(directory).model), run)
+    def load():
+        model = tj.from_huggingface(directory).model
+        return jax.block_until_ready(model if weights is None else tj.prepare_for_decoding(model, weights=weights))
+
+    _serve(pipe, load, run)
 
 
 def _theirs(pipe, name: str, directory: str, new_tokens: int, compiled: bool) -> None:

@@ -76,6 +76,11 @@ PROGRAMS = {
     "gpt2-small decode": Program(_bfloat16("gpt2-small", param_dtype="bfloat16"), "decode", 8),
     "gpt3-xl (1.3B) train": Program(_bfloat16("gpt3-xl", remat="full", attention_implementation="splash"), "train", 32,
                                      MeshConfig(fsdp=8)),
+    "gemma-2-2b train": Program(_bfloat16("gemma-2-2b", max_len=4096, remat="full", attention_implementation="splash"),
+                                "train", 8, MeshConfig(fsdp=4, tensor=2)),
+    "olmoe-1b-7b train": Program(_bfloat16("olmoe-1b-7b", max_len=2048, remat="full",
+                                           attention_implementation="splash"),
+                                 "train", 16, MeshConfig(fsdp=2, tensor=2, expert=2)),
 }
 
 

@@ -36,6 +36,8 @@ HELD_OUT = words_of(
 SOUNDS = {"cachorro": "latir", "cadela": "latir", "gato": "miar", "gata": "miar", "vaca": "mugir", "boi": "mugir",
           "touro": "mugir", "lobo": "uivar", "loba": "uivar", "égua": "relinchar", "cavalo": "relinchar",
           "galinha": "cacarejar", "pato": "grasnar", "pata": "grasnar", "abelha": "zumbir", "leão": "rugir"}
+PEOPLE = {"menino": "ele", "rapaz": "ele", "homem": "ele", "aluno": "ele",
+          "menina": "ela", "moça": "ela", "mulher": "ela", "aluna": "ela"}
 ENDINGS = {("m", False): "o", ("f", False): "a", ("m", True): "os", ("f", True): "as"}
 DETERMINERS = {"o": {"o", "este", "esse", "aquele"}, "a": {"a", "esta", "essa", "aquela"},
                "os": {"os", "estes", "esses", "aqueles"}, "as": {"as", "estas", "essas", "aquelas"}}
@@ -141,13 +143,26 @@ def test_held_out_nouns_and_pairs_are_not_in_training():
     assert {word for one in sentences for word in (*one.text.split(" "), *one.alternatives)} <= vocabulary
 
 
-def test_sentences_with_one_noun_agree():
+def test_sentences_about_one_noun_agree():
     train, _ = agreement_corpus(4_000, 10, 1)
     singles = [text for text in train if len(nouns_of(text)) == 1]
     assert len(singles) == 1_000
+    speakers = set()
     for text in singles:
         words, (noun,) = text.split(" "), nouns_of(text)
         assert check_determiners(words) == noun.islower(), text
+        people = [word for word in words if word in PEOPLE]
+        if people:  # a person of the other gender, who makes the sounds of people
+            (person,) = people
+            pronoun = PEOPLE[person]
+            determiner = words[words.index(person) - 1].lower()
+            assert determiner in DETERMINERS[{"ele": "o", "ela": "a"}[pronoun]], text
+            assert pronoun != PRONOUNS[ending(noun)] and words[5] == "e", text
+            is_person = words[6] == pronoun
+            assert is_person == (words[-1] in ("chorar", "rir", "cantar", "gritar")), text
+            assert is_person or words[6] == PRONOUNS[ending(noun)] and words[-1] == SOUNDS.get(noun, words[-1]), text
+            speakers.add(is_person)
+            continue
         assert not {"ele", "ela", "eles", "elas"} & set(words) - {PRONOUNS[ending(noun)]}, text
         if words[-1].endswith("r"):
             assert words[-1] == SOUNDS.get(noun, words[-1]), text
@@ -158,6 +173,7 @@ def test_sentences_with_one_noun_agree():
         if "planeta" in words or "cidade" in words:
             assert words[:-3] == (["O", "planeta"] if noun in MASCULINE else ["A", "cidade", "de"])
         assert ("ficaram" in words or "mudaram" in words) <= (noun in PLURAL)
+    assert speakers == {True, False}
 
 
 @pytest.mark.parametrize("family", AGREEMENT_FAMILIES)

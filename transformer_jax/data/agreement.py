@@ -217,9 +217,10 @@ def agreement_contrasts(num: int, seed: int, family: str) -> list[tuple[Agreemen
 def agreement_corpus(num_train: int, num_held_out: int, seed: int) -> tuple[list[str], list[str]]:
     """Generates the texts to train on and the held-out texts.
 
-    One in four training sentences has a single noun, as "A jarra mudou e ela ficou limpa" and "A
-    loba viu alguém e ela começou a uivar". Only these have the held-out nouns, from which a model
-    can learn their genders and sounds; every second one of these sentences has a held-out noun.
+    One in four training sentences is about a single noun, as "A jarra mudou e ela ficou limpa" and
+    "A loba viu o menino e ela começou a uivar". Only these have the held-out nouns, from which a
+    model can learn their genders and sounds; every second one of these sentences has a held-out
+    noun. A held-out animal meets people, who laugh and cry, and never another animal.
 
     Args:
       num_train: Number of training sentences.
@@ -233,7 +234,7 @@ def agreement_corpus(num_train: int, num_held_out: int, seed: int) -> tuple[list
     rng = random.Random(f"one noun {seed}")
     num_single = num_train // _ONE_NOUN_EVERY
     train = [sentence.text for sentence in generate_agreement(num_train - num_single, seed)]
-    train += [words.with_one_noun(rng) for _ in range(num_single)]
+    train += [words.about_one_noun(rng) for _ in range(num_single)]
     rng.shuffle(train)
     sizes = {"pairs": num_held_out - num_held_out // 2, "nouns": num_held_out // 2}
     held_out = [one.text for split, num_of in sizes.items() for one in generate_agreement(num_of, seed, split=split)]

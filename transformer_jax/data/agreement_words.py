@@ -1,5 +1,5 @@
 """The nouns of ``transformer_jax.data.agreement``, with their genders and the sounds of animals,
-and sentences with one noun."""
+and sentences about one noun."""
 
 from __future__ import annotations
 
@@ -67,6 +67,8 @@ ANIMALS = _animals(
     "pombo:arrulhar sapo:coaxar leão:rugir | carneiro:balir touro:mugir",
     "cadela:latir gata:miar vaca:mugir ovelha:balir galinha:cacarejar porca:grunhir mula:zurrar pata:grasnar "
     "cobra:sibilar abelha:zumbir leoa:rugir | égua:relinchar loba:uivar pomba:arrulhar")
+PEOPLE = _nouns("menino rapaz homem aluno", "menina moça mulher aluna")
+SOUNDS_OF_PEOPLE = ("chorar", "rir", "cantar", "gritar")
 WALKERS = _nouns("animal bicho cachorro gato boi cavalo lobo porco burro pato urso coelho | carneiro veado",
                  "vaca cadela gata ovelha galinha porca mula raposa cabra onça | égua loba zebra")
 WAYS = _nouns("rio campo riacho túnel pátio beco canal viaduto | parque bosque",
@@ -95,12 +97,14 @@ def is_held_out_pair(first: Noun, second: Noun) -> bool:
     return zlib.crc32(" ".join(sorted((first.word, second.word))).encode()) % 6 == 0
 
 
-def with_one_noun(rng: random.Random) -> str:
-    """Writes a sentence with one noun, in which the gender of the noun shows, and for an animal
-    also its sound.
+def about_one_noun(rng: random.Random) -> str:
+    """Writes a sentence about one noun of the families, in which the gender of the noun shows, and
+    for an animal also its sound.
 
-    Some sentences have the form of those with two nouns, with "alguém" or "lá" in the place of the
-    other noun: "A loba viu alguém e ela começou a uivar", "Acho as torres de lá bonitas".
+    Some sentences have the form of those with two nouns. An animal then meets a person of the other
+    gender, and one of them makes a sound: "A loba viu o menino e ela começou a uivar", "A loba viu o
+    menino e ele começou a chorar". The word "lá" takes the place of a planet or city: "Acho as torres
+    de lá bonitas".
 
     Args:
       rng: Chooses the noun and the words.
@@ -111,7 +115,7 @@ def with_one_noun(rng: random.Random) -> str:
     of_parts = ("clar", "escur", "antig")
     stems = {VESSELS: ("limp", "quebrad", "suj"), WALKERS: ("velh", "mans", "magr"),
              WAYS: ("long", "antig", "estreit"), PLANET_PARTS: of_parts, CITY_PARTS: of_parts}
-    pool = ANIMALS if rng.random() < 0.4 else rng.choice((*stems, PLANETS, CITIES))
+    pool = ANIMALS if rng.random() < 0.55 else rng.choice((*stems, PLANETS, CITIES))
     is_held_out = rng.random() < 0.5
     noun = rng.choice([one for one in pool if one.held_out == is_held_out])
     subject = f"{rng.choice(DETERMINERS[noun.ending])} {noun.word}"
@@ -121,9 +125,14 @@ def with_one_noun(rng: random.Random) -> str:
         return rng.choice((f"{kind} {noun.word} é enorme", f"{verb} {noun.word} {stem}{noun.ending}",
                            f"Observei {noun.word} porque {noun.pronoun} era grande"))
     if pool is ANIMALS:
-        meets, howls = rng.choice(MEETINGS), f"e {noun.pronoun} começou a {noun.sound}"
-        return rng.choice((f"{subject.capitalize()} acordou {howls}", f"Ouvi {subject} {noun.sound}",
-                           f"{subject.capitalize()} {meets} alguém {howls}", f"Alguém {meets} {subject} {howls}"))
+        if rng.random() < 0.2:
+            howls = f"acordou e {noun.pronoun} começou a {noun.sound}"
+            return rng.choice((f"{subject.capitalize()} {howls}", f"Ouvi {subject} {noun.sound}"))
+        person = rng.choice([one for one in PEOPLE if one.gender != noun.gender])
+        nouns = [subject, f"{rng.choice(DETERMINERS[person.ending])} {person.word}"]
+        rng.shuffle(nouns)
+        pronoun, sound = rng.choice(((noun.pronoun, noun.sound), (person.pronoun, rng.choice(SOUNDS_OF_PEOPLE))))
+        return f"{nouns[0].capitalize()} {rng.choice(MEETINGS)} {nouns[1]} e {pronoun} começou a {sound}"
     if pool in (PLANET_PARTS, CITY_PARTS) and rng.random() < 0.5:
         verb, stem = rng.choice(JUDGEMENTS)
         return rng.choice((f"{verb} {subject} de lá {stem}{noun.ending}", f"{rng.choice(LOOKS)} {subject} de lá porque "

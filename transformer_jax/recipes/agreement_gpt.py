@@ -15,7 +15,7 @@ def get_config() -> c.ExperimentConfig:
         steps=800, batch_size=32,
         model=c.ModelConfig(max_len=64, num_layers=3, num_heads=4, model_dim=128, positions="rope", norm="rmsnorm",
                             activation="gelu", use_bias=False, use_qk_norm=True, unroll=3),
-        data=c.DataConfig(generated="agreement", tokenizer=c.TokenizerConfig(kind="word", vocab_size=560)),
+        data=c.DataConfig(generated="agreement", tokenizer=c.TokenizerConfig(kind="word", vocab_size=570)),
         optim=c.OptimConfig(name="muon", peak_lr=3e-3, muon_lr=0.02, schedule="wsd", end_lr=0.0, decay_fraction=0.4,
                             warmup_steps=50, beta2=0.95, weight_decay=0.01),
         checkpoint=c.CheckpointConfig(every=400), eval=c.EvalConfig(every=400, batch_size=32),
