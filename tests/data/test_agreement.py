@@ -160,7 +160,7 @@ def test_sentences_about_one_noun_agree():
             assert pronoun != PRONOUNS[ending(noun)] and words[5] == "e", text
             is_person = words[6] == pronoun
             assert is_person == (words[-1] in ("chorar", "rir", "cantar", "gritar")), text
-            assert is_person or words[6] == PRONOUNS[ending(noun)] and words[-1] == SOUNDS.get(noun, words[-1]), text
+            assert is_person or (words[6] == PRONOUNS[ending(noun)] and words[-1] == SOUNDS.get(noun, words[-1])), text
             speakers.add(is_person)
             continue
         assert not {"ele", "ela", "eles", "elas"} & set(words) - {PRONOUNS[ending(noun)]}, text
