@@ -85,6 +85,17 @@ def test_1_3_billion_parameters_train_on_v5e():
     check_training("gpt3-xl (1.3B) train", "v5e:2x4")
 
 
+def test_gemma_2_2b_trains_on_v5e():
+    """Its kernel caps the scores, and half of its layers have a window."""
+    check_training("gemma-2-2b train", "v5e:2x4")
+
+
+def test_olmoe_trains_on_16_chips_of_v5e_over_three_axes():
+    compiled = compile_for(PROGRAMS["olmoe-1b-7b train"], "v5e:4x4")
+    assert compiled.peak < memory_of("v5e:4x4")
+    assert re.search(r"splash_mha_fwd[\w.]* = .*custom-call", compiled.text)
+
+
 def test_the_table_has_a_row_for_every_program_and_topology():
     rows = tpu(["gpt2-small train"], ("v5e:2x4",))
     assert [row["config"] for row in rows] == ["gpt2-small train"]

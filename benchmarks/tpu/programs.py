@@ -47,6 +47,7 @@ class Program:
       batch_size: The number of rows on all devices together.
       mesh: The mesh of all devices of the topology. Prefill and decode use one device.
       prompt: The number of tokens that prefill reads.
+      topologies: The topologies to compile for, unless others are asked for.
     """
 
     config: ModelConfig
@@ -54,6 +55,7 @@ class Program:
     batch_size: int
     mesh: MeshConfig = MeshConfig()
     prompt: int = 512
+    topologies: tuple[str, ...] = TOPOLOGIES
 
     @property
     def flops(self) -> float:
@@ -77,10 +79,10 @@ PROGRAMS = {
     "gpt3-xl (1.3B) train": Program(_bfloat16("gpt3-xl", remat="full", attention_implementation="splash"), "train", 32,
                                      MeshConfig(fsdp=8)),
     "gemma-2-2b train": Program(_bfloat16("gemma-2-2b", max_len=4096, remat="full", attention_implementation="splash"),
-                                "train", 8, MeshConfig(fsdp=4, tensor=2)),
+                                "train", 8, MeshConfig(fsdp=4, tensor=2), topologies=("v5e:2x4",)),
     "olmoe-1b-7b train": Program(_bfloat16("olmoe-1b-7b", max_len=2048, remat="full",
                                            attention_implementation="splash"),
-                                 "train", 16, MeshConfig(fsdp=2, tensor=2, expert=2)),
+                                 "train", 16, MeshConfig(fsdp=4, tensor=2, expert=2), topologies=("v5e:4x4",)),
 }
 
 
@@ -162,13 +164,13 @@ def compile_for(program: Program, topology: str) -> Compiled:
                     memory.argument_size_in_bytes + memory.output_size_in_bytes, cost["flops"], cost["bytes accessed"])
 
 
-def tpu(names: list[str] | None = None, topologies: tuple[str, ...] = TOPOLOGIES, *,
+def tpu(names: list[str] | None = None, topologies: tuple[str, ...] | None = None, *,
         compile_program: Callable[[Program, str], Compiled] = compile_for) -> list[dict]:
     """Compiles the programs for the topologies.
 
     Args:
       names: The names of the programs; by default all.
-      topologies: The topologies.
+      topologies: The topologies; by default those of each program.
       compile_program: The function that compiles a program for a topology.
 
     Returns:
@@ -176,7 +178,7 @@ def tpu(names: list[str] | None = None, topologies: tuple[str, ...] = TOPOLOGIES
       two times: that of its model FLOPs, and that of its memory traffic.
     """
     try:
-        devices_of(topologies[0])
+        devices_of(TOPOLOGIES[0])
     except ImportError:
         sys.exit('error: compiling for TPUs needs libtpu: pip install -e ".[tpu-aot]"')
     unknown = sorted({*(names or ())} - {*PROGRAMS})
@@ -185,7 +187,7 @@ def tpu(names: list[str] | None = None, topologies: tuple[str, ...] = TOPOLOGIES
     rows = []
     for name in PROGRAMS if names is None else names:
         program = PROGRAMS[name]
-        for topology in topologies:
+        for topology in program.topologies if topologies is None else topologies:
             compiled, chip = compile_program(program, topology), get_chip(topology.partition(":")[0])
             count = len(devices_of(topology)) if program.kind == "train" else 1
             bounds = {"products": program.flops / count / chip.peak_flops,
