@@ -98,7 +98,18 @@ def llama_cpp(pipe: Any, directory: str, new_tokens: int, weights: str) -> None:
       weights: ``F32``, ``F16`` or ``Q8_0``, the type of the matrices.
     """
     import llama_cpp
+    from llama_cpp import llama_cpp as functions
 
+    default_params = functions.llama_model_default_params
+
+    def plain_params() -> Any:
+        params = default_params()
+        params.use_extra_bufts = False
+        return params
+
+    # With weights rearranged for AMX, version 0.3.36 ends with a segmentation fault on a virtual
+    # machine of a Xeon (Sapphire Rapids).
+    functions.llama_model_default_params = plain_params
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "model.gguf")
         write_gguf(directory, path, weights)

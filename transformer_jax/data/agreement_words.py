@@ -115,7 +115,7 @@ def about_one_noun(rng: random.Random) -> str:
     of_parts = ("clar", "escur", "antig")
     stems = {VESSELS: ("limp", "quebrad", "suj"), WALKERS: ("velh", "mans", "magr"),
              WAYS: ("long", "antig", "estreit"), PLANET_PARTS: of_parts, CITY_PARTS: of_parts}
-    pool = ANIMALS if rng.random() < 0.55 else rng.choice((*stems, PLANETS, CITIES))
+    pool = ANIMALS if rng.random() < 0.4 else rng.choice((*stems, PLANETS, CITIES))
     is_held_out = rng.random() < 0.5
     noun = rng.choice([one for one in pool if one.held_out == is_held_out])
     subject = f"{rng.choice(DETERMINERS[noun.ending])} {noun.word}"
@@ -125,7 +125,7 @@ def about_one_noun(rng: random.Random) -> str:
         return rng.choice((f"{kind} {noun.word} é enorme", f"{verb} {noun.word} {stem}{noun.ending}",
                            f"Observei {noun.word} porque {noun.pronoun} era grande"))
     if pool is ANIMALS:
-        if rng.random() < 0.2:
+        if rng.random() < 0.5:
             howls = f"acordou e {noun.pronoun} começou a {noun.sound}"
             return rng.choice((f"{subject.capitalize()} {howls}", f"Ouvi {subject} {noun.sound}"))
         person = rng.choice([one for one in PEOPLE if one.gender != noun.gender])
