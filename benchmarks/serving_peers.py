@@ -6,8 +6,9 @@ python -m benchmarks.serving_peers [--shape=shakespeare|gpt2-small] [--requests=
 
 All answer greedily in float32, over HTTP, through ``/v1/chat/completions``. In each round the servers run
 one after the other, and each answers the requests one at a time and then together. A peer that is not
-installed beside ``--peers_python`` is left out, with the reason. llama-cpp-python reads no other files than
-GGUF, so it takes part only with ``--gguf``; all servers then have the weights of this file.
+installed beside ``--peers_python`` is left out, with the reason. All servers have the same random weights,
+or with ``--gguf`` those of a file, which ``transformers serve`` cannot read. llama-cpp-python computes with a
+cache of float16, and its server answers one request after the other. (The package gguf writes its file.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import importlib.util
 import itertools
 import json
 import pathlib
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -32,10 +35,11 @@ import jax
 from absl import app, flags
 
 import transformer_jax as tj
-from benchmarks.serving import SHAPES
+from benchmarks.peers.engines import write_gguf
 from transformer_jax.interop.huggingface import to_huggingface
 
-_SHAPE = flags.DEFINE_enum("shape", "shakespeare", list(SHAPES), "The shape of the model, without --gguf.")
+_SHAPE = flags.DEFINE_enum("shape", "shakespeare", ["shakespeare", "gpt2-small"],
+                           "The shape of the model, without --gguf.")
 _GGUF = flags.DEFINE_string("gguf", None, "A file of llama.cpp whose model all servers have.")
 _REQUESTS = flags.DEFINE_integer("requests", 32, "The number of requests.", lower_bound=1)
 _PROMPT_CHARACTERS = flags.DEFINE_integer("prompt_characters", 32, "The length of a prompt.", lower_bound=1)
@@ -45,6 +49,7 @@ _PEERS_PYTHON = flags.DEFINE_string("peers_python", sys.executable, "The interpr
 
 _SECONDS_TO_START = 300
 _NUMBERS = itertools.count(1000)  # no prompt is sent twice, because servers keep the beginnings of prompts
+_END, _MERGE = "<|endoftext|>", ("\u0100", "\u0100")  # U+0100 stands for the byte 0
 _TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
@@ -77,6 +82,37 @@ class Server:
         return None
 
 
+def token_names() -> list[str]:
+    """Returns the tokens: the end of a text, every byte, and the only pair that is merged. A file of llama.cpp
+    must have one; this one, of two zero bytes, occurs in no text."""
+    import tokenizers
+
+    return [_END, *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), "".join(_MERGE)]
+
+
+def add_tokenizer(writer: Any, vocab_size: int) -> None:
+    """Adds the tokenizer and the chat template to a file of llama.cpp.
+
+    Args:
+      writer: The ``gguf.GGUFWriter``.
+      vocab_size: The size of the vocabulary of the model. Tokens beyond those of the tokenizer are unused.
+    """
+    import gguf
+
+    names = token_names()
+    unused = [f"[unused{number}]" for number in range(len(names), vocab_size)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*names, *unused])
+    writer.add_token_types([gguf.TokenType.CONTROL, *[gguf.TokenType.NORMAL] * (len(names) - 1),
+                            *[gguf.TokenType.UNUSED] * len(unused)])
+    writer.add_token_merges([" ".join(_MERGE)])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(_TEMPLATE)
+
+
 def write_model(directory: pathlib.Path, shape: str) -> None:
     """Writes a model with random weights, and a tokenizer whose tokens are bytes, in the format of Hugging
     Face."""
@@ -84,13 +120,12 @@ def write_model(directory: pathlib.Path, shape: str) -> None:
 
     from transformer_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
 
-    end = "<|endoftext|>"
-    names = [end, *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())]
-    made = tokenizers.Tokenizer(tokenizers.models.BPE({name: token for token, name in enumerate(names)}, []))
+    names = token_names()
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({name: token for token, name in enumerate(names)}, [_MERGE]))
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
-    made.add_special_tokens([end])
-    tokenizer = HuggingFaceTokenizer.make(made.to_str(), {"eos_token": end, "bos_token": end,
+    made.add_special_tokens([_END])
+    tokenizer = HuggingFaceTokenizer.make(made.to_str(), {"eos_token": _END, "bos_token": _END,
                                                           "chat_template": _TEMPLATE}, {})
     config = tj.presets.get("gpt2-small") if shape == "gpt2-small" else tj.presets.get("gpt2-small").replace(
         vocab_size=tokenizer.vocab_size, max_len=256, num_layers=4, num_heads=4, num_kv_heads=4, model_dim=128,
@@ -111,9 +146,9 @@ def servers(model: pathlib.Path, gguf: str | None, python: str) -> list[Server]:
             str(script), "serve", "--continuous-batching", "--device", "cpu", "--dtype", "float32",
             "--host", "127.0.0.1", "--port", "PORT"), str(model),
             "transformers, torch, fastapi, uvicorn, openai", script))
-    else:
-        found.append(Server("llama_cpp.server", (python, "-m", "llama_cpp.server", "--model", gguf, "--port", "PORT"),
-                            gguf, "llama_cpp.server"))
+    file = gguf or str(model / "model.gguf")
+    found.append(Server("llama_cpp.server", (python, "-m", "llama_cpp.server", "--model", file, "--port", "PORT"),
+                        file, "llama_cpp.server"))
     return found
 
 
@@ -149,8 +184,11 @@ def measure(address: str, server: Server, *, together: bool) -> dict[str, float]
                                 "max_tokens": _NEW_TOKENS.value} | ({"model": server.model} if server.model else {})
         request = urllib.request.Request(f"{address}/v1/chat/completions", json.dumps(body).encode(),
                                          {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=600) as response:
-            answer = json.load(response)
+        try:
+            with urllib.request.urlopen(request, timeout=600) as response:
+                answer = json.load(response)
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{server.name} answered {error.code}: {error.read().decode()[:2000]}") from error
         return answer["usage"]["completion_tokens"], time.perf_counter() - begin
 
     number = _REQUESTS.value if together else max(2, _REQUESTS.value // 8)
@@ -166,6 +204,9 @@ def main(_: list[str]) -> None:
         model = pathlib.Path(directory) / "model"
         if _GGUF.value is None:
             write_model(model, _SHAPE.value)
+            if importlib.util.find_spec("gguf") is not None:
+                vocab_size = tj.from_huggingface(model).config.vocab_size
+                write_gguf(str(model), model / "model.gguf", "F32", lambda writer: add_tokenizer(writer, vocab_size))
         results: dict[tuple[str, bool], list[dict[str, float]]] = {}
         compared = servers(model, _GGUF.value, python)
         skipped = {server.name: reason for server in compared if (reason := server.missing(python)) is not None}

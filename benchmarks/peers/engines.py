@@ -126,13 +126,15 @@ def llama_cpp(pipe: Any, directory: str, new_tokens: int, weights: str) -> None:
     _serve(pipe, lambda tokens: [list(greedy(row)) for row in tokens])
 
 
-def write_gguf(directory: str, path: pathlib.Path, weights: str) -> None:
-    """Writes a GPT-2 without a tokenizer as a file of llama.cpp.
+def write_gguf(directory: str, path: pathlib.Path, weights: str,
+               add_tokenizer: Callable[[Any], None] | None = None) -> None:
+    """Writes a GPT-2 as a file of llama.cpp.
 
     Args:
       directory: The directory of the model, as ``to_huggingface`` writes it.
       path: The file to write.
       weights: ``F32``, ``F16`` or ``Q8_0``, the type of the matrices.
+      add_tokenizer: Adds a tokenizer to the ``gguf.GGUFWriter``; ``None`` for a model without one.
     """
     import gguf
     import transformers
@@ -146,8 +148,11 @@ def write_gguf(directory: str, path: pathlib.Path, weights: str) -> None:
     writer.add_feed_forward_length(4 * config.n_embd)
     writer.add_head_count(config.n_head)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    writer.add_tokenizer_model("no_vocab")
     writer.add_vocab_size(config.vocab_size)
+    if add_tokenizer is None:
+        writer.add_tokenizer_model("no_vocab")
+    else:
+        add_tokenizer(writer)
     for name, tensor in model.transformer.state_dict().items():
         parts = name.split(".")
         if parts[0] == "h":
