@@ -98,17 +98,17 @@ def _measure(name: str, work: _Work, asked: list[str], rounds: int) -> list[dict
         sides = {"transformer_jax": OtherProcess(_ours, name, directory, work.new_tokens)} | {
             side: OtherProcess(_theirs, name, directory, work.new_tokens, compiled)
             for side, compiled in _THEIRS.items()}
-        small = {}
-        if name in asked:
-            sides |= _engines(name, directory, work.new_tokens, "float32")
-            small = {} if name != "decode" else {
-                "transformer_jax": OtherProcess(_ours, name, directory, work.new_tokens, "int8")} | _engines(
-                name, directory, work.new_tokens, "int8")
+        small: dict[str, OtherProcess] = {}
         try:
-            if "load" in asked:
+            if "load" in asked:  # before the engines start, which converts the weights
                 seconds = {side: statistics.median(sides[side]("load") for _ in range(_LOADS))
                            for side in ("transformer_jax", "transformers")}
                 rows.append(_row("load", seconds))
+            if name in asked:
+                sides |= _engines(name, directory, work.new_tokens, "float32")
+            if (name, name in asked) == ("decode", True):
+                small = {"transformer_jax": OtherProcess(_ours, name, directory, work.new_tokens, "int8"),
+                         **_engines(name, directory, work.new_tokens, "int8")}
             for count in work.rows if name in asked else ():
                 tokens = np.random.default_rng(0).integers(4, work.config.vocab_size, (count, work.length))
                 what = f"{name}, {count} x {work.length} tokens"
