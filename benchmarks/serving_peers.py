@@ -47,7 +47,7 @@ _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "The length of a reply.", l
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "The number of rounds; the median is reported.", lower_bound=1)
 _PEERS_PYTHON = flags.DEFINE_string("peers_python", sys.executable, "The interpreter that has the peers.")
 
-_SECONDS_TO_START = 300
+_SECONDS_TO_START, _WARM_UPS = 300, 4
 _NUMBERS = itertools.count(1000)  # no prompt is sent twice, because servers keep the beginnings of prompts
 _END, _MERGE = "<|endoftext|>", ("\u0100", "\u0100")  # U+0100 stands for the byte 0
 _TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -217,7 +217,8 @@ def main(_: list[str]) -> None:
                 if server.name not in skipped:
                     with running(server) as address:
                         for together in (False, True):
-                            measure(address, server, together=together)  # compiles and fills caches
+                            for _warm_up in range(_WARM_UPS):  # compile for all sizes of the batch
+                                measure(address, server, together=together)
                             results.setdefault((server.name, together), []).append(
                                 measure(address, server, together=together))
     for (name, together), found in results.items():

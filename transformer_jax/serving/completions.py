@@ -10,9 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
-from transformer_jax.decoding.keys import row_keys
+from transformer_jax.decoding.keys import seeded_key_data
 from transformer_jax.decoding.logits import Sampling
 from transformer_jax.decoding.mask_guesses import Constraint
 from transformer_jax.decoding.setting_ranges import checked_setting
@@ -191,8 +189,7 @@ def _requests(served: ServedModel, fields: Fields, prompts: list[list[int]], n: 
     and the key of the seed."""
     sampling = _sampling(served, fields)
     seed = fields.whole("seed", secrets.randbits(32), -_LARGEST_SEED, _LARGEST_SEED - 1)
-    seed = seed if -2**31 <= seed < 2**32 else seed % 2**32  # JAX's keys take 32 bits
-    keys_B = row_keys(jax.random.key(seed), len(prompts) * n)
+    keys_B = seeded_key_data(seed, len(prompts) * n) if sampling.temperature else [None] * (len(prompts) * n)
     stop = fields.texts("stop", _MOST_STOPS)
     if "" in stop:
         raise ApiError("stop has an empty string, which would end every text before its first token", param="stop")

@@ -81,6 +81,7 @@ class Engine:
                             self._settings(Sampling(), []))
         self._prefixes = Prefixes(whole_number("num_prefixes", num_prefixes, least=0))
         self._changed = threading.Condition()
+        self._greedy_key = np.asarray(jax.random.key_data(jax.random.key(0)))  # greedy decoding does not use it
         self._is_closed = False
         self.counts: collections.Counter[str] = collections.Counter()
         self._prompt_capacity = -(-self.max_context // CHUNKS[-1]) * CHUNKS[-1] + CHUNKS[-1]
@@ -121,8 +122,9 @@ class Engine:
         grammar = None if request.constraint is None else GuessedRow(request.constraint, self._vocab_size,
                                                                      guesses_for(self._vocab_size))
         reply = Reply(request, new, grammar, listener)
-        key = jax.random.key(0) if request.key is None else request.key
-        waiting = Waiting(Joining(reply, self._settings(request.sampling, ends), np.asarray(jax.random.key_data(key))))
+        key = self._greedy_key if request.key is None else request.key
+        key_data = key if isinstance(key, np.ndarray) else np.asarray(jax.random.key_data(key))
+        waiting = Waiting(Joining(reply, self._settings(request.sampling, ends), key_data))
         with self._changed:
             if self._is_closed:
                 raise ClosedError("the engine is closing and takes no more requests")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from transformer_jax.decoding.logits import Sampling
 from transformer_jax.decoding.mask_guesses import Constraint, GuessedRow
@@ -24,8 +25,8 @@ class TextRequest:
       prompt: token ids, at least one.
       max_new_tokens: the largest number of tokens to add; with 0, the prompt is only scored.
       sampling: how tokens are drawn.
-      key: a PRNG key; the tokens are those that ``tj.generate`` draws with this key for the row.
-        It is needed unless decoding is greedy.
+      key: a PRNG key, or the array of its data (``jax.random.key_data``); the tokens are those that
+        ``tj.generate`` draws with this key for the row. It is needed unless decoding is greedy.
       stop: strings at which the text ends.
       end_ids: the token ids that end the text; ``None`` for those of the tokenizer.
       wants_alternatives: whether to return the most probable tokens in the place of each new one.
@@ -37,7 +38,7 @@ class TextRequest:
     prompt: Sequence[int]
     max_new_tokens: int = 100
     sampling: Sampling = Sampling()
-    key: jax.Array | None = None
+    key: jax.Array | np.ndarray | None = None
     stop: Sequence[str] = ()
     end_ids: Sequence[int] | None = None
     wants_alternatives: bool = False
