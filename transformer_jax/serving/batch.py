@@ -84,7 +84,8 @@ class Batch:
         """
         self._model, self._config = model, config
         self._any_settings = settings_of_row(settings)
-        self.row_counts = sorted({min(num, max_rows) for num in (1, 8, max_rows)})
+        doublings = (8 << num for num in range(max_rows.bit_length()))
+        self.row_counts = sorted({min(num, max_rows) for num in (1, *doublings)})
         self.capacities = capacities_for(max_context)
         self.rows: list[Row | None] = []
         self.shapes: set[tuple[int, int]] = set()
