@@ -89,7 +89,7 @@ def train(rounds: int) -> list[dict]:
             seconds = take_turns({"transformer_jax": _training(config.replace(dtype=dtype), batches), **peers}, rounds)
             for peer in peers.values():
                 peer.close()
-            best = min((seconds[side] for side in peers), key=float)
+            best = min(seconds[side] for side in peers)
             rows.append({"shape": name, "dtype": dtype,
                          **{f"{side} tokens/s": tokens / each for side, each in seconds.items()},
                          **{f"{side} ms/step": 1e3 * each / len(batches) for side, each in seconds.items()},
