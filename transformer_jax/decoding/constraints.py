@@ -83,6 +83,19 @@ class GrammarVocabulary:
             data = data[size:]
         return ids
 
+    def matcher(self, definition: str) -> Any:
+        """Returns a new ``LLMatcher`` at the beginning of a grammar.
+
+        Args:
+          definition: the grammar in the form that llguidance reads.
+        """
+        return self._prepared(definition).deep_copy()
+
+    @functools.lru_cache(maxsize=32)  # noqa: B019 - vocabularies are few, and are kept anyway
+    def _prepared(self, definition: str) -> Any:
+        """Returns a matcher that is only copied, since a new one takes a thousand times longer."""
+        return load_llguidance().LLMatcher(self.llguidance, definition, log_level=0)
+
     def bytes_of(self, token: int) -> bytes:
         """Returns the text of a token; nothing for one that is not text."""
         return self._bytes[token] if token < len(self._bytes) else b""
@@ -187,7 +200,7 @@ class RowConstraint:
         """
         self.definition = grammar.definition
         self._vocabulary = vocabulary
-        self._matcher = load_llguidance().LLMatcher(vocabulary.llguidance, grammar.definition, log_level=0)
+        self._matcher = vocabulary.matcher(grammar.definition)
         self._removed_W = vocabulary.leading_space_W if starts_text else None
         self._num_words = vocabulary.num_words
         self.is_complete = False
@@ -200,7 +213,8 @@ class RowConstraint:
           ValueError: if the grammar cannot be followed further.
         """
         # Without a token for the forced characters, llguidance would leave them out.
-        if not self._vocabulary.can_spell(self._matcher.compute_ff_bytes()):
+        forced = self._matcher.compute_ff_bytes()
+        if forced and not self._vocabulary.can_spell(forced):
             raise ValueError(f"the text cannot follow the grammar: {_LACKS_TOKEN}")
         bits_W = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[:self._num_words]
         self._check()

@@ -21,7 +21,7 @@ from transformer_jax.decoding.mask_table import (
 )
 
 _MOST_ROWS = NUM_PLACES // 2  # that follow a grammar
-_FIRST_STEPS, _MOST_STEPS = 4, 32
+_FIRST_STEPS, _MOST_STEPS = 8, 256
 
 
 class Constraint(Protocol):

@@ -186,9 +186,9 @@ class Session:
             return num_drawn, True
         num_kept, are_right = 0, True
         while are_right and num_kept < num_drawn:
-            step = slice(num_kept, num_kept + 1)
-            for index in range(len(self.rows)):
-                self._append(index, tokens[index][step], logprobs[index][step])
+            for index, row in enumerate(self.rows):
+                if row.reason is None:
+                    self._append_token(index, tokens[index][num_kept], logprobs[index][num_kept])
             num_kept += 1
             if self.num_new + num_kept < self.max_new_tokens:
                 are_right = self._constraints.are_right(self._ended)
@@ -197,17 +197,22 @@ class Session:
 
     def _append(self, index: int, tokens: list[int], logprobs: list[float]) -> None:
         """Adds new tokens to a row until it ends; raises ValueError if one could not be drawn."""
-        row = self.rows[index]
         for token, logprob in zip(tokens, logprobs, strict=True):
-            if row.reason is not None:
+            if self.rows[index].reason is not None:
                 break
-            if not logprob < math.inf:
-                raise draw_failure(self.model, logprob, f"new token {len(row.tokens) + 1} of row {index}")
-            self.contexts[index].append(token)
-            is_complete = self._constraints is not None and self._constraints.push(index, token)
-            row.append(token, logprob)
-            if is_complete and row.reason is None:
-                row.end("grammar")
+            self._append_token(index, token, logprob)
+
+    def _append_token(self, index: int, token: int, logprob: float) -> None:
+        """Adds a new token to a row that has not ended; raises ValueError if it could not be
+        drawn."""
+        row = self.rows[index]
+        if not logprob < math.inf:
+            raise draw_failure(self.model, logprob, f"new token {len(row.tokens) + 1} of row {index}")
+        self.contexts[index].append(token)
+        is_complete = self._constraints is not None and self._constraints.push(index, token)
+        row.append(token, logprob)
+        if is_complete and row.reason is None:
+            row.end("grammar")
 
 
 def stop_strings(stop: str | Sequence[str], tokenizer: TextTokenizer | None) -> list[str]:
