@@ -195,14 +195,14 @@ def test_twenty_lengths_compile_one_program_a_bucket():
     model, key = make_model(SMALL), jax.random.key(0)
     calls = [(1 + 3 * i, 1 + (7 * i) % 16) for i in range(10)] + [(30 - 3 * i, 16 - i) for i in range(10)]
     tj.generate(model, [[1]], key=key, max_new_tokens=NUM_NEW)  # the bucket of 16 and, with new tokens, 32
-    before = prefill._cache_size(), decode._cache_size()
+    before = prefill._cache_size(), decode.num_programs
     with count_compiles() as compiles:
         for index, (length, num_new) in enumerate(calls):
             sampling = tj.Sampling(temperature=index % 3, top_k=index % 5, min_p=0.01 * index)
             result = tj.generate(model, [[1] * length], key=key, max_new_tokens=num_new, sampling=sampling)
             assert result.lengths == [num_new]
     # Prompts of 17 to 30 tokens, with up to 16 new ones: the bucket of 32, and 64.
-    assert (prefill._cache_size(), decode._cache_size()) == (before[0] + 1, before[1] + 1)
+    assert (prefill._cache_size(), decode.num_programs) == (before[0] + 1, before[1] + 1)
     assert len(compiles) == 2
 
 

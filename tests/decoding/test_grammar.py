@@ -108,12 +108,12 @@ def test_a_row_does_not_depend_on_its_neighbours_and_few_programs_are_compiled()
     tokenizer, keys = TOKENIZERS["bpe"], jax.random.split(jax.random.key(1), 3)
     grammars = [GRAMMARS["json"](), None, GRAMMARS["regex"]()]
     options = dict(tokenizer=tokenizer, max_new_tokens=16)
-    before = decode._cache_size(), prefill._cache_size()
+    before = decode.num_programs, prefill._cache_size()
     together = tj.generate(model, ["a", "b", "c"], key=keys, grammar=grammars, **options)
-    assert (decode._cache_size() - before[0], prefill._cache_size() - before[1]) == (1, 1)
+    assert (decode.num_programs - before[0], prefill._cache_size() - before[1]) == (1, 1)
     other = [GRAMMARS["choice"](), GRAMMARS["json"](), None]
     tj.generate(model, ["x", "y", "z"], key=keys, grammar=other, **options)
-    assert (decode._cache_size() - before[0], prefill._cache_size() - before[1]) == (1, 1)
+    assert (decode.num_programs - before[0], prefill._cache_size() - before[1]) == (1, 1)
     for row, grammar in enumerate(grammars):
         prompt = "abc"[row]
         alone = tj.generate(model, prompt, key=keys[row:row + 1], grammar=grammar, **options)

@@ -26,9 +26,9 @@ from transformer_jax.evaluation import HarnessModel
 
 @pytest.fixture(scope="module")
 def measured():
-    before = _scores._cache_size(), decode._cache_size()
+    before = _scores._cache_size(), decode.num_programs
     found = harness_model.measure(HarnessModel(bundle=harness_model.make_bundle(), batch_size=8))
-    return found, (_scores._cache_size() - before[0], decode._cache_size() - before[1])
+    return found, (_scores._cache_size() - before[0], decode.num_programs - before[1])
 
 
 def check_equal(found, expected):

@@ -99,10 +99,10 @@ def test_a_handful_of_programs_is_compiled(engine, model):
         reply.result(60)
     shapes = engine.num_programs
     assert shapes <= len(engine._batch.row_counts) * len(engine._batch.capacities) == 4
-    num_decodes = slots_module.decode._cache_size()
+    num_decodes = slots_module.decode.num_programs
     for reply in [engine.submit(request) for request in requests_for(3, 24)]:
         reply.result(60)
-    assert slots_module.decode._cache_size() - num_decodes == engine.num_programs - shapes
+    assert slots_module.decode.num_programs - num_decodes == engine.num_programs - shapes
     assert slots_module.join._cache_size() - num_joins <= 2 * engine.num_programs
 
 

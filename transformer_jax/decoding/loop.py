@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from transformer_jax.decoding.logits import Settings, apply, sample
 from transformer_jax.decoding.mask_table import MaskTable
 from transformer_jax.decoding.packed import Generator, PackedModel, unpacked
+from transformer_jax.decoding.products import JitByRows
 from transformer_jax.decoding.rules import History, Processor
 from transformer_jax.models.output import Output
 from transformer_jax.nn.cache import KVCache
@@ -83,7 +84,7 @@ def prefill(model: Generator | PackedModel, tokens_BP: Int[Array, "B P"], segmen
     return _draw(state, model.unembed(out.hidden[:, -1]), settings, processors)
 
 
-@functools.partial(jax.jit, donate_argnames="state")
+@functools.partial(JitByRows, donate_argnames="state")
 def decode(model: Generator | PackedModel, state: DecodeState, settings: Settings, limit: Int[Array, ""],
            processors: tuple[Processor, ...] = (), intervene: Intervene | None = None,
            masks: tuple[MaskTable, Int[Array, " B"]] | None = None) -> DecodeState:

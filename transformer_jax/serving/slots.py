@@ -20,6 +20,7 @@ from transformer_jax.decoding.logits import Settings
 from transformer_jax.decoding.loop import draw, read
 from transformer_jax.decoding.mask_table import MaskTable
 from transformer_jax.decoding.packed import PackedModel, unpacked
+from transformer_jax.decoding.products import JitByRows
 from transformer_jax.decoding.rules import History, Processor
 from transformer_jax.nn.cache import KVCache
 from transformer_jax.nn.sites import Intervene
@@ -103,7 +104,7 @@ def settings_of_row(settings: Settings) -> Settings:
                         settings)
 
 
-@functools.partial(jax.jit, donate_argnames="slots")
+@functools.partial(JitByRows, donate_argnames="slots")
 def decode(model: PackedModel, slots: Slots, is_active_B: Bool[Array, " B"], limit: Int[Array, ""],
            wants_alternatives: Bool[Array, ""], masks: tuple[MaskTable, Int[Array, " B"]] | None = None,
            edits: Intervene | None = None) -> tuple[Slots, Drawn]:
