@@ -28,6 +28,9 @@ SHAPES = {
 }
 
 
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
 class Timed:
     """A request, and when each of its tokens came."""
 
@@ -63,6 +66,20 @@ def measure(engine: Engine, requests: list[TextRequest], *, together: bool) -> d
     return {"tokens/s": tokens / seconds, "first token, ms": 1e3 * first, "between tokens, ms": 1e3 * between}
 
 
+def compile_all(engine: Engine, requests: list[TextRequest]) -> None:
+    """Answers requests until two rounds in a row have compiled nothing. How a batch grows depends on
+    when its requests come, so one round does not compile the programs for all sizes."""
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event == _COMPILED else None)
+    measure(engine, requests[:2], together=False)
+    rounds_without = 0
+    while rounds_without < 2:
+        compiled.clear()
+        measure(engine, requests, together=True)
+        rounds_without = 0 if compiled else rounds_without + 1
+
+
 def main(_: list[str]) -> None:
     config = SHAPES[_SHAPE.value]
     engine = Engine(tj.Decoder(config, key=jax.random.key(0)), max_batch=32, num_prefixes=0)
@@ -70,8 +87,7 @@ def main(_: list[str]) -> None:
     prompts = draw.integers(0, config.vocab_size, (_REQUESTS.value, _PROMPT_TOKENS.value))
     requests = [TextRequest(prompt.tolist(), _NEW_TOKENS.value, tj.Sampling(temperature=0.8), jax.random.key(index))
                 for index, prompt in enumerate(prompts)]
-    for together in (False, True):  # compile
-        measure(engine, requests[:2] if not together else requests, together=together)
+    compile_all(engine, requests)
     few = requests[:max(4, _REQUESTS.value // 8)]
     rounds = [(measure(engine, few, together=False), measure(engine, requests, together=True))
               for _ in range(_ROUNDS.value)]

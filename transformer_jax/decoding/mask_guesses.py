@@ -21,7 +21,7 @@ from transformer_jax.decoding.mask_table import (
 )
 
 _MOST_ROWS = NUM_PLACES // 2  # that follow a grammar
-_FIRST_STEPS, _MOST_STEPS = 8, 256
+_MOST_FIRST_STEPS, _MOST_STEPS = 32, 256  # of the first call for a text, and of a later one
 
 
 class Constraint(Protocol):
@@ -76,7 +76,8 @@ class GuessedRow:
           ValueError: if the grammar cannot be followed further.
         """
         if self._mask is None:
-            self._mask = self._constraint.allowed().tobytes()[:self._num_bytes].ljust(self._num_bytes, b"\0")
+            mask = self._constraint.allowed().tobytes()
+            self._mask = mask if len(mask) == self._num_bytes else mask[:self._num_bytes].ljust(self._num_bytes, b"\0")
         return self._mask
 
     def start(self) -> int:
@@ -134,14 +135,14 @@ class Lookahead:
     """The masks that the compiled loop follows in the calls of one batch."""
 
     def __init__(self, vocab_size: int, guesses: MaskGuesses | None):
-        """Starts with few steps in a call.
+        """Starts with as many steps in a call as the text before had in its last one, but with few.
 
         Args:
           vocab_size: the number of tokens.
           guesses: the table; ``None`` to guess nothing.
         """
         self._guesses, self._num_words = guesses, -(-vocab_size // BITS)
-        self._steps = _FIRST_STEPS
+        self._steps = 1 if guesses is None else min(guesses.last_steps, _MOST_FIRST_STEPS)
         self._followed: Followed | None = None
 
     @property
@@ -208,5 +209,6 @@ class Lookahead:
           num_kept: the number of steps that were kept.
           are_right: whether no token of the call had to be discarded.
         """
-        if self._followed is not None:
+        if self._guesses is not None and self._followed is not None:
             self._steps = min(2 * self._steps, _MOST_STEPS) if are_right else num_kept
+            self._guesses.last_steps = self._steps

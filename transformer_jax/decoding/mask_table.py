@@ -30,6 +30,7 @@ FREE, ENDED, UNKNOWN = 0, 1, 2  # no grammar; the text is complete; no guess, so
 NUM_PLACES = 256
 _FEW_TOKENS = 16  # a mask of so few tokens seldom stays the same
 _MOST_TRUST = 3
+_FIRST_STEPS = 8  # of the first call for the first text
 
 
 @jax.tree_util.register_dataclass
@@ -108,6 +109,7 @@ class MaskGuesses:
 
     Attributes:
       generation: counts how often the table became full and was emptied.
+      last_steps: the number of steps that the last call for any text ended with; see ``Lookahead``.
       lock: held while the table is read or changed, because engines may share it.
     """
 
@@ -115,6 +117,7 @@ class MaskGuesses:
         """Makes a table without masks for a vocabulary."""
         self.lock = threading.RLock()
         self.generation = -1
+        self.last_steps = _FIRST_STEPS
         self._vocab_size = vocab_size
         self._num_words = -(-vocab_size // BITS)
         self._empty()
