@@ -115,3 +115,18 @@ def test_layers_that_keep_only_their_window_draw_one_token_a_call(guesses, calls
 
 def test_a_large_vocabulary_has_no_table():
     assert mask_table.guesses_for(mask_table.LARGEST_VOCABULARY + 1) is None
+
+
+def test_a_token_after_the_vocabulary_does_not_change_a_guess(model, guesses, calls):
+    """The end of the text is allowed after four characters. It has no token that can be drawn, so
+    the guesses stay right, and the first call of the second text is as large as the first allows."""
+    def write(seed):
+        return tj.generate(model, ["a"], tokenizer=TOKENIZER, key=jax.random.key(seed), max_new_tokens=64, end_ids=[],
+                           grammar=tj.Grammar.regex("[a-n ]{4,999}"))
+
+    first = write(0)
+    assert calls["discard"] == []
+    assert guesses.first_steps == 16  # twice the 8 steps of the first call, all of which were right
+    calls["decode"].clear()
+    assert write(0).tokens == first.tokens
+    assert calls == {"decode": [17, 49, 64], "discard": []}  # after the token of the prefill: 16, 32, and the rest

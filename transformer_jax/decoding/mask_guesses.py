@@ -57,6 +57,7 @@ class GuessedRow:
         """
         self._constraint, self._guesses = constraint, guesses
         self._num_bytes = -(-vocab_size // BITS) * (BITS // 8)
+        self._last_word = (1 << (vocab_size - 1) % BITS + 1) - 1
         self._mask: bytes | None = None
         # The place of the present mask, or FREE if it is not known, and that of the mask before.
         self._place = self._place_before = FREE
@@ -76,8 +77,11 @@ class GuessedRow:
           ValueError: if the grammar cannot be followed further.
         """
         if self._mask is None:
-            mask = self._constraint.allowed().tobytes()
-            self._mask = mask if len(mask) == self._num_bytes else mask[:self._num_bytes].ljust(self._num_bytes, b"\0")
+            mask = self._constraint.allowed().tobytes()[:self._num_bytes].ljust(self._num_bytes, b"\0")
+            # A token after the vocabulary may stand for the end of the text. It is never drawn, so
+            # masks that differ in its bit are the same.
+            last = int.from_bytes(mask[-4:], "little") & self._last_word
+            self._mask = mask[:-4] + last.to_bytes(4, "little")
         return self._mask
 
     def start(self) -> int:
@@ -135,14 +139,15 @@ class Lookahead:
     """The masks that the compiled loop follows in the calls of one batch."""
 
     def __init__(self, vocab_size: int, guesses: MaskGuesses | None):
-        """Starts with as many steps in a call as the text before had in its last one, but with few.
+        """Starts with as many steps in a call as were right in the first call for the text before.
 
         Args:
           vocab_size: the number of tokens.
           guesses: the table; ``None`` to guess nothing.
         """
         self._guesses, self._num_words = guesses, -(-vocab_size // BITS)
-        self._steps = 1 if guesses is None else min(guesses.last_steps, _MOST_FIRST_STEPS)
+        self._steps = 1 if guesses is None else guesses.first_steps
+        self._is_first_call = True
         self._followed: Followed | None = None
 
     @property
@@ -211,4 +216,6 @@ class Lookahead:
         """
         if self._guesses is not None and self._followed is not None:
             self._steps = min(2 * self._steps, _MOST_STEPS) if are_right else num_kept
-            self._guesses.last_steps = self._steps
+            if self._is_first_call:
+                self._guesses.first_steps = min(self._steps, _MOST_FIRST_STEPS)
+                self._is_first_call = False

@@ -109,7 +109,7 @@ class MaskGuesses:
 
     Attributes:
       generation: counts how often the table became full and was emptied.
-      last_steps: the number of steps that the last call for any text ended with; see ``Lookahead``.
+      first_steps: the number of steps of the first call for the next text; see ``Lookahead``.
       lock: held while the table is read or changed, because engines may share it.
     """
 
@@ -117,7 +117,7 @@ class MaskGuesses:
         """Makes a table without masks for a vocabulary."""
         self.lock = threading.RLock()
         self.generation = -1
-        self.last_steps = _FIRST_STEPS
+        self.first_steps = _FIRST_STEPS
         self._vocab_size = vocab_size
         self._num_words = -(-vocab_size // BITS)
         self._empty()
