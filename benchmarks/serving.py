@@ -26,8 +26,6 @@ SHAPES = {
     "shakespeare": tj.ModelConfig(vocab_size=65, max_len=256, num_layers=4, num_heads=4, model_dim=128),  # 0.8M
     "gpt2-small": tj.presets.get("gpt2-small"),
 }
-
-
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 

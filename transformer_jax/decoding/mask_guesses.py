@@ -139,7 +139,8 @@ class Lookahead:
     """The masks that the compiled loop follows in the calls of one batch."""
 
     def __init__(self, vocab_size: int, guesses: MaskGuesses | None):
-        """Starts with as many steps in a call as were right in the first call for the text before.
+        """Starts with a number of steps that suits the first call for the text before: more if all
+        its steps were right, else as many as were right.
 
         Args:
           vocab_size: the number of tokens.

@@ -1,8 +1,8 @@
 """Compiles the loop that draws tokens so that the CPU multiplies matrices fast for its batch.
 
-XLA:CPU passes matrix products to YNNPACK. On a processor without AVX-512, YNNPACK is slower than
-XLA's own products (of the library Eigen) for batches of four rows and more, and faster for one or
-two rows. The figures are in docs/decisions/2026-12-01_products_of_batches.md.
+XLA:CPU passes matrix products to the library YNNPACK. On the processor without AVX-512 that was
+measured (AMD Zen), it is slower than the library Eigen for batches of four rows and more, and faster
+for one or two rows. The figures are in docs/decisions/2026-12-01_products_of_batches.md.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ python -m experiments.evaluate --workdir=runs/electra
 With post-norm and learned positions, as in the published models, neither of the two models learns
 more than the frequencies of the tokens in the first 500 of these steps. With pre-norm, rotary
 positions and QK-norm they do; but no model of transformers has these parts together, so this one
-cannot be exported. For an export, set --config.model.norm_position=post and so on as the preset
-electra-small has them, and train for longer.
+cannot be exported. For an export, set norm_position=post, positions=learned, use_qk_norm=False and
+use_embedding_norm=True, as the preset electra-small has them, and train for longer.
 """
 
 import transformer_jax.config as c
