@@ -17,7 +17,7 @@ import tempfile
 import time
 from typing import Any
 
-_ROUNDS = {"train": 5, "decode": 5, "fast": 3, "interop": 2, "compile": 1, "experts": 3}
+_ROUNDS = {"train": 3, "decode": 3, "fast": 3, "interop": 2, "compile": 1, "experts": 3}
 _WITH_DATA = {"sweep": ["--rounds=3"], "speedrun": ["--rounds=3", "--parts=1.87"]}
 
 
@@ -38,7 +38,9 @@ def everything(data: str | None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"benchmark": "machine", **machine()}]
     for name, options in commands.items():
         print(f"{name} ...", file=sys.stderr, flush=True)
-        rows += _run(name, options)
+        found = _run(name, options)
+        print(f"{name}: {json.dumps(found[-1])}", file=sys.stderr, flush=True)
+        rows += found
     return rows
 
 

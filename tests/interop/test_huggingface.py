@@ -208,7 +208,7 @@ def test_the_host_holds_one_tensor_at_a_time(tmp_path, monkeypatch, sharded):
 
     monkeypatch.setattr(huggingface.jax, "make_array_from_callback", put)
     monkeypatch.setattr(huggingface, "_in_host_memory", lambda sharding: False)
-    monkeypatch.setattr(tensors, "_aligned_empty", np.empty)  # tracemalloc sees only memory of NumPy
+    monkeypatch.setattr(tensors, "aligned_empty", np.empty)  # tracemalloc sees only memory of NumPy
     tracemalloc.start()
     loaded = tj.from_huggingface(tmp_path, mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)) if sharded else None)
     peak = tracemalloc.get_traced_memory()[1]

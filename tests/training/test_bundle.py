@@ -13,6 +13,7 @@ import transformer_jax as tj
 from transformer_jax.config import ExperimentConfig, OptimConfig
 from transformer_jax.models.functional import make_model
 from transformer_jax.settings import from_dict, to_dict
+from transformer_jax.training import manifest
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.leaves import tree_digest
 
@@ -123,6 +124,16 @@ def test_averages_of_missing_checkpoints_are_refused(workdir):
             (dict(average=-1), "average=-1 must be a whole number, at least 1")):
         with pytest.raises(ValueError, match=message):
             tj.load(workdir, **arguments)
+
+
+@pytest.mark.parametrize("average", [1, 2])
+def test_each_file_is_hashed_once(workdir, monkeypatch, average):
+    """Hashing takes most of the time of loading, so a step must not be verified twice."""
+    hashed = []
+    monkeypatch.setattr(manifest, "_check_file", lambda directory, name, recorded: hashed.append((directory, name)))
+    tj.load(workdir, average=average)
+    assert len(hashed) == len(set(hashed)) > 0
+    assert len({directory for directory, _ in hashed}) == average
 
 
 def test_a_damaged_step_is_passed_over_with_a_warning(workdir):

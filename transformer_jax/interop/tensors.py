@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import mmap
 import pathlib
 import struct
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ import numpy as np
 from transformer_jax.files import save_tensors
 from transformer_jax.interop.mapping import Weight
 from transformer_jax.interop.weight_files import INDEX, SINGLE
+from transformer_jax.training.arrays import aligned_empty
 
 _READ_BYTES = 1 << 20
 # The blocks in which a tensor is transposed must be small: 11 GB/s instead of 4 on one core.
@@ -137,7 +137,7 @@ class TensorFiles:
           array of this size: it copies the tensors from the mapped file in blocks of rows.
         """
         bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
-        result = _aligned_empty([stop - start for start, stop in bounds], dtype)
+        result = aligned_empty([stop - start for start, stop in bounds], dtype)
         own, inside = bounds[:weight.tensor_axes], bounds[weight.tensor_axes:]
         parts = list(weight.places(shape[-1], *inside[-1]))
         for place in np.ndindex(*(stop - start for start, stop in own)):
@@ -175,17 +175,6 @@ class TensorFiles:
         left, right = self.tensors[name].values(), self.tensors[other].values()
         parts = (slice(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows))
         return all(np.array_equal(left[part], right[part]) for part in parts)
-
-
-def _aligned_empty(shape: list[int], dtype: np.dtype) -> np.ndarray:
-    """Makes an array whose memory JAX can use on a CPU without a copy.
-
-    NumPy's own memory is not aligned enough. It also asks for huge pages, which takes seconds if
-    the memory of the machine is fragmented.
-    """
-    num_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), np.uint8)
-    return memory[:num_bytes].view(dtype).reshape(shape)
 
 
 def _read_into(target: np.ndarray, values: Any, there: list[slice], block_bytes: int) -> None:

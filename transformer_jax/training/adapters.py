@@ -98,4 +98,4 @@ def restore_adapters(checkpoints: Checkpoints, base: Model, *, step: int | None 
     with located(where):
         config = from_dict(LoraConfig, settings["lora"])
     shapes = jax.eval_shape(lambda base, key: make_adapters(base, config, key=key), base, jax.random.key(0))
-    return checkpoints.restore({"params": shapes}, step=restored.step).state["params"]
+    return checkpoints.read(restored, {"params": shapes})["params"]

@@ -3,11 +3,13 @@ libraries."""
 
 import contextlib
 import logging
+import math
+import mmap
 import pathlib
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,18 +65,19 @@ def missing_arrays(directory: pathlib.Path, names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if f"{name}/.zarray".encode() not in set(stored))
 
 
-def read_arrays(handler: Any, directory: pathlib.Path, leaves: Mapping[str, Any]) -> dict[str, Any]:
+def read_arrays(handler: Any, directory: pathlib.Path, leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Reads arrays from a directory of any name.
 
     Args:
       handler: an ``orbax.checkpoint.PyTreeCheckpointHandler``.
       directory: a directory that the handler wrote.
       leaves: the names of the arrays to read. Each value is a ``jax.ShapeDtypeStruct`` or an array
-        with the expected shape and dtype. If it has a sharding, the array is read directly onto
+        with the expected shape and dtype. If it has a sharding, orbax reads the array directly onto
         the devices of its mesh.
 
     Returns:
-      The arrays by their names: JAX arrays where ``leaves`` has a sharding, otherwise NumPy arrays.
+      The arrays by their names. Those without a sharding are uncommitted arrays on the default
+      device.
 
     Raises:
       CheckpointError: if the arrays cannot be read.
@@ -82,18 +85,59 @@ def read_arrays(handler: Any, directory: pathlib.Path, leaves: Mapping[str, Any]
     import orbax.checkpoint as ocp
     from etils import epath
 
-    def restore_arguments(leaf: Any) -> ocp.RestoreArgs:
-        if getattr(leaf, "sharding", None) is None or not getattr(leaf, "committed", True):
-            return ocp.RestoreArgs(restore_type=np.ndarray)
-        return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=leaf.sharding)
-
-    restore_args = {name: restore_arguments(leaf) for name, leaf in leaves.items()}
+    sharded = {name: leaf for name, leaf in leaves.items()
+               if getattr(leaf, "sharding", None) is not None and getattr(leaf, "committed", True)}
     with plainly_named(directory) as plain:
         try:
-            return handler.restore(epath.Path(plain), args=ocp.args.PyTreeRestore(
-                item=leaves, restore_args=restore_args, partial_restore=True))
+            arrays = _read_uncommitted(plain, leaves.keys() - sharded.keys())
+            if sharded:
+                arguments = {name: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=leaf.sharding)
+                             for name, leaf in sharded.items()}
+                arrays |= handler.restore(epath.Path(plain), args=ocp.args.PyTreeRestore(
+                    item=sharded, restore_args=arguments, partial_restore=True))
         except (ValueError, OSError) as error:
             raise CheckpointError(f"cannot read the arrays in {directory}: {reason(error)}") from error
+    return arrays
+
+
+def _read_uncommitted(directory: pathlib.Path, names: Iterable[str]) -> dict[str, jax.Array]:
+    """Reads arrays onto the default device with tensorstore alone.
+
+    Orbax would read each array into memory that JAX must copy, which doubles the memory and adds
+    half of the time. Here the files are mapped, and each value is copied once.
+    """
+    import tensorstore
+
+    context = tensorstore.Context({"file_io_mode": {"mode": "memmap"}})
+    files = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{directory}/"}}
+    opening = {name: tensorstore.open({"driver": "zarr", "kvstore": {**files, "path": f"{name}/"}}, context=context,
+                                      open=True, read=True) for name in names}
+    arrays, reads = {}, []
+    for name, store in opening.items():
+        stored = store.result()
+        arrays[name] = aligned_empty(stored.shape, stored.dtype.numpy_dtype)
+        reads.append(tensorstore.array(arrays[name]).write(stored))
+    for read in reads:
+        read.result()
+    return {name: jax.device_put(array) for name, array in arrays.items()}
+
+
+def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Makes an array whose memory JAX can use on a CPU without a copy.
+
+    NumPy's own memory is not aligned enough. It also asks for huge pages, which takes seconds if
+    the memory of the machine is fragmented.
+
+    Args:
+      shape: the shape of the array.
+      dtype: its dtype.
+
+    Returns:
+      The array. Its values are zero.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), np.uint8)
+    return memory[:num_bytes].view(dtype).reshape(shape)
 
 
 def keep_orbax_quiet() -> None:

@@ -24,8 +24,9 @@ from transformer_jax.models.functional import Model, make_model
 from transformer_jax.nn.lora import merge_adapters
 from transformer_jax.settings import check_type, checked_path, differences, from_dict, to_dict
 from transformer_jax.training.adapters import BASE_FILE, restore_adapters
-from transformer_jax.training.checkpoint import CheckpointError, Checkpoints, DoesNotFitError
+from transformer_jax.training.checkpoint import CheckpointError, Checkpoints, Restored
 from transformer_jax.training.leaves import describe, named_leaves
+from transformer_jax.training.manifest import DoesNotFitError
 
 TOKENIZER_FILE = "tokenizer.model"
 _HUGGING_FACE_FILES = "huggingface_files.json"
@@ -92,28 +93,28 @@ def load(directory: str | pathlib.Path, *, step: int | str | None = None, averag
     with located(str(step_directory / "metadata.json")):
         config, experiment, own = _read_metadata(restored.metadata)
     base_bundle = load(directory / "base") if BASE_FILE in restored.files else None
-    base = None if base_bundle is None else base_bundle.model
     shapes = _template(config, own, template)
 
-    def restore(step: int) -> Model:
-        if base is not None:
-            return cast(Model, merge_adapters(base, restore_adapters(checkpoints, base, step=step)))
+    def read(restored: Restored) -> Model:
+        if base_bundle is not None:
+            adapters = restore_adapters(checkpoints, base_bundle.model, step=restored.step)
+            return cast(Model, merge_adapters(base_bundle.model, adapters))
         try:
-            return checkpoints.restore({"params": shapes}, step=step).state["params"]
+            return checkpoints.read(restored, {"params": shapes})["params"]
         except DoesNotFitError as error:
             if template is not None:
                 raise
             raise CheckpointError(f"{error}; if the model was trained with custom modules, pass a model "
                                   "with the same modules: tj.load(directory, template=model)") from error
 
-    model = restore(restored.step)
+    model = read(restored)
     if average > 1:
         steps = [kept for kept in checkpoints.steps() if kept <= restored.step][-average:]
         if len(steps) < average:
             raise CheckpointError(f"average={average}, but {checkpoints.directory} keeps {len(steps)} checkpoints up "
                                   f"to step {restored.step}; train with checkpoint.keep={average}, or average fewer")
         for earlier in steps[:-1]:
-            model = jax.tree.map(jnp.add, model, restore(earlier))
+            model = jax.tree.map(jnp.add, model, read(checkpoints.restore({}, step=earlier)))
         model = jax.tree.map(lambda total: total / average, model)
     tokenizer = None
     if TOKENIZER_FILE in restored.files:
@@ -151,8 +152,7 @@ def save(directory: str | pathlib.Path, bundle: Bundle) -> None:
     if own:
         metadata["own_modules"] = own
     files = files_to_store(bundle.tokenizer, bundle.files)
-    path = checked_path("directory", directory) / "checkpoints"
-    with contextlib.closing(Checkpoints(path, keep=1)) as checkpoints:
+    with contextlib.closing(Checkpoints(checked_path("directory", directory) / "checkpoints", keep=1)) as checkpoints:
         if max(checkpoints.steps(), default=0) > bundle.step:
             raise CheckpointError(f"{directory} already contains step {checkpoints.steps()[-1]}, which is later than "
                                   f"step {bundle.step} of this bundle; save it in another directory")

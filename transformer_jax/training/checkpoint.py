@@ -30,7 +30,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from transformer_jax.json_files import read_json
 from transformer_jax.training.arrays import keep_orbax_quiet, missing_arrays, plainly_named, read_arrays
@@ -39,8 +38,8 @@ from transformer_jax.training.manifest import (
     STORE,
     CheckpointError,
     Contents,
-    DoesNotFitError,
     Manifest,
+    check_fits,
     flush,
     reason,
     seal,
@@ -51,12 +50,13 @@ _BARRIER_TIMEOUT_MS = 20 * 60 * 1000
 
 
 class Restored(NamedTuple):
-    """A restored step: its number, the state, the metadata, and the files by name."""
+    """A restored step: its number, the state, the metadata, the files by name, and the manifest."""
 
     step: int
     state: Any
     metadata: dict[str, Any]
     files: dict[str, bytes]
+    manifest: Manifest
 
 
 class Checkpoints:
@@ -202,38 +202,38 @@ class Checkpoints:
         if damage:
             warnings.warn(f"{'; '.join(damage)}; using step {candidate} instead", stacklevel=2)
         path = self._path(candidate)
-        return Restored(
-            step=candidate,
-            state=self._read_state(path, abstract_state, manifest),
-            metadata=read_json(path / "metadata.json", dict[str, Any]),
-            files={name[6:]: (path / name).read_bytes() for name in manifest["files"] if name.startswith("files/")},
-        )
+        restored = Restored(
+            step=candidate, state={}, metadata=read_json(path / "metadata.json", dict[str, Any]), manifest=manifest,
+            files={name[6:]: (path / name).read_bytes() for name in manifest["files"] if name.startswith("files/")})
+        return restored._replace(state=self.read(restored, abstract_state))
 
-    def _read_state(self, path: pathlib.Path, abstract_state: Any, manifest: Manifest) -> Any:
-        leaves = named_leaves(abstract_state)
-        stored = manifest["arrays"]
+    def read(self, restored: Restored, abstract_state: Any) -> Any:
+        """Reads another state from a step that ``restore`` has verified, without verifying it again.
+
+        Args:
+          restored: what ``restore`` returned for the step, such as ``restore({})``.
+          abstract_state: as for ``restore``.
+
+        Returns:
+          The state in the structure of ``abstract_state``.
+
+        Raises:
+          CheckpointError: if the arrays differ from ``abstract_state``, or cannot be read.
+        """
+        path, leaves = self._path(restored.step), named_leaves(abstract_state)
+        stored = restored.manifest["arrays"]
         if isinstance(abstract_state, dict):
             prefixes = tuple(f"{key}/" for key in abstract_state)
             stored = {name: stored[name] for name in stored if f"{name}/".startswith(prefixes)}
-        expected = {name: describe(leaf) for name, leaf in leaves.items()}
-        differing = [name for name in sorted(stored | expected) if stored.get(name) != expected.get(name)]
-        if differing:
-            shown = "; ".join(
-                f"{name}: stored {stored.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
-                for name in differing[:5]
-            )
-            more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
-            raise DoesNotFitError(f"{path} does not fit the requested state: {shown}{more}")
+        check_fits(path, stored, {name: describe(leaf) for name, leaf in leaves.items()})
         if not leaves:
             return abstract_state
 
         arrays = read_arrays(self._handler, path / "state", leaves)
-        impls = manifest["key_impls"]
-        restored = []
-        for name in leaves:
-            array = jnp.asarray(arrays[name])
-            restored.append(jax.random.wrap_key_data(array, impl=impls[name]) if name in impls else array)
-        return jax.tree.unflatten(jax.tree.structure(abstract_state), restored)
+        impls = restored.manifest["key_impls"]
+        state = [jax.random.wrap_key_data(arrays[name], impl=impls[name]) if name in impls else arrays[name]
+                 for name in leaves]
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), state)
 
     def _write(self, manifest: Contents, arrays: dict, contents: dict[str, bytes], copied: threading.Event):
         import orbax.checkpoint as ocp

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
 from transformer_jax.json_files import parse_json
@@ -128,6 +128,25 @@ def verified_manifest(directory: pathlib.Path) -> Manifest:
     if unlisted:
         raise CheckpointError(f"{directory} is damaged: it was sealed without {' and '.join(unlisted)}")
     return manifest
+
+
+def check_fits(directory: pathlib.Path, stored: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Compares the stored arrays with those that the caller expects.
+
+    Args:
+      directory: the directory of the step, for the error.
+      stored: dtype and shape of each stored array, by its path in the state.
+      expected: the same of each expected array.
+
+    Raises:
+      DoesNotFitError: if they differ.
+    """
+    differing = [name for name in sorted({*stored, *expected}) if stored.get(name) != expected.get(name)]
+    if differing:
+        shown = "; ".join(f"{name}: stored {stored.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+                          for name in differing[:5])
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise DoesNotFitError(f"{directory} does not fit the requested state: {shown}{more}")
 
 
 def _check_file(directory: pathlib.Path, name: str, recorded: FileRecord) -> None:
