@@ -4,6 +4,8 @@ python -m benchmarks train                       a training step, compared with 
 python -m benchmarks quality --data=input.txt    the time to a validation loss, compared with eager PyTorch
 python -m benchmarks decode                      generation, compared with Hugging Face transformers
 python -m benchmarks fast                        loading, quantised weights and speculative decoding
+python -m benchmarks draft --data=moby_dick.txt --workdir=runs/draft
+                                                 speculative decoding of prose with a draft model that is trained first
 python -m benchmarks compile                     compile time by depth, and with a warm cache
 python -m benchmarks mlm --data=dom_casmurro.txt masked language modelling, compared with Hugging Face's RoBERTa
 python -m benchmarks translate --workdir=DIR     beam search, compared with Hugging Face's Marian with the same weights
@@ -40,13 +42,14 @@ from absl import app, flags
 
 from transformer_jax.runtime import keep_freed_memory
 
-_DATA = flags.DEFINE_string("data", None, "The text file for quality, mlm, words, sweep, speedrun and gpu; the "
-                            "folder for corpora.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a trained translator, for translate.")
+_DATA = flags.DEFINE_string("data", None, "The text file for quality, draft, mlm, words, sweep, speedrun and "
+                            "gpu; the folder for corpora.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a trained translator, for translate; of the "
+                               "models to train, for draft.")
 _ANALOGIES = flags.DEFINE_string("analogies", None, "The file of analogies, for words.")
 _STEPS = flags.DEFINE_integer("steps", 300, "The number of training steps of mlm.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "The number of rounds; the median is reported.")
-_TINY = flags.DEFINE_bool("tiny", False, "Run gpu, interop or fast with very small sizes, on any machine.")
+_TINY = flags.DEFINE_bool("tiny", False, "Run gpu, interop, fast or draft with very small sizes, on any machine.")
 _PARTS = flags.DEFINE_list("parts", None, "The parts of gpu, interop or fast, the programs of tpu, or the targets of "
                            "speedrun; default: all.")
 _JSON = flags.DEFINE_string("json", None, "A JSON file to write the figures to.")
@@ -68,6 +71,7 @@ _PROGRAMS = {
     "quality": lambda: _module("cpu.decoders").quality(_given(_DATA)),
     "decode": lambda: _module("cpu.decoders").decode(_ROUNDS.value),
     "fast": lambda: _module("cpu.fast_decoding").fast(_ROUNDS.value, _PARTS.value, tiny=_TINY.value),
+    "draft": lambda: _module("cpu.drafts").draft(_given(_DATA), _ROUNDS.value, _WORKDIR.value, tiny=_TINY.value),
     "compile": lambda: _module("cpu.decoders").compilation(),
     "experts": lambda: _module("cpu.experts").compare(_ROUNDS.value),
     "mlm": lambda: _module("cpu.families").mlm(_given(_DATA), _STEPS.value),
@@ -81,7 +85,7 @@ _PROGRAMS = {
     "sweep": lambda: _module("cpu.sweeping").sweep(_given(_DATA), _ROUNDS.value),
     "speedrun": lambda: _module("cpu.speedrun").speedrun(_given(_DATA), _ROUNDS.value, _PARTS.value),
     "gpu": lambda: _module("gpu.suite").gpu(_DATA.value, tiny=_TINY.value, parts=_PARTS.value),
-    "all": lambda: _module("everything").everything(_DATA.value),
+    "all": lambda: _module("everything").everything(_DATA.value, _JSON.value),
     "tpu": lambda: _module("tpu.programs").tpu(_PARTS.value),
 }
 
@@ -90,7 +94,7 @@ def main(arguments: list[str]) -> None:
     """Runs the benchmark that the first argument names, and prints its rows."""
     if len(arguments) != 2 or arguments[1] not in _PROGRAMS:
         sys.exit(f"error: name one benchmark: python -m benchmarks {{{','.join(_PROGRAMS)}}}")
-    if arguments[1] in ("train", "mlm", "rl", "sweep", "speedrun"):
+    if arguments[1] in ("train", "draft", "mlm", "rl", "sweep", "speedrun"):
         keep_freed_memory()  # the training programs do this too
     rows = _PROGRAMS[arguments[1]]()
     for row in [] if arguments[1] == "gpu" else rows:  # gpu prints its own tables

@@ -21,11 +21,13 @@ _ROUNDS = {"train": 3, "decode": 3, "fast": 3, "interop": 2, "compile": 1, "expe
 _WITH_DATA = {"sweep": ["--rounds=3"], "speedrun": ["--rounds=3", "--parts=1.87"]}
 
 
-def everything(data: str | None) -> list[dict[str, Any]]:
+def everything(data: str | None, results: str | None = None) -> list[dict[str, Any]]:
     """Runs the benchmarks one after the other.
 
     Args:
       data: The file of tinyshakespeare, or ``None`` to leave out the benchmarks that read it.
+      results: A JSON file, to which the rows are written after each benchmark, so that those that
+        have ended are kept if the program is stopped.
 
     Returns:
       The rows of all benchmarks. Each row has the name of its ``benchmark``. The first row says what
@@ -38,9 +40,10 @@ def everything(data: str | None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"benchmark": "machine", **machine()}]
     for name, options in commands.items():
         print(f"{name} ...", file=sys.stderr, flush=True)
-        found = _run(name, options)
-        print(f"{name}: {json.dumps(found[-1])}", file=sys.stderr, flush=True)
-        rows += found
+        rows += _run(name, options)
+        print(f"{name}: {rows[-1]['minutes']:.1f} minutes {rows[-1].get('error', '')}", file=sys.stderr, flush=True)
+        if results is not None:
+            pathlib.Path(results).write_text(json.dumps(rows, indent=1))
     return rows
 
 

@@ -25,9 +25,10 @@ from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_train_step
 
 _ADAMW = OptimConfig(peak_lr=1e-3, end_lr=0.1, warmup_steps=100, beta2=0.99, weight_decay=0.1)
+# The config, the rows of a batch, and the steps of a round.
 _TRAINING = {
-    "4 layers x 128, 12 x 64": (tj.presets.get("nanogpt-char-cpu").replace(unroll=4), 12),
-    "6 layers x 384, 4 x 256": (tj.presets.get("nanogpt-char-gpu").replace(unroll=6, dropout=0.0), 4),
+    "4 layers x 128, 12 x 64": (tj.presets.get("nanogpt-char-cpu").replace(unroll=4), 12, 20),
+    "6 layers x 384, 4 x 256": (tj.presets.get("nanogpt-char-gpu").replace(unroll=6, dropout=0.0), 4, 5),
 }
 _DECODING = {
     "124M": (tj.presets.get("gpt2-small"), 32, 128),
@@ -78,10 +79,10 @@ def train(rounds: int) -> list[dict]:
     float32 and with products in bfloat16.
     """
     rows = []
-    for name, (config, batch_size) in _TRAINING.items():
+    for name, (config, batch_size, steps) in _TRAINING.items():
         rng = np.random.default_rng(0)
         batches = [rng.integers(0, config.vocab_size, (2, batch_size, config.max_len), dtype=np.int32)
-                   for _ in range(20)]
+                   for _ in range(steps)]
         tokens = len(batches) * batch_size * config.max_len
         for dtype in ("float32", "bfloat16"):
             peers = {side: OtherProcess(functools.partial(torch_training, compiled=compiled, dtype=dtype), config,

@@ -20,7 +20,7 @@ from transformer_jax.serving.slots import MOST_ALTERNATIVES, Slots, start_cache,
 
 CHUNKS = (256, 64, 16)  # lengths; every prompt is padded to a multiple of the last
 GROUP_SIZE = 8  # prompts that are read in one call
-_GROUP_LENGTHS = (16, 32, 64, 128)  # to which they are padded
+_GROUP_LENGTHS = (16, 32, 48, 64, 96, 128)  # to which they are padded
 
 
 @dataclasses.dataclass(frozen=True)
