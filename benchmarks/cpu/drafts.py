@@ -1,6 +1,6 @@
 """Speculative decoding of prose with a draft model; run by ``python -m benchmarks draft``.
 
-The benchmark trains a model of 11M parameters on a text, and a draft model of a tenth of this size
+The benchmark trains a model of 3.5M parameters on a text, and a draft model of a tenth of this size
 on the same text and on texts that the first model has written. Then both sides, plain decoding and
 decoding with the draft, continue the same passages of the text that training did not see. With a
 ``--workdir``, the trained models are kept for the next run.
@@ -39,10 +39,10 @@ def draft(data: str, rounds: int, workdir: str | None = None, *, tiny: bool = Fa
     text = pathlib.Path(data).read_text(encoding="utf-8")
     passages = [text[start:start + _PASSAGE] for start in range(0, len(text), _PASSAGE)]
     training, held_out = passages[:-_HELD_OUT], passages[-_HELD_OUT:]
-    large = tj.train(_config(6, 384, 400, tiny=tiny), texts=training, workdir=workdir and f"{workdir}/model")
-    written = tj.generate(large.model, [passage[:40] for passage in training[:16 if tiny else 256]],
-                          tokenizer=large.tokenizer, key=jax.random.key(1), max_new_tokens=_PROMPT if tiny else 192)
-    small = tj.train(_config(2, 192, 1200, tiny=tiny), texts=[*training, *written.texts], tokenizer=large.tokenizer,
+    large = tj.train(_config(4, 256, 400, tiny=tiny), texts=training, workdir=workdir and f"{workdir}/model")
+    written = tj.generate(large.model, [passage[:40] for passage in training[:16 if tiny else 128]],
+                          tokenizer=large.tokenizer, key=jax.random.key(1), max_new_tokens=_NEW_TOKENS)
+    small = tj.train(_config(1, 128, 1200, tiny=tiny), texts=[*training, *written.texts], tokenizer=large.tokenizer,
                      workdir=workdir and f"{workdir}/draft")
     sizes = {f"{name} parameters": float(tj.count_parameters(bundle.config))
              for name, bundle in (("model", large), ("draft", small))}
@@ -55,10 +55,10 @@ def draft(data: str, rounds: int, workdir: str | None = None, *, tiny: bool = Fa
 def _config(num_layers: int, width: int, steps: int, *, tiny: bool) -> tj.ExperimentConfig:
     """Returns how to train a model of the given depth and width."""
     c = tj.config
-    model = c.ModelConfig(max_len=256, num_layers=num_layers, num_heads=width // 64, model_dim=width, positions="rope",
+    model = c.ModelConfig(max_len=192, num_layers=num_layers, num_heads=width // 64, model_dim=width, positions="rope",
                           norm="rmsnorm", use_qk_norm=True, use_bias=False, init_std=0.05, unroll=num_layers)
     return c.ExperimentConfig(
-        steps=2 if tiny else steps, batch_size=2 if tiny else 8,
+        steps=2 if tiny else steps, batch_size=2 if tiny else 6,
         model=model.replace(num_layers=1, model_dim=64, num_heads=1, unroll=1) if tiny else model,
         data=c.DataConfig(tokenizer=c.TokenizerConfig(kind="bpe", vocab_size=300 if tiny else 1024)),
         optim=c.OptimConfig(name="muon", peak_lr=5e-3, muon_lr=0.03, schedule="linear", end_lr=0.0, warmup_steps=1,

@@ -11,6 +11,7 @@ import transformer_jax as tj
 from transformer_jax.decoding import products
 from transformer_jax.decoding.loop import decode
 from transformer_jax.decoding.products import JitByRows, avoids_ynnpack
+from transformer_jax.decoding.speculation import speculate
 
 OLD, NEW = frozenset({"avx2", "fma"}), frozenset({"avx2", "avx512f"})
 
@@ -87,3 +88,15 @@ def test_texts_are_the_same_on_both_kinds_of_processors(on_processor):
         assert old.tokens == new.tokens
         np.testing.assert_allclose(old.logprobs, new.logprobs, rtol=1e-4, atol=1e-5)
     assert decode.num_programs == programs + 1 + products._knows_option()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices do not use YNNPACK")
+@pytest.mark.parametrize(("num_guesses", "is_large"), [(1, False), (3, True)])
+def test_a_pass_over_several_guesses_counts_as_several_rows(on_processor, num_guesses, is_large):
+    on_processor(OLD)
+    model = tj.Decoder(tj.ModelConfig(vocab_size=31, max_len=64, num_layers=1, num_heads=1, model_dim=16),
+                       key=jax.random.key(0))
+    before = speculate._for_rows._cache_size()
+    tj.generate(model, [[1, 2, 3]], max_new_tokens=8, sampling=tj.Sampling(temperature=0),
+                speculation=tj.Speculation(num_guesses=num_guesses))
+    assert speculate._for_rows._cache_size() - before == (is_large and products._knows_option())

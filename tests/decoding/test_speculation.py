@@ -115,13 +115,13 @@ def test_stop_strings_and_one_compilation():
     arguments = dict(tokenizer=Letters(), max_new_tokens=30, sampling=GREEDY, stop=stop)
     speculation = tj.Speculation(num_guesses=3)
     expected = tj.generate(model(), ["hbdcsffbjk", "e", "ljam"], **arguments)
-    before = loop.speculate._cache_size()
+    before = loop.speculate.num_programs
     fast = tj.generate(model(), ["hbdcsffbjk", "e", "ljam"], speculation=speculation, **arguments)
     assert "stop" in expected.finish_reasons
     check_equal(expected, fast)
     tj.generate(model(), PROMPTS, max_new_tokens=25, sampling=tj.Sampling(top_k=3), key=jax.random.key(0),
                 speculation=speculation)
-    assert loop.speculate._cache_size() <= before + 1
+    assert loop.speculate.num_programs <= before + 1
 
 
 @pytest.mark.long

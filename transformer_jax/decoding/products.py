@@ -21,25 +21,31 @@ _FEWEST_ROWS = 4
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 
 
-class JitByRows(Generic[_P, _R]):
-    """``jax.jit`` of a function of a model and the state of a batch, whose compiler options depend
-    on the number of rows and on the processor."""
+def rows_of_history(model: Any, state: Any, *_: Any, **__: Any) -> int:
+    """Returns the number of rows of a state that has the tokens ``history_BS`` so far."""
+    return len(state.history_BS)
 
-    def __init__(self, function: Callable[_P, _R], **options: Any):
+
+class JitByRows(Generic[_P, _R]):
+    """``jax.jit`` of a loop that draws tokens, whose compiler options depend on the number of rows
+    that a pass multiplies and on the processor."""
+
+    def __init__(self, function: Callable[_P, _R], *, num_rows: Callable[..., int] = rows_of_history, **options: Any):
         """Takes the function.
 
         Args:
-          function: its second argument has an array ``history_BS`` with one entry for each row.
+          function: the loop.
+          num_rows: returns the number of rows for the arguments of a call.
           options: further arguments of ``jax.jit``.
         """
         functools.update_wrapper(self, function)
+        self._num_rows = num_rows
         self._plain: Any = jax.jit(function, **options)
         self._for_rows: Any = jax.jit(function, compiler_options={_YNNPACK: ""}, **options)
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Calls the compiled function."""
-        batch: Any = args[1]
-        is_large = len(batch.history_BS) >= _FEWEST_ROWS
+        is_large = self._num_rows(*args, **kwargs) >= _FEWEST_ROWS
         return (self._for_rows if is_large and avoids_ynnpack() else self._plain)(*args, **kwargs)
 
     def lower(self, *args: _P.args, **kwargs: _P.kwargs) -> Any:

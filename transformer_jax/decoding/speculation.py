@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer_jax.decoding.logits import Settings
 from transformer_jax.decoding.loop import draw, read
+from transformer_jax.decoding.products import JitByRows
 from transformer_jax.decoding.rules import History, Processor
 from transformer_jax.models.decoder import Decoder
 from transformer_jax.nn.cache import KVCache
@@ -75,7 +76,13 @@ def read_texts(models: tuple[Decoder, ...], tokens_BP: Int[Array, "B P"], segmen
                       segment_ids_BT=segment_ids_BP)[1] for model in models)
 
 
-@functools.partial(jax.jit, static_argnames=("num_guesses", "ngram"), donate_argnames="state")
+def _rows_of_checks(model: Any, drafts: Any, state: SpeculationState, *_: Any, num_guesses: int, **__: Any) -> int:
+    """Returns the number of tokens that the model checks in one pass."""
+    return len(state.text_BS) * (num_guesses + 1)
+
+
+@functools.partial(JitByRows, num_rows=_rows_of_checks, static_argnames=("num_guesses", "ngram"),
+                   donate_argnames="state")
 def speculate(model: Decoder, drafts: tuple[Decoder, ...], state: SpeculationState, keys_B: Key[Array, " B"],
               settings: Settings, limit: Int[Array, ""], most: Int[Array, ""], processors: tuple[Processor, ...] = (),
               *, num_guesses: int, ngram: int) -> SpeculationState:
