@@ -58,7 +58,7 @@ def _config(num_layers: int, width: int, steps: int, *, tiny: bool) -> tj.Experi
     model = c.ModelConfig(max_len=192, num_layers=num_layers, num_heads=width // 64, model_dim=width, positions="rope",
                           norm="rmsnorm", use_qk_norm=True, use_bias=False, init_std=0.05, unroll=num_layers)
     return c.ExperimentConfig(
-        steps=2 if tiny else steps, batch_size=2 if tiny else 6,
+        steps=2 if tiny else steps, batch_size=8 if tiny else 6,
         model=model.replace(num_layers=1, model_dim=64, num_heads=1, unroll=1) if tiny else model,
         data=c.DataConfig(tokenizer=c.TokenizerConfig(kind="bpe", vocab_size=300 if tiny else 1024)),
         optim=c.OptimConfig(name="muon", peak_lr=5e-3, muon_lr=0.03, schedule="linear", end_lr=0.0, warmup_steps=1,
