@@ -40,14 +40,15 @@ def draft(data: str, rounds: int, workdir: str | None = None, *, tiny: bool = Fa
     passages = [text[start:start + _PASSAGE] for start in range(0, len(text), _PASSAGE)]
     training, held_out = passages[:-_HELD_OUT], passages[-_HELD_OUT:]
     large = tj.train(_config(4, 256, 400, tiny=tiny), texts=training, workdir=workdir and f"{workdir}/model")
+    tokenizer = large.tokenizer
+    assert isinstance(tokenizer, tj.Tokenizer)  # the config trains one
     written = tj.generate(large.model, [passage[:40] for passage in training[:16 if tiny else 128]],
-                          tokenizer=large.tokenizer, key=jax.random.key(1), max_new_tokens=_NEW_TOKENS)
-    small = tj.train(_config(1, 128, 1200, tiny=tiny), texts=[*training, *written.texts], tokenizer=large.tokenizer,
+                          tokenizer=tokenizer, key=jax.random.key(1), max_new_tokens=_NEW_TOKENS)
+    small = tj.train(_config(1, 128, 1200, tiny=tiny), texts=[*training, *(written.texts or [])], tokenizer=tokenizer,
                      workdir=workdir and f"{workdir}/draft")
     sizes = {f"{name} parameters": float(tj.count_parameters(bundle.config))
              for name, bundle in (("model", large), ("draft", small))}
-    assert large.tokenizer is not None
-    prompts = [large.tokenizer.encode(passage)[:_PROMPT] for passage in held_out[:8]]
+    prompts = [tokenizer.encode(passage)[:_PROMPT] for passage in held_out[:8]]
     return [{**_compare(large.model, tj.Speculation(small.model), prompts, temperature, rows, rounds), **sizes}
             for temperature in (0.0, 0.8) for rows in (1, 4)]
 
