@@ -1,6 +1,6 @@
 """Speculative decoding of prose with a draft model; run by ``python -m benchmarks draft``.
 
-The benchmark trains a model of 3.5M parameters on a text, and a draft model of a tenth of this size
+The benchmark trains a model of 3.4M parameters on a text, and a draft model of a tenth of this size
 on the same text and on texts that the first model has written. Then both sides, plain decoding and
 decoding with the draft, continue the same passages of the text that training did not see. With a
 ``--workdir``, the trained models are kept for the next run.
@@ -9,6 +9,7 @@ decoding with the draft, continue the same passages of the text that training di
 from __future__ import annotations
 
 import functools
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ import jax
 
 import transformer_jax as tj
 from benchmarks.timing import ratios, take_turns
+from transformer_jax.json_files import read_json
 from transformer_jax.models.functional import Model
 
 _PASSAGE, _HELD_OUT, _PROMPT, _NEW_TOKENS = 2000, 20, 32, 128
@@ -42,15 +44,27 @@ def draft(data: str, rounds: int, workdir: str | None = None, *, tiny: bool = Fa
     large = tj.train(_config(4, 256, 400, tiny=tiny), texts=training, workdir=workdir and f"{workdir}/model")
     tokenizer = large.tokenizer
     assert isinstance(tokenizer, tj.Tokenizer)  # the config trains one
-    written = tj.generate(large.model, [passage[:40] for passage in training[:16 if tiny else 128]],
-                          tokenizer=tokenizer, key=jax.random.key(1), max_new_tokens=_NEW_TOKENS)
-    small = tj.train(_config(1, 128, 1200, tiny=tiny), texts=[*training, *(written.texts or [])], tokenizer=tokenizer,
+    written = _written(large, [passage[:40] for passage in training[:16 if tiny else 128]], workdir)
+    small = tj.train(_config(1, 128, 1200, tiny=tiny), texts=[*training, *written], tokenizer=tokenizer,
                      workdir=workdir and f"{workdir}/draft")
     sizes = {f"{name} parameters": float(tj.count_parameters(bundle.config))
              for name, bundle in (("model", large), ("draft", small))}
     prompts = [tokenizer.encode(passage)[:_PROMPT] for passage in held_out[:8]]
     return [{**_compare(large.model, tj.Speculation(small.model), prompts, temperature, rows, rounds), **sizes}
             for temperature in (0.0, 0.8) for rows in (1, 4)]
+
+
+def _written(bundle: tj.Bundle, beginnings: list[str], workdir: str | None) -> list[str]:
+    """Returns texts that a model writes. They are kept in the directory, because other texts, which
+    another number of threads may give, could not continue the training of the draft model."""
+    path = None if workdir is None else pathlib.Path(workdir, "written.json")
+    if path is not None and path.exists():
+        return read_json(path, list[str])
+    written = tj.generate(bundle.model, beginnings, tokenizer=bundle.tokenizer, key=jax.random.key(1),
+                          max_new_tokens=_NEW_TOKENS).texts or []
+    if path is not None:
+        path.write_text(json.dumps(written))
+    return written
 
 
 def _config(num_layers: int, width: int, steps: int, *, tiny: bool) -> tj.ExperimentConfig:

@@ -103,8 +103,8 @@ def read_arrays(handler: Any, directory: pathlib.Path, leaves: Mapping[str, Any]
 def _read_uncommitted(directory: pathlib.Path, names: Iterable[str]) -> dict[str, jax.Array]:
     """Reads arrays onto the default device with tensorstore alone.
 
-    Orbax would read each array into memory that JAX must copy, which doubles the memory and adds
-    half of the time. Here the files are mapped, and each value is copied once.
+    Orbax would read each array into memory that JAX must copy. Here the files are mapped, and each
+    value is copied once. docs/decisions/2026-11-29_fast_decoding.md has the times.
     """
     import tensorstore
 
